@@ -1,0 +1,81 @@
+"""Arrays and JSON on disk: safetensors files whose header carries JSON and a checksum, written atomically, verified on load.
+
+No pickle on any path. A file is either complete under its final name or absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from drcorl_ray.errors import UserError
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that it appears complete or not at all (temporary name, fsync, rename)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically; non-finite numbers are refused, since JSON has none."""
+    write_bytes(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; UserError names the file when it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def _digest(arrays: Mapping[str, np.ndarray], meta: str) -> str:
+    digest = hashlib.sha256(meta.encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+    """Write named arrays and JSON-able `meta` as one safetensors file with a checksum over both."""
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    text = json.dumps(meta, allow_nan=False, sort_keys=True)
+    header = {"meta": text, "sha256": _digest(contiguous, text)}
+    write_bytes(path, save(contiguous, metadata=header))
+
+
+def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read what `save_arrays` wrote; UserError where the file is missing, truncated, altered or of another kind."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read as a safetensors file ({error})") from error
+    if "meta" not in header or "sha256" not in header:
+        raise UserError(f"{path}: this safetensors file was not written by drcorl_ray (its header lacks 'meta')")
+    if _digest(arrays, header["meta"]) != header["sha256"]:
+        raise UserError(f"{path}: checksum mismatch, the file was altered or damaged; restore it or train again")
+    return arrays, json.loads(header["meta"])

@@ -1,0 +1,1 @@
+"""DRCORL in plain torch: no Ray, no simulator, no files."""

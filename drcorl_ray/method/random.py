@@ -1,0 +1,96 @@
+"""Stateless randomness: every draw is a function of (member seed, step, stream, position).
+
+A member therefore draws the same numbers alone, in any pack, on any number of workers and after any restart; there is no
+generator state to save. The generator is SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) addressed by counter: word i of a
+(seed, step, stream) is `mix(key + (i + 1) · GOLDEN)` with the key a chain of the same mixes. Everything is int64 tensor
+arithmetic, which wraps modulo 2⁶⁴.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
+_MIX_1 = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
+_MIX_2 = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
+
+
+class Stream(IntEnum):
+    """What a draw is for. Values are part of a run's identity: never reuse or renumber one."""
+
+    INITIALISATION = 0
+    ROWS = 1
+    DIFFUSION_TIME = 2
+    DIFFUSION_NOISE = 3
+    DROPOUT = 4
+    CONDITION_DROPOUT = 5
+    POLICY_NOISE = 6
+    NEXT_POLICY_NOISE = 7
+    REGULARISER_TIME = 8
+    REGULARISER_NOISE = 9
+    ESTIMATE_ROWS = 10
+    ESTIMATE_NOISE = 11
+    ESTIMATE_STATES = 12
+    SAMPLING_NOISE = 13
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical (zero-filling) right shift of int64."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def mix(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser: a bijection of int64 whose output bits each depend on all input bits."""
+    x = (x ^ _shift_right(x, 30)) * _MIX_1
+    x = (x ^ _shift_right(x, 27)) * _MIX_2
+    return x ^ _shift_right(x, 31)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """All random numbers of one step of a population.
+
+    seeds: [P] int64, one a member. step: the step's number. first_row: position of this worker's first row in the global
+    minibatch, so that data-parallel workers draw disjoint parts of what one worker would draw.
+    """
+
+    seeds: Tensor
+    step: int | Tensor
+    first_row: int = 0
+
+    def bits(self, stream: Stream, rows: int, *inner: int) -> Tensor:
+        """Uniform 64-bit words, [P, rows, *inner] int64."""
+        per_row = math.prod(inner)
+        counter = torch.arange(rows * per_row, device=self.seeds.device) + (self.first_row * per_row + 1)
+        key = mix(mix(mix(self.seeds + _GOLDEN) + self.step) + int(stream))
+        return mix(key[:, None] + counter * _GOLDEN).view(-1, rows, *inner)
+
+    def uniform(self, stream: Stream, rows: int, *inner: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Uniform on [0, 1): multiples of 2⁻²⁴, exact in float32; [P, rows, *inner]."""
+        return _shift_right(self.bits(stream, rows, *inner), 40).to(dtype) * 2.0**-24
+
+    def integers(self, stream: Stream, rows: int, high: int | Tensor) -> Tensor:
+        """Uniform on {0, …, high − 1}, high < 2³¹ (an integer or a [P] tensor); [P, rows] int64."""
+        high = high[:, None] if isinstance(high, Tensor) else high
+        return _shift_right(_shift_right(self.bits(stream, rows), 32) * high, 32)
+
+    def normal(self, stream: Stream, rows: int, *inner: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Standard normal by Box and Muller, one 64-bit word each; [P, rows, *inner]."""
+        word = self.bits(stream, rows, *inner)
+        radius = (-2.0 * torch.log((_shift_right(word, 32).to(dtype) + 0.5) * 2.0**-32)).sqrt()
+        return radius * torch.cos((word & 0xFFFFFFFF).to(dtype) * (2.0 * math.pi * 2.0**-32))
+
+    def keep(self, stream: Stream, probability: float, rows: int, *inner: int) -> Tensor:
+        """Boolean mask that is true with the given probability (to 2⁻¹⁶); [P, rows, *inner].
+
+        Dropout is the largest consumer of draws, so one 64-bit word serves four entries of the last dimension.
+        """
+        *outer, last = inner
+        words = self.bits(stream, rows, *outer, -(-last // 4))
+        lanes = torch.stack([_shift_right(words, 16 * lane) & 0xFFFF for lane in range(4)], dim=-1)
+        return (lanes < round(probability * 2**16)).flatten(-2)[..., :last]

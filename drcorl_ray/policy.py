@@ -1,0 +1,95 @@
+"""Trained policies outside the learner: numpy arrays that act, travel to rollout actors and leave as one small file.
+
+Neither torch nor Ray is needed to run one. Actions are the deterministic mean, tanh-squashed to [-1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from drcorl_ray.checkpoint import load_arrays, save_arrays
+from drcorl_ray.errors import UserError
+
+POLICY_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class PopulationPolicy:
+    """P multi-layer perceptrons (ReLU between layers, tanh at the end) on standardised observations.
+
+    observation_mean, observation_std: [S] float32, shared. weights: per layer [P, in, out]; biases: per layer [P, out].
+    """
+
+    observation_mean: np.ndarray
+    observation_std: np.ndarray
+    weights: tuple[np.ndarray, ...]
+    biases: tuple[np.ndarray, ...]
+
+    @property
+    def members(self) -> int:
+        return self.weights[0].shape[0]
+
+    def select(self, members: Sequence[int]) -> PopulationPolicy:
+        """The population of the given members, in the given order."""
+        index = list(members)
+        weights, biases = (tuple(layer[index] for layer in layers) for layers in (self.weights, self.biases))
+        return PopulationPolicy(self.observation_mean, self.observation_std, weights, biases)
+
+    def act(self, observations: np.ndarray) -> np.ndarray:
+        """Actions [P, N, A] float32 in [-1, 1] for observations [P, N, S].
+
+        Each row is its own vector-matrix product, so an action depends on its observation alone, to the last bit: an episode
+        is the same whichever episodes are stepped beside it.
+        """
+        standardised = (np.asarray(observations, np.float32) - self.observation_mean) / self.observation_std
+        rows = standardised[:, :, None, :]
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            rows = np.matmul(rows, weight[:, None]) + bias[:, None, None]
+            rows = np.tanh(rows) if layer == len(self.weights) - 1 else np.maximum(rows, 0.0)
+        return rows[:, :, 0, :]
+
+    def save(self, path: Path, member: int, meta: dict[str, Any]) -> None:
+        """Write one member as a policy file; `meta` (task, config, results …) is any JSON-able mapping."""
+        arrays = {"observation_mean": self.observation_mean, "observation_std": self.observation_std}
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            arrays |= {f"layers.{layer}.weight": weight[member], f"layers.{layer}.bias": bias[member]}
+        save_arrays(path, arrays, {"policy_schema": POLICY_SCHEMA, "layers": len(self.weights), **meta})
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One trained policy and what is known of it (`meta`: task, config, …)."""
+
+    population: PopulationPolicy
+    meta: dict[str, Any]
+
+    def act(self, observations: np.ndarray) -> np.ndarray:
+        """Actions [A] or [N, A] float32 in [-1, 1] for observations [S] or [N, S]; ValueError on any other shape."""
+        array = np.asarray(observations, np.float32)
+        size = self.population.observation_mean.shape[0]
+        if array.ndim not in (1, 2) or array.shape[-1] != size:
+            raise ValueError(f"observations of shape [{size}] or [N, {size}] expected, got {list(array.shape)}")
+        actions = self.population.act(array.reshape(1, -1, size))[0]
+        return actions[0] if array.ndim == 1 else actions
+
+
+def load_policy(path: str | Path) -> Policy:
+    """Load a policy file, or the `policy.safetensors` of a folder; UserError where it is not an intact policy."""
+    file = Path(path)
+    file = file / "policy.safetensors" if file.is_dir() else file
+    arrays, meta = load_arrays(file)
+    if meta.get("policy_schema") != POLICY_SCHEMA:
+        raise UserError(f"{file}: policy schema {meta.get('policy_schema')!r} is not {POLICY_SCHEMA}; use a matching release")
+    try:
+        layers = range(int(meta["layers"]))
+        weights = tuple(arrays[f"layers.{layer}.weight"][None] for layer in layers)
+        biases = tuple(arrays[f"layers.{layer}.bias"][None] for layer in layers)
+        population = PopulationPolicy(arrays["observation_mean"], arrays["observation_std"], weights, biases)
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{file}: not a complete policy ({error!r} is missing or wrong)") from error
+    return Policy(population, meta)
