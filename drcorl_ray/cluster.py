@@ -1,0 +1,38 @@
+"""One place that starts or joins Ray, with the settings our code relies on."""
+
+from __future__ import annotations
+
+import os
+
+_ENVIRONMENT = {
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else every worker started under `uv run` builds its own environment
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # ray.train.report blocks until the controller's next poll (Ray 2.60)
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # keep relative paths meaning what they mean in the driver
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # we keep our own metrics log
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+def prepare_environment() -> None:
+    """Set what Ray reads at import; call before the first `import ray`. What the user has set stays."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def connect() -> None:
+    """Join the cluster of RAY_ADDRESS, or the one this machine belongs to; else start Ray here. Does nothing when connected."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    options = {"log_to_driver": False, "logging_level": "ERROR", "runtime_env": {"env_vars": dict(_ENVIRONMENT)}}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**options)
+        return
+    try:
+        ray.init(address="auto", **options)
+    except ConnectionError:
+        ray.init(address="local", include_dashboard=False, **options)

@@ -1,0 +1,346 @@
+"""The configuration: one tree of frozen, validated sections, read from YAML plus dotted overrides.
+
+Order of precedence: defaults < preset (`run.preset`) < YAML file < `section.key=value` arguments. Unknown keys are refused and
+the nearest valid one is named. Settings that differ from the print of the paper carry their deviation's number (D1, D2 …,
+listed in docs/method.md); the `paper` preset switches all of them back.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from drcorl_ray.errors import UserError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+T = TypeVar("T", bound=BaseModel)
+Widths = Annotated[list[PositiveInt], Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """Frozen, with unknown keys and non-finite numbers refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class RunConfig(Section):
+    algorithm: Literal["drcorl"] = Field("drcorl", description="learning algorithm")
+    preset: Literal["default", "paper"] = Field("default", description="base settings; `paper` is faithful to the print")
+    dir: str = Field("runs/quickstart", description="run directory, made if absent; a finished run is not overwritten")
+    resume: bool = Field(False, description="continue the unfinished run in run.dir")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="seed of pretraining and of every member's stream")
+    storage: str = Field("runs/shared", description="folder of Parquet stores and pretrained artifacts, shared by all runs")
+    wandb: Literal["auto", "online", "offline", "disabled"] = Field(
+        "auto", description="Weights & Biases; auto: online when logged in, else offline"
+    )
+
+
+class TaskConfig(Section):
+    name: str | list[str] = Field("PointCircle", description="DSRL task name; launch/tune.py also takes a list")
+
+
+class DataConfig(Section):
+    dataset: str | dict[str, str] | None = Field(
+        None, description="DSRL-layout HDF5 file (or {task: file}); none: find it in DSRL_DATASET_DIR or download it"
+    )
+    density: Fraction | None = Field(None, description="DSRL's density filter: share of the data to keep")
+    outlier_percent: Fraction | None = Field(None, description="DSRL's outlier filter: share of outliers to drop")
+    window_rows: PositiveInt | None = Field(
+        None, description="rows of a rolling window on the device; none: the whole dataset is resident"
+    )
+    refresh_steps: PositiveInt = Field(50, description="steps between two refreshes of a rolling window")
+
+
+class PretrainConfig(Section):
+    steps: PositiveInt = Field(10000, description="steps of each phase: diffusion, policy, critics")
+    batch_size: PositiveInt = Field(256, description="global minibatch size, split over the workers")
+    noise_width: PositiveInt = Field(128, description="width of the noise network (paper: 256)")
+    noise_blocks: PositiveInt = Field(3, description="residual blocks of the noise network")
+    noise_expansion: PositiveInt = Field(3, description="widening inside a residual block (paper: 4)")
+    noise_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="dropout of the blocks (paper: 0.1)")
+    noise_weight_decay: NonNegative = Field(1e-4, description="decoupled weight decay of the noise network")
+    actor_hidden: Widths = Field([256, 256], description="hidden layers of the policy")
+    critic_hidden: Widths = Field([128, 128], description="hidden layers of the critics (paper: 256, 256)")
+    critic_layer_norm: bool = Field(True, description="LayerNorm in the critics (D1)")
+    cost_ensemble: Annotated[int, Field(ge=1)] = Field(4, description="E, cost critics in the ensemble")
+    learning_rate: Positive = Field(1e-3, description="Adam learning rate at the start of each phase")
+    final_learning_rate: Fraction = Field(0.05, description="last learning rate as a share of the first, by a cosine (D2)")
+    discount: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.99, description="γ of the reward critics")
+    cost_discount: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.97, description="γ of the cost critics (D3)")
+    expectile: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.7, description="expectile of the value regression (Eq. 17)")
+    target_step: Fraction = Field(0.02, description="Polyak step of the critics' targets (paper: 0.005)")
+    monte_carlo_steps: Annotated[int, Field(ge=0)] = Field(
+        2000, description="first critic steps that regress on Monte-Carlo returns (D4)"
+    )
+    alpha: NonNegative = Field(0.0, description="pessimism of the cost critics while pretraining (Eq. 19, D5)")
+    policy: Literal["regression", "score"] = Field(
+        "regression", description="pretrain the policy by regression on the data (D6) or through the diffusion's score"
+    )
+    condition_dropout: Fraction = Field(
+        0.3, description="chance that a (cost rate, reward rate) label is hidden; 1: a plain behaviour model (D7)"
+    )
+
+
+class ExtractConfig(Section):
+    steps: PositiveInt = Field(2500, description="policy steps")
+    critic_steps: Annotated[int, Field(ge=0)] = Field(2000, description="critic-only steps before the first policy step (D8)")
+    batch_size: PositiveInt = Field(256, description="global minibatch size, split over the workers")
+    epoch_steps: PositiveInt = Field(100, description="steps of one epoch, the unit of time of the β schedules")
+    target_step: Fraction = Field(0.1, description="Polyak step of the critics' targets (D9)")
+    clamp_cost_target: bool = Field(True, description="clamp the TD target's bootstrap to [0, 1/(1 − γ_c)] (D10)")
+    terminal_cost: bool = Field(True, description="at a terminal, go on paying the data's mean cost (D11)")
+    normalize_action_gradients: bool = Field(True, description="divide ∇_a Q by its mean norm over the batch (D12)")
+    cost_step_reward_weight: NonNegative = Field(0.5, description="weight of ∇_a Q_r inside a cost step (D13)")
+    final_learning_rate: Fraction = Field(0.03, description="last learning rate as a share of the first, by a cosine (D2)")
+    policy_average: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.99, description="decay of the policy's running average, which is what leaves the learner (D14)"
+    )
+    estimate_states: Literal["low_cost", "all"] = Field(
+        "low_cost", description="states on which the cost is estimated: low-cost high-return stretches, or all (D15)"
+    )
+    estimate_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.98, description="decay of the running average of the cost estimate (D16)"
+    )
+    update_diffusion: bool = Field(False, description="go on training the diffusion during extraction (D17)")
+
+
+class MemberConfig(Section):
+    cost_limit: NonNegative = Field(10.0, description="l, limit on the undiscounted episode cost")
+    k: float = Field(2.0, description="standard deviations of the cost UCB (Eq. 24)")
+    beta_schedule: Literal["constant", "sqrt", "linear"] = Field("constant", description="β over epochs t")
+    beta_0: NonNegative = Field(0.01, description="constant: β; sqrt: √(β₀ + β₁t); linear: β₀ + β₁t")
+    beta_1: NonNegative = Field(0.0, description="growth of β per epoch")
+    alpha: NonNegative = Field(0.0, description="pessimism of the cost critics during extraction (Eq. 19, D5)")
+    slack_plus: NonNegative = Field(0.2, description="h⁺, upper slack on the normalised cost (h of CRPO)")
+    slack_minus: Fraction = Field(0.2, description="h⁻, lower slack on the normalised cost")
+    slack_shrink: Fraction = Field(1.0, description="share of the slack that is gone at the last step, linearly")
+    adaptation: Literal["gradient_manipulation", "crpo", "lagrangian"] = Field(
+        "gradient_manipulation", description="Algorithm 3, Algorithm 2, or Eq. 22 with a PID multiplier"
+    )
+    pid_proportional: NonNegative = Field(0.1, description="K_P of the multiplier")
+    pid_integral: NonNegative = Field(0.003, description="K_I of the multiplier")
+    pid_derivative: NonNegative = Field(0.001, description="K_D of the multiplier")
+    actor_learning_rate: NonNegative = Field(3e-4, description="Adam learning rate of the policy (paper: 6e-4)")
+    critic_learning_rate: NonNegative = Field(6e-4, description="Adam learning rate of the critics")
+    policy_class: Literal["dirac", "gaussian", "gaussian_constant"] = Field("dirac", description="policy class (App. D.1)")
+    behaviour_reward_quantile: Fraction | None = Field(
+        0.8,
+        description="reward rate asked of the behaviour model, a quantile of its low-cost rows; none: not conditioned (D7)",
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(None, description="seed of this member; none: run.seed")
+
+
+class EvaluationConfig(Section):
+    mode: Literal["offline"] = Field("offline", description="where the cost estimate of training comes from")
+    episodes: PositiveInt = Field(20, description="fresh episodes per policy of the final evaluation")
+    curve_points: Annotated[int, Field(ge=0)] = Field(
+        5, description="policies along the training that are rolled out for the curves"
+    )
+    curve_episodes: PositiveInt = Field(5, description="episodes per point of the curves")
+    actors: PositiveInt = Field(2, description="parallel rollout actors")
+
+
+class RangeConfig(Section):
+    """One searched key: a range (log or integer if said) or a list of choices."""
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    choices: list[Any] | None = None
+
+    @model_validator(mode="after")
+    def _range_or_choices(self) -> RangeConfig:
+        if (self.choices is None) == (self.low is None or self.high is None):
+            raise ValueError("give either low and high, or choices")
+        if self.low is not None and self.high is not None and not self.low < self.high:
+            raise ValueError(f"low {self.low} must be below high {self.high}")
+        if self.log and not (self.low and self.low > 0):
+            raise ValueError("a logarithmic range needs low > 0")
+        return self
+
+
+class SearchConfig(Section):
+    configurations: PositiveInt = Field(8, description="member configurations per task")
+    members_per_pack: PositiveInt = Field(4, description="P, members trained side by side in one Tune trial")
+    concurrent_packs: PositiveInt = Field(2, description="packs that run at the same time")
+    episodes: PositiveInt = Field(10, description="online episodes that judge a configuration")
+    winners: PositiveInt = Field(1, description="configurations per task that are evaluated again on fresh seeds")
+    space: dict[str, RangeConfig] = Field(
+        {
+            "k": RangeConfig(low=0.0, high=4.0),
+            "beta_0": RangeConfig(low=0.003, high=0.1, log=True),
+            "slack_plus": RangeConfig(low=0.0, high=0.4),
+            "slack_minus": RangeConfig(low=0.0, high=0.4),
+        },
+        description="searched keys of the member section: {key: {low, high, log} or {choices}}",
+    )
+
+    @model_validator(mode="after")
+    def _known_members(self) -> SearchConfig:
+        for key in self.space:
+            if key not in MemberConfig.model_fields:
+                raise ValueError(f"space.{key} is not a key of member{nearest(key, MemberConfig.model_fields)}")
+        return self
+
+
+class ScalingConfig(Section):
+    workers: PositiveInt = Field(1, description="data-parallel workers of Ray Train")
+    use_gpu: bool = Field(False, description="one GPU per worker, and a share of one per pack")
+    cpus_per_worker: Positive = Field(1.0, description="CPUs of a worker or pack; also its torch threads")
+    gpus_per_pack: Positive = Field(1.0, description="share of a GPU that a pack owns when scaling.use_gpu is on")
+    report_steps: PositiveInt = Field(500, description="steps between two reports, each with a checkpoint")
+    max_failures: Annotated[int, Field(ge=0)] = Field(3, description="restarts of a failed worker or pack")
+
+
+class Config(Section):
+    """The whole tree; `population` lists overrides of `member`, one mapping a member, for launch/train.py."""
+
+    run: RunConfig = RunConfig()
+    task: TaskConfig = TaskConfig()
+    data: DataConfig = DataConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    extract: ExtractConfig = ExtractConfig()
+    member: MemberConfig = MemberConfig()
+    population: list[dict[str, Any]] = Field([], description="overrides of `member`, one mapping per member; none: one member")
+    evaluation: EvaluationConfig = EvaluationConfig()
+    search: SearchConfig = SearchConfig()
+    scaling: ScalingConfig = ScalingConfig()
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Config:
+        for section in (self.pretrain, self.extract):
+            if section.batch_size % self.scaling.workers:
+                raise ValueError(f"batch_size {section.batch_size} is not divisible by scaling.workers {self.scaling.workers}")
+        return self
+
+    @property
+    def tasks(self) -> list[str]:
+        return [self.task.name] if isinstance(self.task.name, str) else list(self.task.name)
+
+    def members(self) -> list[MemberConfig]:
+        """The population of launch/train.py: `member` with each entry of `population` laid over it."""
+        return [self.member_with(overrides) for overrides in self.population or [{}]]
+
+    def member_with(self, overrides: Mapping[str, Any]) -> MemberConfig:
+        """`member` with some keys replaced and its seed settled; UserError where one is invalid."""
+        values = self.member.model_dump() | dict(overrides)
+        if values["seed"] is None:
+            values["seed"] = self.run.seed
+        return _validate(MemberConfig, values, "member")
+
+    def dataset_of(self, task: str) -> str | None:
+        """The dataset file the user named for a task, if any."""
+        return self.data.dataset.get(task) if isinstance(self.data.dataset, dict) else self.data.dataset
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {
+        "pretrain": {
+            "noise_width": 256, "noise_expansion": 4, "noise_dropout": 0.1, "noise_weight_decay": 0.0,
+            "critic_hidden": [256, 256], "critic_layer_norm": False, "learning_rate": 6e-4, "final_learning_rate": 1.0,
+            "cost_discount": 0.99, "target_step": 0.005, "monte_carlo_steps": 0, "alpha": 0.2, "policy": "score",
+            "condition_dropout": 1.0,
+        },
+        "extract": {
+            "steps": 2050, "critic_steps": 0, "target_step": 0.005, "clamp_cost_target": False, "terminal_cost": False,
+            "normalize_action_gradients": False, "cost_step_reward_weight": 0.0, "final_learning_rate": 1.0,
+            "policy_average": 0.0, "estimate_states": "all", "estimate_smoothing": 0.0, "update_diffusion": True,
+        },
+        "member": {
+            "beta_0": 0.02, "alpha": 0.2, "actor_learning_rate": 6e-4, "policy_class": "gaussian_constant",
+            "behaviour_reward_quantile": None,
+        },
+    },
+}  # fmt: skip
+
+
+def load_config(arguments: Sequence[str] = (), default_file: Path | None = None) -> Config:
+    """Config from command-line arguments `[CONFIG.yaml] [section.key=value …]`; UserError on anything invalid."""
+    files = [argument for argument in arguments if "=" not in argument]
+    if len(files) > 1:
+        raise UserError(f"one CONFIG.yaml at most, got {', '.join(files)}; settings are written section.key=value")
+    path = Path(files[0]) if files else default_file
+    content = _read_yaml(path) if path else {}
+    overrides = _parse_overrides(argument for argument in arguments if "=" in argument)
+    explicit = _merge(content, overrides)
+    run = explicit.get("run")
+    preset = run.get("preset", "default") if isinstance(run, Mapping) else "default"
+    return _validate(Config, _merge(PRESETS.get(preset, {}), explicit), str(path) if path else "arguments")
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A hint "; did you mean …?" or the list of valid names."""
+    names = list(valid)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; valid: {', '.join(names)}"
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or error}); settings are written section.key=value"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict | None):
+        raise UserError(f"{path}: a mapping of sections expected, got {type(content).__name__}")
+    return content or {}
+
+
+def _parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for argument in arguments:
+        dotted, text = argument.split("=", 1)
+        *parents, key = dotted.lstrip("-").split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise UserError(f"{argument}: {parent} was already given a value")
+        try:
+            node[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"{argument}: the value is not valid YAML") from error
+    return tree
+
+
+def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _validate(model: type[T], values: Mapping[str, Any], where: str) -> T:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{where}: {_explain(model, first)}") from error
+
+
+def _explain(model: type[BaseModel], error: Any) -> str:
+    path = [str(part) for part in error["loc"]]
+    if error["type"] != "extra_forbidden":
+        return f"{'.'.join(path) or 'config'}: {error['msg'].removeprefix('Value error, ')} (got {error['input']!r:.60})"
+    section: Any = model
+    for part in path[:-1]:
+        section = getattr(section, "model_fields", {}).get(part)
+        section = section and section.annotation
+    return f"unknown key {'.'.join(path)}{nearest(path[-1], getattr(section, 'model_fields', {}))}"

@@ -1,0 +1,293 @@
+"""Policy extraction (Algorithm 1, lines 7-13): P members, each with its own hyper-parameters, advanced by one program.
+
+One step reads as Algorithm 1: critic losses, the three parts of the policy gradient, the cost estimate; one flat all-reduce;
+then every decision and update, identical on all workers. Knows nothing of Ray, files or simulators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from drcorl_ray.config import ExtractConfig, MemberConfig, PretrainConfig
+from drcorl_ray.data.replay import Batch
+from drcorl_ray.method import critics, diffusion, schedules
+from drcorl_ray.method.adaptation import REGIONS, Decision, Multiplier, decide, manipulate
+from drcorl_ray.method.networks import Weights
+from drcorl_ray.method.optim import Reduce, Trainable, alone, flat_gradients, reduce_together
+from drcorl_ray.method.policy import fold_condition, snapshot, standard_deviation
+from drcorl_ray.method.pretrainer import Architectures, Metrics, ensemble_q, noise_loss, row_conditions
+from drcorl_ray.method.random import Draws, Stream
+from drcorl_ray.method.spec import DataSpec, Hyperparameters
+from drcorl_ray.metrics import COST_EPSILON
+from drcorl_ray.policy import PopulationPolicy
+
+_STEP_OFFSET = 1 << 40  # extraction draws other numbers than pretraining at the same step
+
+
+class Learner:
+    """A population in extraction.
+
+    pretrained: what `Pretrainer.result` returned, S seeds; sources: for each member its index among them. conditions: [P, 4],
+    what each member asks of the behaviour model. estimation_observations: [P, M, S], standardised states of its cost estimate.
+    """
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        pretrain: PretrainConfig,
+        extract: ExtractConfig,
+        members: Sequence[MemberConfig],
+        pretrained: Mapping[str, Tensor],
+        *,
+        sources: Sequence[int],
+        conditions: Tensor,
+        estimation_observations: Tensor,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        first_row: int = 0,
+        reduce: Reduce = alone,
+    ) -> None:
+        self.spec, self.pretrain, self.extract = spec, pretrain, extract
+        self.first_row, self.reduce = first_row, reduce
+        self.hyper = Hyperparameters.of(members, device, dtype)
+        # What no member of the pack needs is not computed; where one does, the others' part is an exact zero.
+        self.stochastic = any(member.policy_class != "dirac" for member in members)
+        self.pessimistic = any(member.alpha > 0.0 for member in members)
+        self.conditions = conditions.to(device, dtype)
+        self.estimation_observations = estimation_observations.to(device, dtype)
+        self.nets = Architectures.of(spec, pretrain)
+        self.sources = torch.tensor(list(sources), device=device)
+        self.pretrained_noise = pretrained["noise.flat"].to(device, dtype)
+        self.trainables = self._start(pretrained, device, dtype)
+        self.average = self.trainables["actor"].flat.clone()
+        zeros = torch.zeros_like(self.hyper.cost_limit)
+        self.multiplier = Multiplier.start(zeros)
+        self.estimate, self.estimates = zeros.clone(), torch.zeros((), dtype=torch.float64, device=device)
+        self.region_counts = torch.zeros(len(members), len(REGIONS), dtype=torch.int64, device=device)
+
+    def _start(self, pretrained: Mapping[str, Tensor], device: torch.device | str, dtype: torch.dtype) -> dict[str, Trainable]:
+        nets, ensemble = self.nets, self.pretrain.cost_ensemble
+
+        def weights(name: str, copies: int = 1) -> Tensor:
+            flat = pretrained[name].to(device, dtype)
+            return flat.unflatten(0, (-1, copies))[self.sources].flatten(0, 1)
+
+        actor = fold_condition(nets.conditioned_actor.layout, weights("actor.flat"), nets.actor.layout, self.conditions)
+        trainables = {"actor": Trainable(nets.actor, actor)}
+        for name, copies in (("q_reward", 2), ("q_cost", ensemble)):
+            part = Trainable(nets.critic, weights(f"{name}.flat", copies), copies=copies, tracked=True)
+            part.load(part.state() | {"target": weights(f"{name}.target", copies)})
+            trainables[name] = part
+        if self.extract.update_diffusion:
+            trainables["noise"] = Trainable(nets.noise, weights("noise.flat"))
+        return trainables
+
+    @property
+    def noise_weights(self) -> Weights:
+        """The behaviour model of each member; a frozen one of a single seed serves all of them without a copy."""
+        if self.extract.update_diffusion:
+            return self.trainables["noise"].weights
+        flat, members = self.pretrained_noise, len(self.sources)
+        return self.nets.noise.layout.split(flat.expand(members, -1) if len(flat) == 1 else flat[self.sources])
+
+    @property
+    def total_steps(self) -> int:
+        return self.extract.critic_steps + self.extract.steps
+
+    def draws(self, step: int) -> Draws:
+        return Draws(self.hyper.seed, step + _STEP_OFFSET, self.first_row)
+
+    def step(self, batch: Batch, draws: Draws, step: int, cost_estimate: Tensor | None = None) -> Metrics:
+        """One step of Algorithm 1 on a minibatch; metrics [P], detached.
+
+        cost_estimate: [P] episode costs from elsewhere (rollouts), in place of the offline estimate.
+        """
+        policy_step = step - self.extract.critic_steps
+        progress = max(policy_step, 0) / self.extract.steps
+        rate = schedules.cosine(progress, self.extract.final_learning_rate)
+        actions, std = self._act(batch.observations, draws, Stream.POLICY_NOISE)
+        losses, metrics = self._losses(batch, actions.detach(), draws)
+        trained = [self.trainables[name] for name in losses]
+        partial = flat_gradients(torch.stack(list(losses.values())).sum(), trained)
+        if policy_step >= 0:
+            partial += [
+                *self._policy_gradients(batch, actions, std, draws),
+                self.estimate_cost(draws, actions.shape[1]),
+            ]
+        means = reduce_together(partial, self.reduce)
+        for part, gradient in zip(trained, means, strict=False):
+            part.descend(gradient, self.hyper.critic_learning_rate * rate)
+        if policy_step >= 0:
+            metrics |= self._adapt(means[len(trained) :], cost_estimate, policy_step, progress, rate)
+        for name in ("q_reward", "q_cost"):
+            self.trainables[name].track(self.extract.target_step)
+        return metrics | {f"critic/{name}_loss": loss.detach() for name, loss in losses.items()}
+
+    def _act(self, observations: Tensor, draws: Draws, stream: Stream) -> tuple[Tensor, Tensor]:
+        """Reparameterised actions m + σz, and σ; [P, B, A] each."""
+        actor = self.trainables["actor"]
+        mean, log_std = actor.network(actor.weights, observations)
+        std = standard_deviation(log_std, self.hyper.policy_class)
+        return (mean + std * draws.normal(stream, *mean.shape[1:], dtype=mean.dtype), std) if self.stochastic else (mean, std)
+
+    def _losses(self, batch: Batch, actions: Tensor, draws: Draws) -> tuple[dict[str, Tensor], Metrics]:
+        """Critic losses [P] (and the diffusion's where it goes on): TD on the policy's own actions (Eq. 19, App. C.1)."""
+        q_reward, q_cost = self.trainables["q_reward"], self.trainables["q_cost"]
+        with torch.no_grad():
+            next_actions = self._act(batch.next_observations, draws, Stream.NEXT_POLICY_NOISE)[0]
+            next_q_r = ensemble_q(q_reward, q_reward.target, batch.next_observations, next_actions).amin(1)
+            next_q_c = ensemble_q(q_cost, q_cost.target, batch.next_observations, next_actions)
+            reward_target = critics.reward_target(
+                batch.rewards * self.spec.reward_scale, batch.terminals, next_q_r, discount=self.pretrain.discount
+            )
+            horizon = 1.0 / (1.0 - self.pretrain.cost_discount)
+            cost_target = critics.cost_target(
+                batch.costs,
+                batch.terminals,
+                next_q_c,
+                discount=self.pretrain.cost_discount,
+                ceiling=self.spec.max_cost * horizon if self.extract.clamp_cost_target else None,
+                terminal_value=self.spec.mean_cost * horizon if self.extract.terminal_cost else 0.0,
+            )
+        q_r = ensemble_q(q_reward, q_reward.weights, batch.observations, batch.actions)
+        q_c = ensemble_q(q_cost, q_cost.weights, batch.observations, batch.actions)
+        losses = {"q_reward": critics.q_loss(q_r, reward_target), "q_cost": critics.q_loss(q_c, cost_target)}
+        if self.pessimistic:
+            q_c_policy = ensemble_q(q_cost, q_cost.weights, batch.observations, actions)
+            losses["q_cost"] = losses["q_cost"] + critics.pessimism(q_c_policy, alpha=self.hyper.alpha)
+        if self.extract.update_diffusion:
+            labels = row_conditions(batch, self.spec, draws, self.pretrain.condition_dropout)
+            losses["noise"] = noise_loss(self.trainables["noise"], batch, labels, draws, self.pretrain.noise_dropout)
+        metrics = {"critic/q_reward": q_r.detach().mean((1, 2)), "critic/q_cost": q_c.detach().mean((1, 2))}
+        return losses, metrics
+
+    def _policy_gradients(self, batch: Batch, actions: Tensor, std: Tensor, draws: Draws) -> list[Tensor]:
+        """The parts of Eq. 23, each an ascent direction [P, N]: of Q_r, of Q_c, of log μ; and the mean norms [P] of ∇_a Q."""
+        q_reward, q_cost = self.trainables["q_reward"], self.trainables["q_cost"]
+        at = actions.detach().requires_grad_()
+        q_r = ensemble_q(q_reward, q_reward.target, batch.observations, at).amin(1)
+        q_c = critics.upper_confidence_bound(ensemble_q(q_cost, q_cost.target, batch.observations, at), k=self.hyper.k)
+        (for_reward,) = torch.autograd.grad(q_r.sum(), at)
+        (for_cost,) = torch.autograd.grad(q_c.sum(), at)
+        for_behaviour, for_std = self._behaviour_directions(at.detach(), std.detach(), batch, draws)
+        directions = (
+            (actions * for_reward).sum(-1),
+            (actions * for_cost).sum(-1),
+            (actions * for_behaviour + std * for_std).sum(-1),
+        )
+        leaves = list(self.trainables["actor"].weights.values())
+        gradients = [torch.autograd.grad(d.mean(-1).sum(), leaves, retain_graph=True) for d in directions]
+        flat = [torch.cat([g.flatten(1) for g in gradient], dim=1) for gradient in gradients]
+        return [*flat, for_reward.norm(dim=-1).mean(-1), for_cost.norm(dim=-1).mean(-1)]
+
+    def _behaviour_directions(self, actions: Tensor, std: Tensor, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
+        (rows, size), dtype = actions.shape[1:], actions.dtype
+        times = diffusion.spread(draws.uniform(Stream.REGULARISER_TIME, rows, dtype=dtype), diffusion.REGULARISER_TIMES)
+        noise = draws.normal(Stream.REGULARISER_NOISE, rows, size, dtype=dtype)
+        asked = self.conditions.unsqueeze(1).expand(-1, rows, -1)
+        weights = self.noise_weights
+        return diffusion.behaviour_direction(
+            lambda noisy, t: self.nets.noise(weights, noisy, t, batch.observations, asked), actions, std, times, noise
+        )
+
+    def estimate_cost(self, draws: Draws, rows: int) -> Tensor:
+        """Offline estimate of each member's episode cost on `rows` of its estimation states (Eq. 24-25, App. B.1), [P]."""
+        q_cost, states = self.trainables["q_cost"], self.estimation_observations
+        index = draws.integers(Stream.ESTIMATE_ROWS, rows, states.shape[1])
+        with torch.no_grad():
+            observations = states.gather(1, index.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+            actions = self._act(observations, draws, Stream.ESTIMATE_NOISE)[0]
+            bound = critics.upper_confidence_bound(ensemble_q(q_cost, q_cost.target, observations, actions), k=self.hyper.k)
+            return critics.episodic_cost(bound, discount=self.pretrain.cost_discount, episode_length=self.spec.episode_length)
+
+    def _adapt(
+        self, parts: Sequence[Tensor], cost_estimate: Tensor | None, policy_step: int, progress: float, rate: float
+    ) -> Metrics:
+        """Safe adaptation and the policy's update from the averaged parts of the gradient (Algorithms 2-3, Eq. 12, 20-23)."""
+        toward_reward, toward_cost, toward_behaviour, norm_reward, norm_cost, offline = parts
+        hyper = self.hyper
+        cost = self._smoothed(offline if cost_estimate is None else cost_estimate) / (hyper.cost_limit + COST_EPSILON)
+        self.multiplier.update(
+            cost, proportional=hyper.pid_proportional, integral=hyper.pid_integral, derivative=hyper.pid_derivative
+        )
+        slack_plus, slack_minus = (
+            schedules.slack(start, hyper.slack_shrink, progress) for start in (hyper.slack_plus, hyper.slack_minus)
+        )
+        decision = decide(
+            cost,
+            hyper.adaptation,
+            self.multiplier.value,
+            slack_plus=slack_plus,
+            slack_minus=slack_minus,
+            cost_step_reward_weight=self.extract.cost_step_reward_weight,
+        )
+        beta = schedules.beta(hyper.beta_schedule, hyper.beta_0, hyper.beta_1, policy_step / self.extract.epoch_steps)
+        if self.extract.normalize_action_gradients:
+            tiny = torch.finfo(beta.dtype).tiny
+            beta_reward, beta_cost = beta / norm_reward.clamp(min=tiny), beta / norm_cost.clamp(min=tiny)
+        else:
+            beta_reward = beta_cost = beta
+        ascent, conflict = self._combine(
+            beta_reward[:, None] * toward_reward, beta_cost[:, None] * toward_cost, toward_behaviour, decision
+        )
+        actor = self.trainables["actor"]
+        actor.descend(-ascent, hyper.actor_learning_rate * rate)
+        self.average.lerp_(actor.flat, max(1.0 - self.extract.policy_average, 1.0 / (policy_step + 1)))
+        self.region_counts.scatter_add_(1, decision.region[:, None], torch.ones_like(decision.region[:, None]))
+        return {
+            "adaptation/cost_estimate": cost * (hyper.cost_limit + COST_EPSILON),
+            "adaptation/region": decision.region.to(cost.dtype),
+            "adaptation/conflict": conflict.to(cost.dtype),
+            "adaptation/multiplier": self.multiplier.value.clone(),
+            "adaptation/slack_plus": slack_plus,
+            "policy/beta": beta,
+            "policy/gradient_norm": ascent.norm(dim=-1),
+        }
+
+    def _combine(self, reward: Tensor, cost: Tensor, behaviour: Tensor, decision: Decision) -> tuple[Tensor, Tensor]:
+        """The member's ascent direction [P, N], and whether its two gradients conflict [P]."""
+        single = decision.reward_weight[:, None] * reward - decision.cost_weight[:, None] * cost + behaviour
+        gradient_r, gradient_c = reward + behaviour, behaviour - cost
+        both = manipulate(gradient_r, gradient_c)
+        return torch.where(decision.band[:, None], both, single), (gradient_r * gradient_c).sum(-1) < 0
+
+    def _smoothed(self, estimate: Tensor) -> Tensor:
+        """Bias-corrected running average of the cost estimate, [P]."""
+        decay = self.extract.estimate_smoothing
+        self.estimates += 1
+        self.estimate.lerp_(estimate, 1.0 - decay)
+        return self.estimate / (1.0 - decay**self.estimates).to(self.estimate.dtype)
+
+    def policies(self) -> PopulationPolicy:
+        """The averaged deterministic policies, as numpy."""
+        weights = self.nets.actor.layout.split(self.average)
+        return snapshot(self.nets.actor, weights, self.spec.observation_mean, self.spec.observation_std)
+
+    def finite(self) -> Tensor:
+        """Which members hold only finite weights, [P] bool; one that does not is lost, the others are untouched by it."""
+        parts = [part.flat.isfinite().all(1).unflatten(0, (-1, part.copies)).all(1) for part in self.trainables.values()]
+        return torch.stack(parts).all(0)
+
+    def select(self, members: Sequence[int]) -> None:
+        """Keep the given members, in the given order."""
+        index = torch.tensor(list(members), device=self.sources.device)
+        for part in self.trainables.values():
+            part.select(index)
+        for name in ("sources", "conditions", "estimation_observations", "average", "estimate", "region_counts"):
+            setattr(self, name, getattr(self, name)[index])
+        self.hyper = self.hyper.select(index)
+        self.multiplier = self.multiplier.select(index)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Every tensor a resumed extraction needs beyond the constructor's arguments."""
+        state = {f"{name}.{key}": x for name, part in self.trainables.items() for key, x in part.state().items()}
+        state |= {f"multiplier.{key}": x for key, x in vars(self.multiplier).items()}
+        names = ("average", "estimate", "estimates", "region_counts")
+        return state | {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(state[name])

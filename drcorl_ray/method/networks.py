@@ -1,0 +1,168 @@
+"""Networks as functions of named weights, with the population in the leading dimension.
+
+A network here is its architecture alone. Its weights are G vectors in one flat buffer [G, N] (G = P members, or P · E for an
+ensemble), seen as named tensors [G, *shape]. Inputs are [G, B, features]: each of the G networks has its own minibatch, and
+one batched matrix product serves them all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from drcorl_ray.method.random import Draws, Stream
+
+Weights = Mapping[str, Tensor]
+
+TIME_FEATURES = 64
+TIME_EMBEDDING = 128
+_FOURIER_SCALE = 4.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One named tensor of a layout: uniform on ±bound at the start, or constant where the bound is 0."""
+
+    shape: tuple[int, ...]
+    bound: float = 0.0
+    constant: float = 0.0
+
+
+class Layout(dict[str, Entry]):
+    """Names, shapes and initial values of a network's weights, in buffer order."""
+
+    @cached_property
+    def size(self) -> int:
+        return sum(math.prod(entry.shape) for entry in self.values())
+
+    def split(self, flat: Tensor) -> dict[str, Tensor]:
+        """Named views [G, *shape] of a buffer [G, N]; they share its storage."""
+        views, start = {}, 0
+        for name, entry in self.items():
+            end = start + math.prod(entry.shape)
+            views[name] = flat[:, start:end].unflatten(1, entry.shape)
+            start = end
+        return views
+
+    def initialise(self, seeds: Tensor, network: int, copies: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Start values [P · copies, N]: a function of the member's seed and the network's number alone."""
+        uniform = Draws(seeds, network).uniform(Stream.INITIALISATION, copies, self.size, dtype=dtype).flatten(0, 1)
+        flat = 2.0 * uniform - 1.0
+        for name, view in self.split(flat).items():
+            view.mul_(self[name].bound).add_(self[name].constant)
+        return flat
+
+
+def _linear(inputs: int, outputs: int, name: str) -> dict[str, Entry]:
+    bound = 1.0 / math.sqrt(inputs)
+    return {f"{name}.weight": Entry((inputs, outputs), bound), f"{name}.bias": Entry((outputs,), bound)}
+
+
+def _norm(width: int, name: str) -> dict[str, Entry]:
+    return {f"{name}.gain": Entry((width,), constant=1.0), f"{name}.shift": Entry((width,))}
+
+
+def _apply_linear(weights: Weights, name: str, x: Tensor) -> Tensor:
+    return torch.baddbmm(weights[f"{name}.bias"].unsqueeze(1), x, weights[f"{name}.weight"])
+
+
+def _apply_norm(weights: Weights, name: str, x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:]) * weights[f"{name}.gain"].unsqueeze(1) + weights[f"{name}.shift"].unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class MLP:
+    """ReLU perceptron [G, B, inputs] → [G, B, outputs], with LayerNorm before each activation if asked."""
+
+    inputs: int
+    hidden: tuple[int, ...]
+    outputs: int
+    layer_norm: bool = False
+
+    @cached_property
+    def layout(self) -> Layout:
+        layout = Layout()
+        widths = (self.inputs, *self.hidden, self.outputs)
+        for layer, (width, next_width) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+            layout.update(_linear(width, next_width, f"layers.{layer}"))
+            if self.layer_norm and layer < len(self.hidden):
+                layout.update(_norm(next_width, f"norms.{layer}"))
+        return layout
+
+    def __call__(self, weights: Weights, x: Tensor) -> Tensor:
+        for layer in range(len(self.hidden)):
+            x = _apply_linear(weights, f"layers.{layer}", x)
+            if self.layer_norm:
+                x = _apply_norm(weights, f"norms.{layer}", x)
+            x = F.relu(x)
+        return _apply_linear(weights, f"layers.{len(self.hidden)}", x)
+
+
+@dataclass(frozen=True)
+class NoiseNetwork:
+    """ε_ψ(a_t, t | s, condition): a residual MLP with LayerNorm and Mish and a Gaussian-Fourier embedding of t (§3.1).
+
+    Each block is width → expansion · width → width. Dropout acts on a block's input, behind its LayerNorm.
+    """
+
+    observations: int
+    actions: int
+    conditions: int
+    width: int
+    blocks: int
+    expansion: int
+
+    @cached_property
+    def layout(self) -> Layout:
+        inputs = TIME_EMBEDDING + self.observations + self.actions + self.conditions
+        layout = Layout(_linear(TIME_FEATURES, TIME_EMBEDDING, "time.0") | _linear(TIME_EMBEDDING, TIME_EMBEDDING, "time.1"))
+        layout.update(_linear(inputs, self.width, "input"))
+        for block in range(self.blocks):
+            layout.update(_norm(self.width, f"blocks.{block}.norm"))
+            layout.update(_linear(self.width, self.expansion * self.width, f"blocks.{block}.0"))
+            layout.update(_linear(self.expansion * self.width, self.width, f"blocks.{block}.1"))
+        layout.update(_linear(self.width, self.actions, "output"))
+        return layout
+
+    def dropout_masks(self, draws: Draws, rows: int, dropout: float, dtype: torch.dtype) -> Tensor | None:
+        """Scaled keep masks [P, B, blocks, width], or None without dropout."""
+        if dropout == 0.0:
+            return None
+        keep = draws.keep(Stream.DROPOUT, 1.0 - dropout, rows, self.blocks, self.width)
+        return keep.to(dtype) / (1.0 - dropout)
+
+    def __call__(
+        self,
+        weights: Weights,
+        noisy_actions: Tensor,
+        times: Tensor,
+        observations: Tensor,
+        conditions: Tensor,
+        masks: Tensor | None = None,
+    ) -> Tensor:
+        """Predicted noise [G, B, A] for a_t [G, B, A], t [G, B], s [G, B, S] and conditions [G, B, C]."""
+        time = F.mish(_apply_linear(weights, "time.0", fourier_features(times)))
+        time = _apply_linear(weights, "time.1", time)
+        x = _apply_linear(weights, "input", torch.cat([time, noisy_actions, observations, conditions], dim=-1))
+        for block in range(self.blocks):
+            hidden = _apply_norm(weights, f"blocks.{block}.norm", x)
+            if masks is not None:
+                hidden = hidden * masks[:, :, block]
+            hidden = F.mish(_apply_linear(weights, f"blocks.{block}.0", hidden))
+            x = x + _apply_linear(weights, f"blocks.{block}.1", hidden)
+        return _apply_linear(weights, "output", F.mish(x))
+
+
+def fourier_features(times: Tensor) -> Tensor:
+    """Sin and cos of 2πft for Gaussian frequencies f, [..., TIME_FEATURES]; the f are the quantiles of a half-normal."""
+    half = TIME_FEATURES // 2
+    quantiles = 0.5 + 0.5 * (torch.arange(half, device=times.device, dtype=torch.float64) + 0.5) / half
+    frequencies = (_FOURIER_SCALE * torch.special.ndtri(quantiles)).to(times.dtype)
+    phases = 2.0 * math.pi * times.unsqueeze(-1) * frequencies
+    return torch.cat([phases.sin(), phases.cos()], dim=-1)

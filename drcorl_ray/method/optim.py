@@ -1,0 +1,97 @@
+"""A population's trainable network: weights, Adam moments and target in flat buffers [G, N], so each update is a few passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from drcorl_ray.method.networks import Layout
+
+_ADAM_BETA_1, _ADAM_BETA_2, _ADAM_EPSILON = 0.9, 0.999, 1e-8
+
+Reduce = Callable[[Tensor], Tensor]
+
+
+class Network(Protocol):
+    """An architecture: a layout and a call that takes the weights first."""
+
+    @property
+    def layout(self) -> Layout: ...
+
+
+class Trainable:
+    """G networks of one architecture that are trained: `weights` are autograd leaves over `flat`'s storage.
+
+    copies: networks per member (E of an ensemble), G = P · copies. tracked: keep a copy that follows by Polyak averaging.
+    """
+
+    def __init__(self, network: Network, flat: Tensor, *, copies: int = 1, tracked: bool = False) -> None:
+        self.network, self.copies = network, copies
+        self.flat = flat
+        self.moment_1, self.moment_2 = torch.zeros_like(flat), torch.zeros_like(flat)
+        self.updates = torch.zeros((), dtype=torch.float64, device=flat.device)
+        self.target_flat = flat.clone() if tracked else None
+        self._bind()
+
+    def _bind(self) -> None:
+        views = self.network.layout.split(self.flat)
+        self.weights = {name: view.detach().requires_grad_() for name, view in views.items()}
+        self.target = {} if self.target_flat is None else self.network.layout.split(self.target_flat)
+
+    def descend(self, gradient: Tensor, learning_rate: Tensor | float, weight_decay: float = 0.0) -> None:
+        """One Adam step (decoupled weight decay) along −gradient [G, N]; learning_rate: a number or one per member [P]."""
+        if isinstance(learning_rate, Tensor):
+            learning_rate = learning_rate.repeat_interleave(self.copies)[:, None]
+        self.updates += 1
+        self.moment_1.lerp_(gradient, 1.0 - _ADAM_BETA_1)
+        self.moment_2.mul_(_ADAM_BETA_2).addcmul_(gradient, gradient, value=1.0 - _ADAM_BETA_2)
+        correction_1, correction_2 = (1.0 - beta**self.updates for beta in (_ADAM_BETA_1, _ADAM_BETA_2))
+        step_size = (learning_rate / correction_1).to(self.flat.dtype)
+        denominator = (self.moment_2 / correction_2.to(self.flat.dtype)).sqrt_().add_(_ADAM_EPSILON)
+        if weight_decay:
+            self.flat.mul_(1.0 - weight_decay * learning_rate)
+        self.flat.sub_(self.moment_1 * step_size / denominator)
+
+    def track(self, step: float | Tensor) -> None:
+        """Polyak step of the target: target += step · (weights − target)."""
+        assert self.target_flat is not None
+        self.target_flat.lerp_(self.flat, step)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything a resumed run needs, by name."""
+        state = {"flat": self.flat, "moment_1": self.moment_1, "moment_2": self.moment_2, "updates": self.updates}
+        return state if self.target_flat is None else state | {"target": self.target_flat}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state` returned, in place."""
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
+
+    def select(self, members: Tensor) -> None:
+        """Keep the given members [K], in the given order (repeats allowed)."""
+        rows = (members[:, None] * self.copies + torch.arange(self.copies, device=members.device)).flatten()
+        self.flat, self.moment_1, self.moment_2 = self.flat[rows], self.moment_1[rows], self.moment_2[rows]
+        self.target_flat = None if self.target_flat is None else self.target_flat[rows]
+        self._bind()
+
+
+def flat_gradients(loss: Tensor, trainables: Sequence[Trainable]) -> list[Tensor]:
+    """Gradients [G, N] of a scalar with respect to each of the trainables; members' losses are summed, so each row is one's own."""
+    leaves = [list(trainable.weights.values()) for trainable in trainables]
+    gradients = iter(torch.autograd.grad(loss, [leaf for group in leaves for leaf in group]))
+    return [torch.cat([next(gradients).flatten(1) for _ in group], dim=1) for group in leaves]
+
+
+def reduce_together(tensors: Sequence[Tensor], reduce: Reduce) -> list[Tensor]:
+    """Average several tensors over the workers by one flat all-reduce."""
+    flat = reduce(torch.cat([tensor.flatten() for tensor in tensors]))
+    pieces = flat.split([tensor.numel() for tensor in tensors])
+    return [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
+
+
+def alone(tensor: Tensor) -> Tensor:
+    """The reduction of a single worker: nothing to average."""
+    return tensor

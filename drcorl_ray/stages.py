@@ -1,0 +1,189 @@
+"""The two stages of a run without Ray: what a task's store tells the learner, and how a stage is built, advanced and saved.
+
+Ray Train (train.py) and Ray Tune (search.py) only add shards, reports and restarts around this.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drcorl_ray.checkpoint import load_arrays, save_arrays
+from drcorl_ray.config import Config, MemberConfig, PretrainConfig
+from drcorl_ray.data.replay import Batch
+from drcorl_ray.data.store import Manifest, load_manifest, read_columns
+from drcorl_ray.errors import UserError
+from drcorl_ray.method.learner import Learner
+from drcorl_ray.method.optim import Reduce, alone
+from drcorl_ray.method.pretrainer import Pretrainer
+from drcorl_ray.method.random import Draws, Stream
+from drcorl_ray.method.spec import DataSpec, behaviour_condition, estimation_rows
+from drcorl_ray.tasks import Task, get_task
+
+ARTIFACT_SCHEMA = 1
+ESTIMATION_STATES = 2048
+
+Stage = Pretrainer | Learner
+Sampler = Callable[[Draws, int], Batch]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a stage runs: its device, and its part of the global minibatch among the data-parallel workers."""
+
+    device: str = "cpu"
+    rank: int = 0
+    workers: int = 1
+    reduce: Reduce = alone
+
+    def rows(self, batch_size: int) -> int:
+        return batch_size // self.workers
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """One task's store, opened: its manifest and statistics, and the rates that conditions and estimates are chosen by.
+
+    reward_rates, cost_rates: [N], per step.
+    """
+
+    task: Task
+    store: Path
+    manifest: Manifest
+    spec: DataSpec
+    reward_rates: np.ndarray
+    cost_rates: np.ndarray
+
+    @classmethod
+    def open(cls, store: Path) -> TaskData:
+        manifest = load_manifest(store)
+        task = get_task(manifest.task)
+        scalars = read_columns(store, ("reward_rates", "cost_rates", "costs"))
+        rates = scalars["reward_rates"]
+        if manifest.max_return <= manifest.min_return:
+            raise UserError(
+                f"{store}: every episode has the return {manifest.max_return}; rewards cannot be normalised (Eq. 26)"
+            )
+        spec = DataSpec(
+            observation_size=manifest.observation_size,
+            action_size=manifest.action_size,
+            episode_length=task.episode_length,
+            observation_mean=manifest.observation_mean,
+            observation_std=manifest.observation_std,
+            return_min=manifest.min_return,
+            return_max=manifest.max_return,
+            mean_cost=manifest.mean_cost,
+            max_cost=float(scalars["costs"].max()),
+            reward_rate_mean=float(rates.mean()),
+            reward_rate_std=float(rates.std()) + 1e-6,
+        )
+        return cls(task, store, manifest, spec, rates, scalars["cost_rates"])
+
+
+def build_pretrainer(config: Config, data: TaskData, seeds: Sequence[int], placement: Placement) -> Pretrainer:
+    first_row = placement.rank * placement.rows(config.pretrain.batch_size)
+    return Pretrainer(data.spec, config.pretrain, seeds, device=placement.device, first_row=first_row, reduce=placement.reduce)
+
+
+def build_learner(
+    config: Config, data: TaskData, members: Sequence[MemberConfig], pretrained: Mapping[str, Tensor], placement: Placement
+) -> Learner:
+    """A population at the start of extraction. `pretrained` holds the seeds of `pretrain_seeds(members)`, in that order."""
+    seeds = pretrain_seeds(members)
+    conditions = [
+        behaviour_condition(data.spec, member.behaviour_reward_quantile, data.reward_rates, data.cost_rates)
+        for member in members
+    ]
+    return Learner(
+        data.spec,
+        config.pretrain,
+        config.extract,
+        members,
+        pretrained,
+        sources=[seeds.index(_seed(member)) for member in members],
+        conditions=torch.from_numpy(np.stack(conditions)),
+        estimation_observations=_estimation_observations(config, data, members),
+        device=placement.device,
+        first_row=placement.rank * placement.rows(config.extract.batch_size),
+        reduce=placement.reduce,
+    )
+
+
+def pretrain_seeds(members: Sequence[MemberConfig]) -> list[int]:
+    """The seeds that must be pretrained for a population, each once."""
+    return sorted({_seed(member) for member in members})
+
+
+def _seed(member: MemberConfig) -> int:
+    assert member.seed is not None  # settled by Config.member_with
+    return member.seed
+
+
+def _estimation_observations(config: Config, data: TaskData, members: Sequence[MemberConfig]) -> Tensor:
+    """Standardised states [P, M, S] for the offline cost estimate, a stateless draw from each member's rows."""
+    rows = []
+    for member in members:
+        mask = estimation_rows(
+            config.extract.estimate_states,
+            member.cost_limit,
+            data.task.episode_length,
+            data.reward_rates,
+            data.cost_rates,
+        )
+        eligible = np.flatnonzero(mask)
+        draws = Draws(torch.tensor([_seed(member)]), 0)
+        rows.append(eligible[draws.integers(Stream.ESTIMATE_STATES, ESTIMATION_STATES, len(eligible))[0].numpy()])
+    wanted, place = np.unique(np.stack(rows), return_inverse=True)
+    observations = read_columns(data.store, ("observations",), wanted)["observations"]
+    standardised = (observations - np.float32(data.spec.observation_mean)) / np.float32(data.spec.observation_std)
+    return torch.from_numpy(standardised[place].reshape(len(members), ESTIMATION_STATES, -1))
+
+
+def advance(stage: Stage, sample: Sampler, batch_rows: int, start: int, stop: int) -> dict[str, np.ndarray]:
+    """Steps start … stop − 1; each metric's mean [P] over the steps that reported it."""
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+    for step in range(start, stop):
+        draws = stage.draws(step)
+        for name, value in stage.step(sample(draws, batch_rows), draws, step).items():
+            sums[name] = sums[name] + value if name in sums else value
+            counts[name] = counts.get(name, 0) + 1
+    return {name: (total / counts[name]).cpu().numpy() for name, total in sums.items()}
+
+
+def save_stage(path: Path, stage: Stage, step: int) -> None:
+    """Write a stage's state after `step` steps."""
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in stage.state_dict().items()}
+    save_arrays(path, arrays, {"step": step})
+
+
+def load_stage(path: Path, stage: Stage) -> int:
+    """Take over a saved state; the step to go on from."""
+    arrays, meta = load_arrays(path)
+    stage.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+    return int(meta["step"])
+
+
+def artifact_path(root: Path, data: TaskData, config: PretrainConfig, seeds: Sequence[int]) -> Path:
+    """File of a pretrained artifact, named by all it depends on: store, pretraining settings, seeds, schema."""
+    shards = [shard.sha256 for shard in data.manifest.shards]
+    identity = json.dumps([ARTIFACT_SCHEMA, shards, config.model_dump(), list(seeds)], sort_keys=True)
+    return root / "pretrained" / f"{data.task.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
+
+
+def save_artifact(path: Path, pretrainer: Pretrainer) -> None:
+    """Write what extraction starts from."""
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in pretrainer.result().items()}
+    save_arrays(path, arrays, {"artifact_schema": ARTIFACT_SCHEMA, "seeds": pretrainer.seeds.tolist()})
+
+
+def load_artifact(path: Path) -> dict[str, Tensor]:
+    """Read a pretrained artifact; UserError where it is missing or damaged."""
+    return {name: torch.from_numpy(array) for name, array in load_arrays(path)[0].items()}
