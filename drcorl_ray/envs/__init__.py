@@ -1,0 +1,61 @@
+"""Environments of the tasks: one behind gymnasium's API, or many side by side. Simulators are imported when first made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+
+from drcorl_ray.envs.simulator import GymSimulator, Simulator, user_env
+from drcorl_ray.errors import UserError
+from drcorl_ray.tasks import Task, get_task
+
+__all__ = ["Simulator", "make_env", "make_simulator"]
+
+
+def make_env(task: Task | str) -> gymnasium.Env[Any, Any]:
+    """The task's environment: actions in [-1, 1], each step's cost in info["cost"], cut at the task's episode length.
+
+    UserError for an unknown task, a missing package, or a simulator that this release does not run.
+    """
+    task = get_task(task) if isinstance(task, str) else task
+    return gymnasium.wrappers.TimeLimit(_endless_env(task), task.episode_length)
+
+
+def make_simulator(task: Task | str) -> Simulator:
+    """Episodes of the task side by side; same errors as `make_env`."""
+    task = get_task(task) if isinstance(task, str) else task
+    match task.suite:
+        case "builtin":
+            from drcorl_ray.envs.point_circle import PointCircleSimulator
+
+            return PointCircleSimulator()
+        case "velocity":
+            from drcorl_ray.envs.velocity import VelocitySimulator
+
+            return VelocitySimulator(task)
+        case _:
+            return GymSimulator(lambda: _endless_env(task))
+
+
+def _endless_env(task: Task) -> gymnasium.Env[Any, Any]:
+    match task.suite:
+        case "builtin":
+            from drcorl_ray.envs.point_circle import PointCircleEnv
+
+            return PointCircleEnv()
+        case "velocity":
+            from drcorl_ray.envs.velocity import VelocityCost
+
+            return VelocityCost(task)
+        case "bullet":
+            from drcorl_ray.envs.bullet import BulletEnv
+
+            return BulletEnv(task)
+        case "gymnasium":
+            return user_env(task)
+        case _:
+            raise UserError(
+                f"{task.name}: the {task.suite} simulator is not wired up in this release, which runs velocity, bullet, "
+                "PointCircle and register_task environments; train without online evaluation or choose such a task"
+            )

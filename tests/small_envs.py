@@ -1,0 +1,36 @@
+"""Small gymnasium environments for the tests, registered on import: `tests.small_envs:Walk-v0`, NoCost, Picky."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+
+class Walk(gymnasium.Env[np.ndarray, np.ndarray]):
+    """A walk on a line: action in [-2, 2] moves, reward is the position, cost 1 beyond |x| > 1, ends beyond |x| > 5."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float64)
+    action_space = gymnasium.spaces.Box(-2.0, 2.0, (1,), np.float32)
+
+    def __init__(self, costly: bool = True, forbidden_seed: int | None = None) -> None:
+        self.costly, self.forbidden_seed = costly, forbidden_seed
+        self.x = 0.0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        if self.forbidden_seed is not None and seed == self.forbidden_seed:
+            raise RuntimeError("forbidden seed")
+        self.x = float(self.np_random.uniform(-1, 1))
+        return np.array([self.x]), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.x += float(action[0])
+        info = {"cost": float(abs(self.x) > 1)} if self.costly else {}
+        return np.array([self.x]), self.x, abs(self.x) > 5, False, info
+
+
+gymnasium.register("Walk-v0", Walk, max_episode_steps=3)
+gymnasium.register("NoCost-v0", Walk, kwargs={"costly": False})
+gymnasium.register("Picky-v0", Walk, kwargs={"forbidden_seed": 13})

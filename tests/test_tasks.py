@@ -1,0 +1,120 @@
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drcorl_ray import tasks
+from drcorl_ray.envs import make_env, make_simulator
+from drcorl_ray.errors import UserError
+from drcorl_ray.rollout import evaluate
+from drcorl_ray.tasks import get_task, register_task
+from tests.policies import random_policy
+
+DSRL_SUITES = ("velocity", "bullet", "safety_gymnasium", "metadrive")
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """A registry of its own: what a test registers is forgotten."""
+    own = dict(tasks._TASKS)
+    monkeypatch.setattr(tasks, "_TASKS", own)
+    return own
+
+
+@pytest.fixture(scope="module")
+def infos():
+    """dsrl's tables, without importing dsrl and its simulators."""
+    package = importlib.util.find_spec("dsrl").submodule_search_locations[0]
+    spec = importlib.util.spec_from_file_location("dsrl_infos", Path(package) / "infos.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_is_dsrls(infos):
+    known = {name: task for name, task in tasks._TASKS.items() if task.suite in DSRL_SUITES}
+    assert len(known) == 38
+    assert set(known) == set(infos.DATASET_URLS)
+    for name, task in known.items():
+        assert task.name == name
+        assert task.dataset_file == infos.DATASET_URLS[name].rsplit("/", 1)[1]
+        assert task.episode_length == infos.DEFAULT_MAX_EPISODE_STEPS[name]
+        assert (task.return_min, task.return_max) == (infos.MIN_EPISODE_REWARD[name], infos.MAX_EPISODE_REWARD[name])
+        assert (task.cost_min, task.cost_max) == (infos.MIN_EPISODE_COST[name], infos.MAX_EPISODE_COST[name])
+
+
+def test_dsrls_environment_ids_are_names_too(infos):
+    ids = {key.split("_density")[0] for key in infos.DENSITY_CFG}
+    assert len(ids) >= 30
+    assert {get_task(environment_id).environment_id for environment_id in ids} == ids
+    assert get_task("OfflineMetadrive-easysparse-v0") is get_task("easysparse")
+    assert get_task("OfflineHalfCheetahVelocityGymnasium-v1").name == "HalfCheetahVelocity"
+
+
+@pytest.mark.parametrize(("typo", "meant"), [("HalfCheetahVelocty", "HalfCheetahVelocity"), ("pointcircle", "PointCircle")])
+def test_unknown_task_names_the_nearest(typo, meant):
+    with pytest.raises(UserError, match=f"'{typo}'.*'{meant}'") as caught:
+        get_task(typo)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["PointGoal1", "easysparse"])
+def test_a_simulator_that_is_not_wired_up_says_so(name):
+    for make in (make_env, make_simulator):
+        with pytest.raises(UserError, match=f"{name}.*not wired up.*velocity, bullet"):
+            make(name)
+
+
+def test_importing_costs_no_simulator():
+    code = (
+        "import sys, drcorl_ray.tasks; assert 'ray' not in sys.modules; import drcorl_ray.envs, drcorl_ray.rollout\n"
+        "assert not {'ray', 'torch', 'mujoco', 'pybullet', 'bullet_safety_gym', 'dsrl'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_users_environment(registry):
+    task = register_task("Walk", "tests.small_envs:Walk-v0", 7)
+    assert get_task("Walk") is task
+    assert register_task("Walk", "tests.small_envs:Walk-v0", 7) == task
+    env = make_env("Walk")
+    assert env.action_space.low == -1
+    start = env.reset(seed=3)[0][0]
+    observation, reward, _, _, info = env.step(np.array([1.0], np.float32))
+    assert observation[0] == reward == pytest.approx(start + 2.0)  # an action of 1 is the environment's 2
+    assert info["cost"] == float(observation[0] > 1)
+    steps = [env.step(np.zeros(1, np.float32))[3] for _ in range(6)]
+    assert steps == [False] * 5 + [True]  # our 7 steps, not the 3 of gymnasium's registration
+
+    policies = random_policy(1, 1, members=2)
+    stats = evaluate(policies, "Walk", [0, 1, 2])
+    for member, number in np.ndindex(stats.returns.shape):
+        env.reset(seed=number)
+        observation, total, cost, done, length = env.unwrapped.x, 0.0, 0.0, False, 0
+        while not done:
+            action = policies.select([member]).act(np.array([[[observation]]]))[0, 0]
+            (observation,), reward, terminated, truncated, info = env.step(action)
+            total, cost, length, done = total + reward, cost + info["cost"], length + 1, terminated or truncated
+        assert (stats.returns[member, number], stats.costs[member, number]) == (total, cost)
+        assert stats.lengths[member, number] == length
+    assert stats.lengths.min() < 7 == stats.lengths.max()  # some end early, some at the limit
+
+
+def test_a_users_mistakes_are_told(registry):
+    register_task("NoCost", "tests.small_envs:NoCost-v0", 7)
+    with pytest.raises(UserError, match=r"NoCost.*info\['cost'\]"):
+        evaluate(random_policy(1, 1), "NoCost", [0])
+    register_task("Nowhere", "Nowhere-v0", 7)
+    with pytest.raises(UserError, match=r"Nowhere.*cannot make") as caught:
+        make_env("Nowhere")
+    assert "\n" not in str(caught.value)
+    register_task("Discrete", "CartPole-v1", 7)
+    with pytest.raises(UserError, match="action space must be a one-dimensional Box"):
+        make_env("Discrete")
+    with pytest.raises(UserError, match="already a task"):
+        register_task("AntRun", "Walk-v0", 7)
+    with pytest.raises(UserError, match="episode length"):
+        register_task("Zero", "Walk-v0", 0)
