@@ -52,7 +52,7 @@ def read_json(path: Path) -> Any:
 def _digest(arrays: Mapping[str, np.ndarray], meta: str) -> str:
     digest = hashlib.sha256(meta.encode())
     for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
+        array = arrays[name]
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
@@ -60,7 +60,7 @@ def _digest(arrays: Mapping[str, np.ndarray], meta: str) -> str:
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
     """Write named arrays and JSON-able `meta` as one safetensors file with a checksum over both."""
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    contiguous = {name: np.require(array, requirements="C") for name, array in arrays.items()}  # keeps 0-d as 0-d
     text = json.dumps(meta, allow_nan=False, sort_keys=True)
     header = {"meta": text, "sha256": _digest(contiguous, text)}
     write_bytes(path, save(contiguous, metadata=header))

@@ -23,16 +23,16 @@ def prepare_environment() -> None:
 
 
 def connect() -> None:
-    """Join the cluster of RAY_ADDRESS, or the one this machine belongs to; else start Ray here. Does nothing when connected."""
+    """Join the cluster of RAY_ADDRESS, or the one that `ray start` made this machine part of; else start Ray here.
+
+    Does nothing when connected. (`address="auto"` would also join any other program's private Ray on this machine.)
+    """
     import ray
 
-    if ray.is_initialized():
-        return
-    options = {"log_to_driver": False, "logging_level": "ERROR", "runtime_env": {"env_vars": dict(_ENVIRONMENT)}}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**options)
-        return
-    try:
-        ray.init(address="auto", **options)
-    except ConnectionError:
-        ray.init(address="local", include_dashboard=False, **options)
+    if not ray.is_initialized():
+        ray.init(
+            include_dashboard=False,  # of a Ray started here; a joined cluster keeps its own
+            log_to_driver=False,
+            logging_level="ERROR",
+            runtime_env={"env_vars": dict(_ENVIRONMENT)},
+        )

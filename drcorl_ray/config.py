@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
+from drcorl_ray.data.dsrl import Filters
 from drcorl_ray.errors import UserError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -33,7 +34,9 @@ class Section(BaseModel):
 class RunConfig(Section):
     algorithm: Literal["drcorl"] = Field("drcorl", description="learning algorithm")
     preset: Literal["default", "paper"] = Field("default", description="base settings; `paper` is faithful to the print")
-    dir: str = Field("runs/quickstart", description="run directory, made if absent; a finished run is not overwritten")
+    dir: str | None = Field(
+        None, description="run directory, made if absent; a finished run is not overwritten; none: runs/TASK-TIME"
+    )
     resume: bool = Field(False, description="continue the unfinished run in run.dir")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="seed of pretraining and of every member's stream")
     storage: str = Field("runs/shared", description="folder of Parquet stores and pretrained artifacts, shared by all runs")
@@ -50,8 +53,7 @@ class DataConfig(Section):
     dataset: str | dict[str, str] | None = Field(
         None, description="DSRL-layout HDF5 file (or {task: file}); none: find it in DSRL_DATASET_DIR or download it"
     )
-    density: Fraction | None = Field(None, description="DSRL's density filter: share of the data to keep")
-    outlier_percent: Fraction | None = Field(None, description="DSRL's outlier filter: share of outliers to drop")
+    filters: Filters = Field(Filters(), description="DSRL's filters of the dataset; the default keeps it as it is")
     window_rows: PositiveInt | None = Field(
         None, description="rows of a rolling window on the device; none: the whole dataset is resident"
     )
@@ -145,6 +147,9 @@ class EvaluationConfig(Section):
     )
     curve_episodes: PositiveInt = Field(5, description="episodes per point of the curves")
     actors: PositiveInt = Field(2, description="parallel rollout actors")
+    baselines: list[Literal["bc", "bc_safe"]] = Field(
+        ["bc", "bc_safe"], description="behaviour cloning of all the data, of its episodes within the limit"
+    )
 
 
 class RangeConfig(Section):

@@ -40,6 +40,11 @@ class PopulationPolicy:
         weights, biases = (tuple(layer[index] for layer in layers) for layers in (self.weights, self.biases))
         return PopulationPolicy(self.observation_mean, self.observation_std, weights, biases)
 
+    def finite(self) -> np.ndarray:
+        """Which members' weights are all finite, [P] bool."""
+        layers = [np.isfinite(layer).reshape(self.members, -1).all(1) for layer in (*self.weights, *self.biases)]
+        return np.all(layers, axis=0)
+
     def act(self, observations: np.ndarray) -> np.ndarray:
         """Actions [P, N, A] float32 in [-1, 1] for observations [P, N, S].
 
@@ -53,12 +58,21 @@ class PopulationPolicy:
             rows = np.tanh(rows) if layer == len(self.weights) - 1 else np.maximum(rows, 0.0)
         return rows[:, :, 0, :]
 
+    def save_population(self, path: Path, meta: dict[str, Any]) -> None:
+        """Write all members into one file, to be read by `load_population`."""
+        save_arrays(path, self._arrays(), {"population_schema": POLICY_SCHEMA, "layers": len(self.weights), **meta})
+
     def save(self, path: Path, member: int, meta: dict[str, Any]) -> None:
         """Write one member as a policy file; `meta` (task, config, results …) is any JSON-able mapping."""
+        arrays = self.select([member])._arrays()
+        arrays = {name: array[0] if name.startswith("layers") else array for name, array in arrays.items()}
+        save_arrays(path, arrays, {"policy_schema": POLICY_SCHEMA, "layers": len(self.weights), **meta})
+
+    def _arrays(self) -> dict[str, np.ndarray]:
         arrays = {"observation_mean": self.observation_mean, "observation_std": self.observation_std}
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            arrays |= {f"layers.{layer}.weight": weight[member], f"layers.{layer}.bias": bias[member]}
-        save_arrays(path, arrays, {"policy_schema": POLICY_SCHEMA, "layers": len(self.weights), **meta})
+            arrays |= {f"layers.{layer}.weight": weight, f"layers.{layer}.bias": bias}
+        return arrays
 
 
 @dataclass(frozen=True)
@@ -83,13 +97,24 @@ def load_policy(path: str | Path) -> Policy:
     file = Path(path)
     file = file / "policy.safetensors" if file.is_dir() else file
     arrays, meta = load_arrays(file)
-    if meta.get("policy_schema") != POLICY_SCHEMA:
-        raise UserError(f"{file}: policy schema {meta.get('policy_schema')!r} is not {POLICY_SCHEMA}; use a matching release")
+    lifted = {name: array[None] if name.startswith("layers") else array for name, array in arrays.items()}
+    return Policy(_population(file, lifted, meta, "policy_schema"), meta)
+
+
+def load_population(path: Path) -> tuple[PopulationPolicy, dict[str, Any]]:
+    """What `save_population` wrote, and its meta."""
+    arrays, meta = load_arrays(path)
+    return _population(path, arrays, meta, "population_schema"), meta
+
+
+def _population(file: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], schema: str) -> PopulationPolicy:
+    if meta.get(schema) != POLICY_SCHEMA:
+        raise UserError(
+            f"{file}: its {schema} is {meta.get(schema)!r}, not {POLICY_SCHEMA}; it is no such file of this release"
+        )
     try:
         layers = range(int(meta["layers"]))
-        weights = tuple(arrays[f"layers.{layer}.weight"][None] for layer in layers)
-        biases = tuple(arrays[f"layers.{layer}.bias"][None] for layer in layers)
-        population = PopulationPolicy(arrays["observation_mean"], arrays["observation_std"], weights, biases)
+        weights, biases = (tuple(arrays[f"layers.{layer}.{part}"] for layer in layers) for part in ("weight", "bias"))
+        return PopulationPolicy(arrays["observation_mean"], arrays["observation_std"], weights, biases)
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{file}: not a complete policy ({error!r} is missing or wrong)") from error
-    return Policy(population, meta)

@@ -18,7 +18,7 @@ from torch import Tensor
 from drcorl_ray.checkpoint import load_arrays, save_arrays
 from drcorl_ray.config import Config, MemberConfig, PretrainConfig
 from drcorl_ray.data.replay import Batch
-from drcorl_ray.data.store import Manifest, load_manifest, read_columns
+from drcorl_ray.data.store import Manifest, load_manifest, read_store
 from drcorl_ray.errors import UserError
 from drcorl_ray.method.learner import Learner
 from drcorl_ray.method.optim import Reduce, alone
@@ -65,7 +65,7 @@ class TaskData:
     def open(cls, store: Path) -> TaskData:
         manifest = load_manifest(store)
         task = get_task(manifest.task)
-        scalars = read_columns(store, ("reward_rates", "cost_rates", "costs"))
+        scalars = read_store(store, ("reward_rates", "cost_rates", "costs"))
         rates = scalars["reward_rates"]
         if manifest.max_return <= manifest.min_return:
             raise UserError(
@@ -141,7 +141,7 @@ def _estimation_observations(config: Config, data: TaskData, members: Sequence[M
         draws = Draws(torch.tensor([_seed(member)]), 0)
         rows.append(eligible[draws.integers(Stream.ESTIMATE_STATES, ESTIMATION_STATES, len(eligible))[0].numpy()])
     wanted, place = np.unique(np.stack(rows), return_inverse=True)
-    observations = read_columns(data.store, ("observations",), wanted)["observations"]
+    observations = read_store(data.store, ("observations",), wanted)["observations"]
     standardised = (observations - np.float32(data.spec.observation_mean)) / np.float32(data.spec.observation_std)
     return torch.from_numpy(standardised[place].reshape(len(members), ESTIMATION_STATES, -1))
 

@@ -1,0 +1,1 @@
+"""Algorithms to compare with, as populations on the same networks."""

@@ -1,0 +1,63 @@
+"""The command line shared by the launch scripts: configuration, help, one-line errors, exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from rich.console import Console
+
+from drcorl_ray.cluster import prepare_environment
+from drcorl_ray.config import Config, load_config
+from drcorl_ray.errors import UserError
+
+
+def main(description: str, work: Callable[[Config], object], default_file: Path | None = None) -> int:
+    """Run a launch script: 0 when the work is done, 2 with one line on stderr for a user's error, 130 when interrupted."""
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & set(arguments):
+        print_help(description)
+        return 0
+    return guarded(lambda: work(load_config(arguments, default_file)))
+
+
+def guarded(work: Callable[[], object]) -> int:
+    """Call `work` and turn its end into an exit code."""
+    prepare_environment()
+    try:
+        work()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; add run.resume=true and the same run.dir to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def print_help(description: str) -> None:
+    """The script's purpose and every key with its default and meaning."""
+    console = Console()
+    console.print(f"{description}\n\nusage: {Path(sys.argv[0]).name} [CONFIG.yaml] [section.key=value …]\n", markup=False)
+    for key, default, meaning in _keys(Config):
+        console.print(f"  {key}={default}\n      {meaning}", markup=False, highlight=False)
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from _keys(annotation, f"{prefix}{name}.")
+        else:
+            default = field.default
+            if name == "space":
+                default = {key: entry.model_dump(exclude_defaults=True) for key, entry in default.items()}
+            yield f"{prefix}{name}", default, field.description or ""
+
+
+def arguments_of(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Positional arguments and section.key=value settings apart."""
+    return [name for name in names if "=" not in name], [name for name in names if "=" in name]

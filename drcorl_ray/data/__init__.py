@@ -1,0 +1,1 @@
+"""The way of a transition: HDF5 (dsrl, download) → Parquet store (store) → Ray Data (stream) → device (replay)."""

@@ -1,0 +1,243 @@
+"""DSRL-layout HDF5 files: read and validate, filter as DSRL does, write."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import random
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import h5py
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from drcorl_ray.data.schema import TRANSITION
+from drcorl_ray.errors import UserError
+
+ACTION_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """One entry an episode, in file order, all [E].
+
+    starts: first row. lengths: rows. returns, costs: undiscounted sums. terminated: ended by a terminal, not by a cut.
+    """
+
+    starts: np.ndarray
+    lengths: np.ndarray
+    returns: np.ndarray
+    costs: np.ndarray
+    terminated: np.ndarray
+
+    def of_rows(self) -> np.ndarray:
+        """Number of the episode each row belongs to, [N] int64."""
+        return np.repeat(np.arange(len(self.starts)), self.lengths)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Validated transitions in episode order: `columns` holds every name of `schema.TRANSITION`."""
+
+    columns: dict[str, np.ndarray]
+    episodes: Episodes
+
+    @property
+    def rows(self) -> int:
+        return len(self.columns["rewards"])
+
+
+class Filters(BaseModel):
+    """DSRL's ways to thin or to trouble a data set, by its own parameter names; the default changes nothing.
+
+    density: share of the trajectories' grid to keep, 1 keeps all. outliers_percent: share of risky episodes disguised as
+    safe ones. epsilon: drops tempting episodes (> 0) or risky ones (< 0) near the best return. inpaint_ranges: regions
+    (cost min, max, return min, max, each in [0, 1]) to cut out. noise_scale: observation noise in standard deviations.
+    target_cost: undiscounted episode cost limit, needed by outliers_percent and epsilon.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    density: float = Field(default=1.0, gt=0, le=1)
+    outliers_percent: float | None = Field(default=None, gt=0, lt=1)
+    noise_scale: float | None = Field(default=None, ge=0)
+    inpaint_ranges: tuple[tuple[float, float, float, float], ...] | None = None
+    epsilon: float | None = None
+    target_cost: float | None = None
+    seed: int = 1234
+
+
+def read_dataset(path: Path) -> Dataset:
+    """Read and validate a DSRL-layout HDF5 file.
+
+    Floats are read as float32 and flags as bool whatever their stored type; the last row is closed as a timeout when the
+    file ends within an episode. UserError, with file, key and row, for anything that is not a usable data set.
+    """
+    columns = {key: _as_column(path, key, array) for key, array in _read_arrays(path).items()}
+    _check_columns(path, columns)
+    return make_dataset(columns)
+
+
+def make_dataset(columns: Mapping[str, np.ndarray]) -> Dataset:
+    """Close the last episode of validated columns, clip the actions' rounding and recover the episodes."""
+    columns = {key: np.ascontiguousarray(columns[key], dtype=column.dtype) for key, column in TRANSITION.items()}
+    columns["actions"] = columns["actions"].clip(-1.0, 1.0)
+    columns["timeouts"] = columns["timeouts"].copy()
+    columns["timeouts"][-1] |= not columns["terminals"][-1]
+    ends = np.flatnonzero(columns["terminals"] | columns["timeouts"])
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    episodes = Episodes(
+        starts=starts,
+        lengths=ends + 1 - starts,
+        returns=np.add.reduceat(columns["rewards"].astype(np.float64), starts),
+        costs=np.add.reduceat(columns["costs"].astype(np.float64), starts),
+        terminated=columns["terminals"][ends],
+    )
+    return Dataset(columns, episodes)
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_dataset(path: Path, columns: Mapping[str, np.ndarray]) -> None:
+    """Write transition columns as a DSRL-layout HDF5 file (gzip), complete under its name or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with h5py.File(temporary, "w") as file:
+            for key, column in TRANSITION.items():
+                file.create_dataset(key, data=np.asarray(columns[key], dtype=column.dtype), compression="gzip")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def filter_dataset(dataset: Dataset, task: str, filters: Filters) -> Dataset:
+    """Apply the `dsrl` package's own `pre_process_data`, seeded, with the task's entries of its tables.
+
+    A task unknown to its tables takes the reference extremes of the data and the function's default grid.
+    UserError where dsrl is not installed, or where the filters cannot be applied to these data.
+    """
+    if filters == Filters(seed=filters.seed):
+        return dataset
+    if filters.target_cost is None and (filters.outliers_percent is not None or filters.epsilon is not None):
+        raise UserError("data filters: outliers_percent and epsilon need a target_cost; set it")
+    os.environ.setdefault("DSRL_SUPPRESS_IMPORT_ERROR", "1")
+    try:
+        from dsrl import infos, offline_env  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UserError(f"data filters need the dsrl package ({error}); run: uv sync --group sims") from error
+    stand_in = SimpleNamespace(
+        rng=np.random.Generator(np.random.PCG64(filters.seed)),
+        target_cost=filters.target_cost,
+        max_episode_cost=infos.MAX_EPISODE_COST.get(task, dataset.episodes.costs.max()),
+        max_episode_reward=infos.MAX_EPISODE_REWARD.get(task, dataset.episodes.returns.max()),
+    )
+    settings = filters.model_dump(exclude={"seed", "target_cost"})
+    pre_process: Any = offline_env.OfflineEnv.pre_process_data
+    grid = _density_grid(infos.DENSITY_CFG, task, filters.density)
+    with _contained(filters.seed):
+        try:
+            filtered = pre_process(stand_in, dict(dataset.columns), **settings, **grid)
+        except (ValueError, AssertionError, KeyError, IndexError) as error:
+            raise UserError(f"data filters {filters} cannot be applied to this {task} data set ({error})") from error
+    return make_dataset(filtered)
+
+
+def _density_grid(table: Mapping[str, Mapping[str, int]], task: str, density: float) -> dict[str, int]:
+    """DSRL's grid for a task and a density; its keys read like OfflineCarCircle-v0_density0.5."""
+    for key, grid in table.items():
+        name, _, value = key.rpartition("_density")
+        name = name.removeprefix("Offline").removeprefix("Metadrive-").rpartition("-v")[0]
+        if name.removesuffix("Gymnasium") == task and float(value) == density:
+            return dict(grid)
+    return {}
+
+
+@contextlib.contextmanager
+def _contained(seed: int) -> Iterator[None]:
+    """Hold dsrl's side effects in: it prints, saves a figure in the working directory and uses the global `random`."""
+    import matplotlib.pyplot as plt
+
+    state = random.getstate()
+    random.seed(seed)
+    opened = set(plt.get_fignums())
+    try:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            contextlib.chdir(folder),
+            contextlib.redirect_stdout(io.StringIO()),
+            np.errstate(all="ignore"),
+        ):
+            yield
+    finally:
+        random.setstate(state)
+        for number in set(plt.get_fignums()) - opened:
+            plt.close(number)
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such data file; set data.dataset or put the file there")
+    try:
+        with h5py.File(path, "r") as file:
+            arrays: dict[str, np.ndarray] = {}
+            for key in TRANSITION:
+                item: Any = file.get(key)
+                if not isinstance(item, h5py.Dataset):
+                    raise UserError(f"{path}: key '{key}' is missing; a DSRL file has {', '.join(TRANSITION)}")
+                arrays[key] = item[()]
+            return arrays
+    except (OSError, RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not a readable HDF5 file, or a truncated one ({reason}); fetch it again") from error
+
+
+def _as_column(path: Path, key: str, array: np.ndarray) -> np.ndarray:
+    """One array in the schema's rank and dtype, finite; [N, 1] scalars are flattened as DSRL's loader does."""
+    column = TRANSITION[key]
+    rank = 2 if column.width else 1
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+        raise UserError(f"{path}: key '{key}' does not hold an array of numbers")
+    if rank == 1 and array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != rank or (rank == 2 and array.shape[1] == 0):
+        wanted = "[rows, width]" if rank == 2 else "[rows]"
+        raise UserError(f"{path}: key '{key}' has shape {list(array.shape)}, {wanted} is needed")
+    with np.errstate(over="ignore"):
+        values = array.astype(column.dtype if column.dtype.kind == "f" else array.dtype)
+    finite = np.isfinite(values)
+    if not finite.all():
+        row = np.argwhere(~finite)[0][0]
+        raise UserError(f"{path}: key '{key}', row {row} is not a finite float32 number; remove or mend that row")
+    return values.astype(column.dtype)
+
+
+def _check_columns(path: Path, columns: Mapping[str, np.ndarray]) -> None:
+    """What holds between arrays, and the ranges of actions and costs."""
+    rows = len(columns["observations"])
+    for key, values in columns.items():
+        if len(values) != rows:
+            raise UserError(f"{path}: key '{key}' has {len(values)} rows, 'observations' has {rows}; they must agree")
+    if rows == 0:
+        raise UserError(f"{path}: the file holds no rows")
+    widths = columns["observations"].shape[1], columns["next_observations"].shape[1]
+    if widths[0] != widths[1]:
+        raise UserError(f"{path}: key 'next_observations' has width {widths[1]}, 'observations' has {widths[0]}")
+    outside = np.abs(columns["actions"]).max(axis=1) > 1.0 + ACTION_TOLERANCE
+    if outside.any():
+        row = np.flatnonzero(outside)[0]
+        raise UserError(f"{path}: key 'actions', row {row} is outside [-1, 1]; rescale the actions")
+    if (columns["costs"] < 0).any():
+        row = np.flatnonzero(columns["costs"] < 0)[0]
+        raise UserError(f"{path}: key 'costs', row {row} is negative; costs must be ≥ 0")

@@ -1,0 +1,34 @@
+"""Where a task's transitions come from: the user's file, the built-in generator, or DSRL's collection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from drcorl_ray.config import Config
+from drcorl_ray.data.download import dsrl_mirrors, find_dataset
+from drcorl_ray.data.dsrl import write_dataset
+from drcorl_ray.data.store import store_for
+from drcorl_ray.envs.point_circle_data import generate_dataset
+from drcorl_ray.errors import UserError
+from drcorl_ray.tasks import get_task
+
+
+def task_store(config: Config, task_name: str) -> Path:
+    """The Parquet store of a task's dataset under run.storage, made now unless it is there."""
+    task = get_task(task_name)
+    root = Path(config.run.storage).absolute()
+    return store_for(_dataset_file(config, task_name, root), root / "stores", task.name, config.data.filters)
+
+
+def _dataset_file(config: Config, task_name: str, root: Path) -> Path:
+    task, named = get_task(task_name), config.dataset_of(task_name)
+    if named is not None:
+        return Path(named).expanduser().absolute()
+    if task.name == "PointCircle":
+        path = root / "datasets" / f"PointCircle-{config.run.seed}.hdf5"
+        if not path.exists():
+            write_dataset(path, generate_dataset(config.run.seed))
+        return path
+    if task.dataset_file is None:
+        raise UserError(f"{task_name}: no dataset is known for this task; set data.dataset=FILE.hdf5")
+    return find_dataset(task.dataset_file, dsrl_mirrors(task.dataset_file))

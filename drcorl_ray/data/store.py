@@ -1,0 +1,298 @@
+"""The store: a data set as Parquet shards and a manifest in one directory, complete under its name or absent.
+
+Vector columns are `fixed_size_binary` (raw float32, little-endian): no repetition levels, so they read several times faster
+than lists and their buffer is the tensor. The manifest carries a checksum of itself and of every shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from drcorl_ray.checkpoint import read_json, write_bytes
+from drcorl_ray.data.dsrl import Dataset, Episodes, Filters, file_sha256, filter_dataset, read_dataset
+from drcorl_ray.data.schema import RATE_DISCOUNT, SCHEMA_VERSION, STORED
+from drcorl_ray.errors import UserError
+
+MANIFEST = "manifest.json"
+OBSERVATION_STD_FLOOR = 1e-3
+_MEND = "delete the store's folder and run again"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Source(_Record):
+    """What a store was made from."""
+
+    file_name: str
+    sha256: str
+    filters: Filters = Filters()
+
+
+class Shard(_Record):
+    """One Parquet file of the store."""
+
+    file_name: str = Field(pattern=r"^[\w-]+\.parquet$")
+    rows: int
+    size_bytes: int
+    sha256: str
+
+
+class Manifest(_Record):
+    """Everything about a store but its rows.
+
+    observation_mean, observation_std: [S], the deviation with 1e-3 added. episode_*: one entry an episode, in row order;
+    returns and costs are undiscounted sums. mean_cost: per step. rate_discount: of the *_rates columns.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    task: str
+    source: Source
+    rows: int = Field(ge=1)
+    observation_size: int = Field(ge=1)
+    action_size: int = Field(ge=1)
+    rate_discount: float
+    observation_mean: tuple[float, ...]
+    observation_std: tuple[float, ...]
+    mean_cost: float
+    min_return: float
+    max_return: float
+    min_cost: float
+    max_cost: float
+    episode_returns: tuple[float, ...]
+    episode_costs: tuple[float, ...]
+    episode_lengths: tuple[int, ...]
+    shards: tuple[Shard, ...]
+
+    @property
+    def episodes(self) -> int:
+        return len(self.episode_lengths)
+
+
+def discounted_rates(values: np.ndarray, episodes: Episodes) -> np.ndarray:
+    """Discounted average of `values` [N] over the rest of each row's episode, [N] float32.
+
+    rateᵢ = Σⱼ γʲ⁻ⁱ xⱼ / Σⱼ γʲ⁻ⁱ, j from i to the end of the episode. After a terminal zeros follow for ever, so that the
+    denominator is 1/(1-γ); after a timeout nothing is assumed.
+    """
+    rates = np.empty(len(values), np.float64)
+    total = np.zeros(len(episodes.starts))
+    weight = np.where(episodes.terminated, 1.0 / (1.0 - RATE_DISCOUNT), 0.0)
+    for steps_left in range(episodes.lengths.max()):
+        live = episodes.lengths > steps_left
+        rows = (episodes.starts + episodes.lengths - 1 - steps_left)[live]
+        total[live] = values[rows] + RATE_DISCOUNT * total[live]
+        weight[live] = 1.0 + RATE_DISCOUNT * weight[live]
+        rates[rows] = total[live] / weight[live]
+    return rates.astype(np.float32)
+
+
+def store_for(path: Path, root: Path, task: str, filters: Filters | None = None) -> Path:
+    """Folder below `root` of the store of a DSRL-layout file, converted now unless a sound one is there.
+
+    Its name stands for the content: source checksum, schema version, task and filters.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such data file; set data.dataset or put the file there")
+    source = Source(file_name=path.name, sha256=file_sha256(path), filters=filters or Filters())
+    identity = json.dumps([SCHEMA_VERSION, task, source.sha256, source.filters.model_dump(mode="json")])
+    folder = root / f"{task}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    try:
+        verify(folder)
+    except UserError:
+        convert(filter_dataset(read_dataset(path), task, source.filters), folder, task=task, source=source)
+    return folder
+
+
+def convert(dataset: Dataset, folder: Path, *, task: str, source: Source, rows_per_shard: int = 65536) -> Manifest:
+    """Write a data set as a store; an existing sound store of the same content is kept, anything else replaced.
+
+    All is written into a hidden sibling directory that is renamed at the end; what dead conversions left is removed.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(folder)
+    temporary = _hidden(folder, "new")
+    temporary.mkdir()
+    try:
+        table = _table(dataset)
+        shards: list[Shard] = []
+        for first in range(0, dataset.rows, rows_per_shard):
+            path, part = temporary / f"rows-{first:012d}.parquet", table.slice(first, rows_per_shard)
+            # Raw floats gain nothing from dictionaries or compression; plain pages are the fastest to read.
+            pq.write_table(part, path, compression="none", use_dictionary=False, write_statistics=False)
+            size = path.stat().st_size
+            shards.append(Shard(file_name=path.name, rows=len(part), size_bytes=size, sha256=file_sha256(path)))
+        manifest = _describe(dataset, task, source, shards)
+        write_bytes(temporary / MANIFEST, _encode(manifest))
+        _put_in_place(temporary, folder, manifest)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return manifest
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read a store's manifest; UserError unless it is byte for byte what was written and every shard has its full size."""
+    path = folder / MANIFEST
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(f"{path}: not a store of schema version {SCHEMA_VERSION}; {_MEND}")
+    damaged = UserError(f"{path}: checksum mismatch, the manifest was altered or damaged; {_MEND}")
+    content.pop("checksum", None)
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        raise damaged from error
+    if _encode(manifest) != path.read_bytes():
+        raise damaged
+    for shard in manifest.shards:
+        shard_path = folder / shard.file_name
+        if not shard_path.is_file() or shard_path.stat().st_size != shard.size_bytes:
+            raise UserError(f"{shard_path}: the shard is missing or cut short; {_MEND}")
+    return manifest
+
+
+def verify(folder: Path) -> Manifest:
+    """`load_manifest`, and every shard's checksum; UserError names the damaged file."""
+    manifest = load_manifest(folder)
+    for shard in manifest.shards:
+        path = folder / shard.file_name
+        if file_sha256(path) != shard.sha256:
+            raise UserError(f"{path}: checksum mismatch, the shard was altered or damaged; {_MEND}")
+    return manifest
+
+
+def read_store(folder: Path, names: Sequence[str] = tuple(STORED), rows: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Columns in row order, read by plain pyarrow, one shard at a time; of given row numbers (ascending) alone, if any."""
+    manifest = load_manifest(folder)
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    first = 0
+    for shard in manifest.shards:
+        last = first + shard.rows
+        here = slice(None) if rows is None else rows[(first <= rows) & (rows < last)] - first
+        for name, (values, shape) in primitives(read_shard(folder / shard.file_name, names)).items():
+            parts[name].append(values.to_numpy().reshape(shape)[here].astype(STORED[name].dtype, copy=False))
+        first = last
+    return {name: np.concatenate(blocks) for name, blocks in parts.items()}
+
+
+def read_shard(path: Path, names: Sequence[str] = tuple(STORED)) -> pa.Table:
+    """One Parquet file of a store; UserError where it cannot be read."""
+    try:
+        return pq.read_table(path, columns=list(names))
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read as Parquet ({' '.join(str(error).split())}); {_MEND}") from error
+
+
+def read_block(batch: Any) -> Any:
+    """The shard named by a Ray Data batch of one path."""
+    [path] = batch["item"]
+    return read_shard(Path(path))
+
+
+def primitives(table: pa.Table) -> dict[str, tuple[pa.Array, tuple[int, ...]]]:
+    """Each stored column as one flat primitive array with its shape; numbers are not copied, flags become uint8."""
+    result: dict[str, tuple[pa.Array, tuple[int, ...]]] = {}
+    for name in table.column_names:
+        column = table.column(name)
+        array = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+        if pa.types.is_fixed_size_binary(array.type):
+            width = array.type.byte_width // 4
+            buffers, offset = [None, array.buffers()[1]], array.offset * width
+            flat = pa.Array.from_buffers(pa.float32(), len(array) * width, buffers, offset=offset)
+            result[name] = flat, (len(array), width)
+        else:
+            result[name] = array.cast(pa.uint8()) if pa.types.is_boolean(array.type) else array, (len(array),)
+    return result
+
+
+def _table(dataset: Dataset) -> pa.Table:
+    episodes, number = dataset.episodes, dataset.episodes.of_rows()
+    derived = {
+        "rows": np.arange(dataset.rows),
+        "reward_rates": discounted_rates(dataset.columns["rewards"], episodes),
+        "cost_rates": discounted_rates(dataset.columns["costs"], episodes),
+        "episode_returns": episodes.returns[number],
+        "episode_costs": episodes.costs[number],
+    }
+    values = {**dataset.columns, **derived}
+    arrays = {
+        name: _vectors(values[name]) if column.width else pa.array(values[name].astype(column.dtype))
+        for name, column in STORED.items()
+    }
+    return pa.table(arrays)
+
+
+def _vectors(array: np.ndarray) -> pa.Array:
+    array = np.ascontiguousarray(array, dtype="<f4")
+    return pa.Array.from_buffers(pa.binary(4 * array.shape[1]), len(array), [None, pa.py_buffer(array)])
+
+
+def _describe(dataset: Dataset, task: str, source: Source, shards: list[Shard]) -> Manifest:
+    observations, episodes = dataset.columns["observations"], dataset.episodes
+    return Manifest(
+        task=task,
+        source=source,
+        rows=dataset.rows,
+        observation_size=observations.shape[1],
+        action_size=dataset.columns["actions"].shape[1],
+        rate_discount=RATE_DISCOUNT,
+        observation_mean=tuple(observations.mean(axis=0, dtype=np.float64).tolist()),
+        observation_std=tuple((observations.std(axis=0, dtype=np.float64) + OBSERVATION_STD_FLOOR).tolist()),
+        mean_cost=float(dataset.columns["costs"].mean(dtype=np.float64)),
+        min_return=float(episodes.returns.min()),
+        max_return=float(episodes.returns.max()),
+        min_cost=float(episodes.costs.min()),
+        max_cost=float(episodes.costs.max()),
+        episode_returns=tuple(episodes.returns.tolist()),
+        episode_costs=tuple(episodes.costs.tolist()),
+        episode_lengths=tuple(episodes.lengths.tolist()),
+        shards=tuple(shards),
+    )
+
+
+def _encode(manifest: Manifest) -> bytes:
+    """The one text of a manifest, with a checksum over the rest in front."""
+    content = manifest.model_dump(mode="json")
+    checksum = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return (json.dumps({"checksum": checksum, **content}) + "\n").encode()
+
+
+def _hidden(folder: Path, kind: str) -> Path:
+    return folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.{kind}")
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete the hidden directories of this machine's conversions whose process is gone (or was an earlier self)."""
+    prefix = f".{folder.name}.{socket.gethostname()}."
+    for leftover in folder.parent.glob(f"{prefix}*"):
+        pid = leftover.name.removeprefix(prefix).partition(".")[0]
+        if pid == str(os.getpid()) or not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _put_in_place(temporary: Path, folder: Path, manifest: Manifest) -> None:
+    """Rename a finished conversion, unless another process was first with the same content."""
+    try:
+        temporary.rename(folder)
+    except OSError:
+        with suppress(UserError):
+            if verify(folder) == manifest:
+                return
+        replaced = _hidden(folder, "old")
+        folder.rename(replaced)
+        temporary.rename(folder)
+        shutil.rmtree(replaced, ignore_errors=True)

@@ -1,0 +1,157 @@
+"""From the store to the device by Ray Data: one pass into a resident replay, or an endless stream into a rolling window."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+import torch
+from ray.data.collate_fn import ArrowBatchCollateFn
+from ray.train import DataConfig
+from torch import Tensor
+
+from drcorl_ray.data.replay import Replay
+from drcorl_ray.data.store import load_manifest, primitives, read_block
+from drcorl_ray.errors import UserError
+
+OBJECT_STORE_BYTES = 512 * 2**20
+READ_TASKS = 2
+
+
+def stream_dataset(folder: Path, worker: int = 0, workers: int = 1) -> ray.data.Dataset:
+    """The rows of a store as a lazy Ray dataset, one block a shard, in order; of several workers, every n-th shard.
+
+    UserError where there are fewer shards than workers.
+    """
+    paths = [str((folder / shard.file_name).absolute()) for shard in load_manifest(folder).shards][worker::workers]
+    if not paths:
+        raise UserError(f"{folder}: too few shards for {workers} workers; use fewer workers or smaller shards")
+    # Ray 2.60: read_parquet merges and cuts files into blocks of its own and takes 6 s to start each epoch (measured),
+    # a plain task a file 0.3 s. Readers book no CPU: with every CPU booked by trainers they would wait for ever.
+    # `read_block` lives in a module without torch, which costs a reader process 4 s and 600 MB to import.
+    dataset = ray.data.from_items(paths, override_num_blocks=len(paths)).map_batches(
+        read_block, batch_size=1, num_cpus=0, compute=ray.data.TaskPoolStrategy(size=READ_TASKS)
+    )
+    dataset.context.execution_options = _execution_options()
+    return dataset
+
+
+def data_config(folder: Path, *, window: bool) -> DataConfig:
+    """How a trainer hands out `stream_dataset(folder)`.
+
+    Resident replays: every worker gets the whole data set, so that results do not depend on the number of workers.
+    Windows: each worker gets its own shards of it, and every row reaches one worker once an epoch.
+    """
+    if window:
+        return _OwnShards(folder)
+    return DataConfig(datasets_to_split=[], execution_options=_execution_options())
+
+
+def fill(replay: Replay, iterator: ray.data.DataIterator) -> None:
+    """Read the whole data set into a resident replay, in whatever order its blocks arrive."""
+    for columns in iterator.iter_torch_batches(
+        batch_size=None, prefetch_batches=READ_TASKS, collate_fn=StoredColumns(), device="cpu"
+    ):
+        replay.insert(columns)
+    if not replay.complete:
+        raise RuntimeError(f"the stream brought {replay.inserted_rows} rows, {replay.capacity} different ones were due")
+
+
+class StoredColumns(ArrowBatchCollateFn):
+    """Arrow block → tensors that are read-only views of it (flags alone are copied, to uint8)."""
+
+    def __call__(self, batch: pa.Table) -> dict[str, Tensor]:
+        return {name: torch.from_dlpack(values).view(shape) for name, (values, shape) in primitives(batch).items()}
+
+
+class Window:
+    """Keeps a rolling-window replay fresh: a thread reads this worker's rows, epoch after epoch, a few chunks ahead.
+
+    The sequence of chunks is the same in every run, and `refresh` waits rather than skips, so a window's content depends
+    only on the number of refreshes. waited_s: seconds the learner has waited for data since the window was full.
+    Beyond the replay it holds at most prefetch_chunks + 2 chunks and Ray's few blocks. Close it, or use it in a `with`.
+    """
+
+    def __init__(self, iterator: ray.data.DataIterator, *, chunk_rows: int = 65536, prefetch_chunks: int = 2):
+        self.waited_s = 0.0
+        self._iterator, self._chunk_rows = iterator, chunk_rows
+        self._chunks: queue.Queue[dict[str, Tensor] | BaseException] = queue.Queue(prefetch_chunks)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._produce, name="drcorl-window", daemon=True)
+        self._thread.start()
+
+    def fill(self, replay: Replay) -> None:
+        """Insert chunks until the replay is full (rows come twice where this worker has fewer than fit)."""
+        while replay.filled < replay.capacity:
+            self.refresh(replay)
+        self.waited_s = 0.0
+
+    def refresh(self, replay: Replay) -> None:
+        """Overwrite the replay's oldest rows with the next chunk; errors of the reading thread are raised here."""
+        started = time.perf_counter()
+        chunk = self._chunks.get()
+        self.waited_s += time.perf_counter() - started
+        if isinstance(chunk, BaseException):
+            raise chunk
+        replay.insert(chunk)
+
+    def close(self) -> None:
+        """Stop reading; what was read ahead is dropped."""
+        self._closed.set()
+        self._thread.join(timeout=10)
+
+    def __enter__(self) -> Window:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _produce(self) -> None:
+        try:
+            while True:
+                for chunk in self._iterator.iter_torch_batches(
+                    batch_size=self._chunk_rows, prefetch_batches=1, collate_fn=StoredColumns(), device="cpu"
+                ):
+                    if not self._offer(chunk):
+                        return
+        except BaseException as error:  # a reader must not die in silence: refresh would wait for ever
+            self._offer(error)
+
+    def _offer(self, item: dict[str, Tensor] | BaseException) -> bool:
+        """Put an item into the queue; false when the window was closed meanwhile."""
+        while not self._closed.is_set():
+            try:
+                self._chunks.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+
+class _OwnShards(DataConfig):
+    """Ray 2.60's own split drops rows (equal=True) and makes the workers wait for each other at every epoch's start."""
+
+    def __init__(self, folder: Path):
+        super().__init__(datasets_to_split=[])
+        self._folder = folder
+
+    def configure(
+        self,
+        datasets: dict[str, ray.data.Dataset],
+        world_size: int,
+        worker_handles: Any,
+        worker_node_ids: Any,
+        **kwargs: Any,
+    ) -> list[dict[str, ray.data.DataIterator]]:
+        shares = [stream_dataset(self._folder, worker, world_size) for worker in range(world_size)]
+        return [{name: share.iterator() for name in datasets} for share in shares]
+
+
+def _execution_options() -> ray.data.ExecutionOptions:
+    limits = ray.data.ExecutionResources.for_limits(object_store_memory=OBJECT_STORE_BYTES)
+    return ray.data.ExecutionOptions(resource_limits=limits, preserve_order=True)

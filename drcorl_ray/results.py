@@ -1,0 +1,122 @@
+"""results.json: one row per evaluated policy, saying what it is, how it was chosen and what it scored (schema 1).
+
+A row has: task, algorithm, member, config, seed, cost_limit, dataset_sha256; evaluation_mode (where training's cost estimate
+came from), selection (`last`, `online_best`, `search_winner`), online_episodes (spent in training or selection), episodes (of
+this evaluation); reward_mean, reward_std, cost_mean, cost_std, length_mean, normalized_reward, normalized_cost (Eq. 26);
+policy (file, relative to the run).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from drcorl_ray.checkpoint import write_json
+from drcorl_ray.metrics import EpisodeStats, normalized_cost, normalized_reward
+from drcorl_ray.policy import PopulationPolicy
+from drcorl_ray.run_directory import RunDirectory
+from drcorl_ray.stages import TaskData
+
+RESULTS_SCHEMA = 1
+_PACKAGES = ("drcorl_ray", "torch", "ray", "optuna", "gymnasium", "mujoco", "numpy", "pyarrow")
+
+Selection = Literal["last", "online_best", "search_winner"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a row says of a policy beyond its scores; `config` are its hyper-parameters."""
+
+    algorithm: str
+    config: Mapping[str, Any]
+    seed: int
+    cost_limit: float
+    selection: Selection = "last"
+    online_episodes: int = 0
+    evaluation_mode: str = "offline"
+
+
+def score(
+    run: RunDirectory,
+    data: TaskData,
+    policies: PopulationPolicy,
+    candidates: Sequence[Candidate],
+    stats: EpisodeStats,
+    label: str,
+) -> list[dict[str, Any]]:
+    """Rows of a population's evaluation; each member's policy file is written beside, RUN/policies/TASK-LABEL-000.safetensors."""
+    rows = []
+    for member, candidate in enumerate(candidates):
+        path = run.policies / f"{data.task.name}-{label}-{member:03d}.safetensors"
+        returns, costs = stats.returns[member], stats.costs[member]
+        row = {
+            "task": data.task.name,
+            "algorithm": candidate.algorithm,
+            "member": member,
+            "config": dict(candidate.config),
+            "seed": candidate.seed,
+            "cost_limit": candidate.cost_limit,
+            "dataset_sha256": data.manifest.source.sha256,
+            "evaluation_mode": candidate.evaluation_mode,
+            "selection": candidate.selection,
+            "online_episodes": candidate.online_episodes,
+            "episodes": len(stats.seeds),
+            "reward_mean": float(returns.mean()),
+            "reward_std": float(returns.std()),
+            "cost_mean": float(costs.mean()),
+            "cost_std": float(costs.std()),
+            "length_mean": float(stats.lengths[member].mean()),
+            "normalized_reward": float(normalized_reward(returns, data.spec.return_min, data.spec.return_max).mean()),
+            "normalized_cost": float(normalized_cost(costs, candidate.cost_limit).mean()),
+            "policy": str(path.relative_to(run.path)),
+        }
+        policies.save(path, member, {"result": row})
+        rows.append(row)
+    return rows
+
+
+def best_safe_episode(data: TaskData, cost_limit: float) -> float | None:
+    """Normalised return of the data's best episode whose cost is within the limit; None where there is none."""
+    returns, costs = (np.asarray(x) for x in (data.manifest.episode_returns, data.manifest.episode_costs))
+    safe = returns[costs <= cost_limit]
+    return float(normalized_reward(safe.max(), data.spec.return_min, data.spec.return_max)) if len(safe) else None
+
+
+def write_results(run: RunDirectory, rows: Sequence[Mapping[str, Any]], wall_s: float, extra: Mapping[str, Any]) -> None:
+    """Write results.json, the last file of a run: its presence says that the run is finished."""
+    about = {"commit": _commit(), "versions": _versions(), "machine": _machine(), "wall_s": round(wall_s, 1), "argv": sys.argv}
+    write_json(run.results, {"schema": RESULTS_SCHEMA, "run": about | dict(extra), "rows": list(rows)})
+
+
+def _commit() -> str | None:
+    folder = Path(__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _machine() -> dict[str, Any]:
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"cpus": os.cpu_count(), "processor": platform.machine(), "gpus": gpus}

@@ -1,0 +1,127 @@
+"""A run's directory: who owns it, where each output lies, and its metrics log."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from drcorl_ray.checkpoint import read_json, write_bytes
+from drcorl_ray.config import Config, dump_config
+from drcorl_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """RUN/: config.yaml, metrics.jsonl, policies/, curves/, ray/ (checkpoints), results.json, report.md and its pictures."""
+
+    path: Path
+
+    @classmethod
+    def prepare(cls, config: Config) -> RunDirectory:
+        """Make the directory, or take up the unfinished run in it; UserError where that would lose or mix up work."""
+        name = config.run.dir or f"runs/{'-'.join(config.tasks)[:60]}-{time.strftime('%Y%m%d-%H%M%S')}"
+        run = cls(Path(name).absolute())
+        resolved = dump_config(config)
+        if run.results.exists():
+            raise UserError(f"{name}: this run is finished; choose another run.dir, or delete it first")
+        if run.config.exists():
+            if not config.run.resume:
+                raise UserError(f"{name}: holds an unfinished run; add run.resume=true to go on, or choose another run.dir")
+            _refuse_other_settings(run.config, resolved)
+        elif run.path.is_dir() and any(run.path.iterdir()):
+            raise UserError(f"{name}: is not empty and holds no run; choose another run.dir")
+        try:
+            write_bytes(run.config, resolved.encode())
+        except OSError as error:
+            raise UserError(f"{name}: cannot be written ({error.strerror or error}); choose another run.dir") from error
+        return run
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def logs(self) -> list[Path]:
+        """Every metrics log written so far: the run's own, and one for each pack of a search."""
+        return [path for path in (self.metrics, *sorted(self.path.glob("packs/*/metrics.jsonl"))) if path.exists()]
+
+    @property
+    def ray(self) -> Path:
+        return self.path / "ray"
+
+    @property
+    def policies(self) -> Path:
+        return self.path / "policies"
+
+    def curve(self, task: str, step: int) -> Path:
+        """The population after `step` extraction steps."""
+        return self.path / "curves" / task / f"step-{step:08d}.safetensors"
+
+    def population(self, task: str) -> Path:
+        """The population at the end of extraction."""
+        return self.policies / f"{task}-population.safetensors"
+
+
+def _refuse_other_settings(path: Path, resolved: str) -> None:
+    before, now = (_flatten(yaml.safe_load(text)) for text in (path.read_text(encoding="utf-8"), resolved))
+    changed = [key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and key != "run.resume"]
+    if changed:
+        raise UserError(
+            f"{path}: the run was started with other settings ({', '.join(sorted(changed))}); resume with the same"
+        )
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+class MetricsLog:
+    """metrics.jsonl: one line a report, {"task", "stage", "step", "total_steps", "metrics": {name: [one value a member]}}.
+
+    A report that is repeated after a restart replaces its first version.
+    """
+
+    def __init__(self, path: Path, task: str, stage: str, total_steps: int, from_step: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._head = path, {"task": task, "stage": stage, "total_steps": total_steps}
+        lines = read_log(path)
+        kept = [line for line in lines if (line["task"], line["stage"]) != (task, stage) or line["step"] <= from_step]
+        if len(kept) < len(lines):
+            write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    def write(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
+        values = {name: [float(x) if np.isfinite(x) else None for x in array] for name, array in sorted(metrics.items())}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(self._head | {"step": step, "metrics": values}) + "\n")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a metrics log; a half-written last line is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def read_results(run: Path) -> dict[str, Any]:
+    """The results of a finished run; UserError where there are none."""
+    if not (run / "results.json").exists():
+        raise UserError(f"{run}: no finished run is there (results.json is missing)")
+    return read_json(run / "results.json")

@@ -1,0 +1,204 @@
+"""Ray Train around the two stages: shards in, one flat all-reduce between workers, reports and checkpoints out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+import torch.distributed
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from torch import Tensor
+
+from drcorl_ray.config import Config, MemberConfig
+from drcorl_ray.data.replay import Batch, Replay
+from drcorl_ray.data.stream import Window, data_config, fill, stream_dataset
+from drcorl_ray.errors import UserError
+from drcorl_ray.method.learner import Learner
+from drcorl_ray.method.random import Draws
+from drcorl_ray.policy import load_population
+from drcorl_ray.run_directory import MetricsLog, RunDirectory
+from drcorl_ray.stages import (
+    Placement,
+    Stage,
+    TaskData,
+    advance,
+    artifact_path,
+    build_learner,
+    build_pretrainer,
+    load_artifact,
+    load_stage,
+    pretrain_seeds,
+    save_artifact,
+    save_stage,
+)
+
+_STATE = "state.safetensors"
+
+BuildStage = Callable[[Config, TaskData, Placement], Stage]
+Finish = Callable[[Stage], None]
+
+
+def pretrain(config: Config, data: TaskData, run: RunDirectory, seeds: Sequence[int]) -> Path:
+    """The pretrained artifact of a task: the one in run.storage if it is there and sound, else made by a Ray Train job."""
+    path = artifact_path(Path(config.run.storage).absolute(), data, config.pretrain, seeds)
+    if path.exists():
+        try:
+            load_artifact(path)
+            return path
+        except UserError:
+            path.unlink()
+
+    def build(config: Config, data: TaskData, placement: Placement) -> Stage:
+        return build_pretrainer(config, data, seeds, placement)
+
+    def finish(stage: Stage) -> None:
+        save_artifact(path, stage)  # type: ignore[arg-type]
+
+    _fit(config, data, run, "pretrain", build, finish)
+    return path
+
+
+def extract(config: Config, data: TaskData, run: RunDirectory, members: Sequence[MemberConfig], artifact: Path) -> Path:
+    """Policy extraction of a population by a Ray Train job; the file of the finished population."""
+    path = run.population(data.task.name)
+
+    def build(config: Config, data: TaskData, placement: Placement) -> Stage:
+        return build_learner(config, data, members, load_artifact(artifact), placement)
+
+    def finish(stage: Stage) -> None:
+        assert isinstance(stage, Learner)
+        stage.policies().save_population(path, {"finite": stage.finite().tolist()})
+
+    _fit(config, data, run, "extract", build, finish)
+    load_population(path)
+    return path
+
+
+def curve_steps(config: Config) -> list[int]:
+    """Extraction steps at which the population is kept for the training curves, on the grid of reports."""
+    total, grid = config.extract.critic_steps + config.extract.steps, config.scaling.report_steps
+    points = config.evaluation.curve_points
+    wanted = (config.extract.critic_steps + config.extract.steps * i / points for i in range(1, points + 1))
+    return sorted({min(total, -(-int(step) // grid) * grid) for step in wanted})
+
+
+def _fit(config: Config, data: TaskData, run: RunDirectory, stage: str, build: BuildStage, finish: Finish) -> None:
+    """Run one stage as a Ray Train job that resumes from its last report, whoever died."""
+    windowed = config.data.window_rows is not None and config.data.window_rows < data.manifest.rows
+    trainer = TorchTrainer(
+        _worker_loop,
+        train_loop_config={
+            "config": config.model_dump(), "store": str(data.store), "run": run, "stage": stage, "build": build, "finish": finish,
+        },
+        datasets={"train": stream_dataset(data.store)},
+        dataset_config=data_config(data.store, window=windowed),
+        torch_config=TorchConfig(backend="nccl" if config.scaling.use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.scaling.workers,
+            use_gpu=config.scaling.use_gpu,
+            resources_per_worker={"CPU": config.scaling.cpus_per_worker, **({"GPU": 1} if config.scaling.use_gpu else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"{data.task.name}-{stage}",
+            storage_path=str(run.ray),
+            # Ray 2.60 retries set-up failures for ever unless the controller's own failures are limited too.
+            failure_config=ray.train.FailureConfig(max_failures=config.scaling.max_failures, controller_failure_limit=2),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+    )  # fmt: skip
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        causes = getattr(error, "worker_failures", {}).values()
+        user_error = next((cause for cause in causes if isinstance(cause, UserError)), None)
+        reason = user_error or next(iter(causes), error)
+        raise UserError(
+            f"{stage} of {data.task.name} failed ({' '.join(str(reason).split())[-400:]}); "
+            f"mend it and add run.resume=true run.dir={run.path}"
+        ) from error
+
+
+class Feed:
+    """This worker's minibatches: from a resident replay, or from a rolling window that moves as the steps go by."""
+
+    def __init__(self, config: Config, data: TaskData, device: str, shard: Any) -> None:
+        self._refresh_steps, self._steps = config.data.refresh_steps, 0
+        self._replay = Replay(data.manifest, device=device, capacity=config.data.window_rows)
+        self._window = None if self._replay.resident else Window(shard, chunk_rows=max(1, self._replay.capacity // 8))
+        if self._window is None:
+            fill(self._replay, shard)
+        else:
+            self._window.fill(self._replay)
+
+    def seek(self, step: int) -> None:
+        """Bring a window to where it stood before `step`: its content is a function of the number of refreshes."""
+        for _ in range(step):
+            self._move()
+
+    def sample(self, draws: Draws, rows: int) -> Batch:
+        self._move()
+        return self._replay.sample(draws, rows)
+
+    def _move(self) -> None:
+        if self._window is not None and self._steps and self._steps % self._refresh_steps == 0:
+            self._window.refresh(self._replay)
+        self._steps += 1
+
+    def close(self) -> None:
+        if self._window is not None:
+            self._window.close()
+
+
+def _worker_loop(job: dict[str, Any]) -> None:
+    config, run, name = Config.model_validate(job["config"]), job["run"], job["stage"]
+    torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    placement = Placement(str(get_device()), rank, workers, _all_reduce if workers > 1 else (lambda tensor: tensor))
+    data = TaskData.open(Path(job["store"]))
+    stage: Stage = job["build"](config, data, placement)
+    rows = placement.rows((config.pretrain if name == "pretrain" else config.extract).batch_size)
+    feed = Feed(config, data, placement.device, ray.train.get_dataset_shard("train"))
+    step = _restore(stage)
+    feed.seek(step)
+    log = MetricsLog(run.metrics, data.task.name, name, stage.total_steps, step) if rank == 0 else None
+    keep = curve_steps(config) if name == "extract" and rank == 0 else []
+    while step < stage.total_steps:
+        stop = min(stage.total_steps, (step // config.scaling.report_steps + 1) * config.scaling.report_steps)
+        metrics = advance(stage, feed.sample, rows, step, stop)
+        step = stop
+        if step in keep and isinstance(stage, Learner):
+            stage.policies().save_population(run.curve(data.task.name, step), {"step": step})
+        if log is not None:
+            log.write(step, metrics)
+        _report(stage, step, rank)
+    feed.close()
+    if rank == 0:
+        job["finish"](stage)
+
+
+def _restore(stage: Stage) -> int:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0
+    with checkpoint.as_directory() as folder:
+        return load_stage(Path(folder) / _STATE, stage)
+
+
+def _report(stage: Stage, step: int, rank: int) -> None:
+    """Every worker reports (it is a barrier); the first one's state is the checkpoint, since all are equal."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = None
+        if rank == 0:
+            save_stage(Path(folder) / _STATE, stage, step)
+            checkpoint = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report({"step": step}, checkpoint=checkpoint)
+
+
+def _all_reduce(tensor: Tensor) -> Tensor:
+    torch.distributed.all_reduce(tensor)
+    return tensor / torch.distributed.get_world_size()

@@ -1,0 +1,22 @@
+"""Search DRCORL's hyper-parameters with Ray Tune and Optuna: pretrain once per task, then packs of members side by side.
+
+python launch/tune.py                                              # the quickstart: built-in task, two minutes
+python launch/tune.py tune_configs/velocity.yaml task.name=HopperVelocity data.dataset=FILE.hdf5
+"""
+
+import sys
+from pathlib import Path
+
+from drcorl_ray.cli import main
+
+QUICKSTART = Path(__file__).resolve().parent.parent / "tune_configs" / "quickstart.yaml"
+
+
+def work(config):  # noqa: ANN001, ANN201
+    from drcorl_ray.search import search  # after the command line is checked: Ray takes seconds to import
+
+    return search(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__.splitlines()[0], work, QUICKSTART))

@@ -1,0 +1,163 @@
+import threading
+import time
+
+import pytest
+import torch
+
+from drcorl_ray.data.replay import Replay
+from drcorl_ray.data.store import load_manifest, read_store
+from drcorl_ray.errors import UserError
+from tests.data.helpers import make_store
+
+stream = pytest.importorskip("drcorl_ray.data.stream")
+ROWS, SHARD_ROWS = 1003, 100
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stream") / "store"
+    make_store(folder, ROWS, rows_per_shard=SHARD_ROWS)
+    return folder
+
+
+def plain(folder) -> Replay:
+    replay = Replay(load_manifest(folder))
+    replay.insert(read_store(folder))
+    return replay
+
+
+def rows_of(iterator, batch_size=None) -> list[int]:
+    batches = iterator.iter_torch_batches(batch_size=batch_size, collate_fn=stream.StoredColumns(), device="cpu")
+    return [row for batch in batches for row in batch["rows"].tolist()]
+
+
+class Endless:
+    """Stands in for a Ray iterator: a few chunks an epoch, and a count of those taken."""
+
+    def __init__(self, columns, fail_after=None):
+        self.columns, self.fail_after, self.taken = columns, fail_after, 0
+
+    def iter_torch_batches(self, *, batch_size, **_):
+        for first in range(0, ROWS, batch_size):
+            if self.taken == self.fail_after:
+                raise OSError("the disk is gone")
+            self.taken += 1
+            yield {name: torch.tensor(values[first : first + batch_size]) for name, values in self.columns.items()}
+
+
+def test_a_window_goes_on_epoch_after_epoch_and_reads_little_ahead(folder):
+    columns = read_store(folder)
+    source, replay = Endless(columns), Replay(load_manifest(folder), capacity=350)
+    with stream.Window(source, chunk_rows=100, prefetch_chunks=2) as window:
+        window.fill(replay)
+        assert replay.filled == 350
+        for refreshes in range(5, 30):
+            window.refresh(replay)
+            time.sleep(0.002)
+            assert source.taken <= refreshes + 3
+        sent = ([*range(ROWS)] * 4)[: replay.inserted_rows]
+        assert len(sent) > 2 * ROWS
+        newest = columns["rewards"][sent[-350:]]
+        assert sorted(replay.rewards.tolist()) == sorted(newest.tolist())
+        assert window.waited_s < 5
+    assert not any(thread.name == "drcorl-window" for thread in threading.enumerate())
+
+
+def test_a_window_raises_what_stopped_its_reader(folder):
+    replay = Replay(load_manifest(folder), capacity=900)
+    with (
+        stream.Window(Endless(read_store(folder), fail_after=3), chunk_rows=100) as window,
+        pytest.raises(OSError, match="the disk is gone"),
+    ):
+        window.fill(replay)
+    assert replay.filled == 300
+
+
+def test_more_workers_than_shards_are_refused(folder):
+    with pytest.raises(UserError, match="too few shards for 12 workers"):
+        stream.stream_dataset(folder, 11, 12)
+
+
+@pytest.mark.ray
+def test_every_row_arrives_once_and_in_order(ray_cluster, folder):
+    dataset = stream.stream_dataset(folder)
+    assert rows_of(dataset.iterator()) == [*range(ROWS)]
+    assert rows_of(dataset.iterator(), batch_size=64) == [*range(ROWS)]
+
+
+@pytest.mark.ray
+def test_a_filled_replay_equals_a_plain_read(ray_cluster, folder):
+    manifest, expected = load_manifest(folder), plain(folder)
+    config = stream.data_config(folder, window=False)
+    shards = config.configure({"train": stream.stream_dataset(folder)}, 2, None, None)
+    for shard in shards:  # every worker gets everything
+        replay = Replay(manifest)
+        stream.fill(replay, shard["train"])
+        assert replay.complete
+        for name in ("observations", "actions", "next_observations", "rewards", "terminals", "cost_rates", "episode_costs"):
+            assert torch.equal(getattr(replay, name), getattr(expected, name))
+
+
+@pytest.mark.ray
+def test_an_incomplete_stream_is_noticed(ray_cluster, folder):
+    with pytest.raises(RuntimeError, match="were due"):
+        stream.fill(Replay(load_manifest(folder)), stream.stream_dataset(folder, 0, 2).iterator())
+
+
+@pytest.mark.ray
+def test_two_windows_share_every_row_once_an_epoch(ray_cluster, folder):
+    config = stream.data_config(folder, window=True)
+    shards = config.configure({"train": stream.stream_dataset(folder)}, 2, None, None)
+    for _ in range(2):
+        first, second = (rows_of(shard["train"], batch_size=64) for shard in shards)
+        assert len(first) + len(second) == ROWS
+        assert sorted(first + second) == [*range(ROWS)]
+        assert abs(len(first) - len(second)) <= SHARD_ROWS
+
+
+@pytest.mark.ray
+def test_a_damaged_shard_stops_the_stream_with_its_name(ray_cluster, tmp_path):
+    make_store(tmp_path / "store", rows=40, rows_per_shard=20)
+    dataset = stream.stream_dataset(tmp_path / "store")
+    path = sorted((tmp_path / "store").glob("*.parquet"))[1]
+    path.write_bytes(b"?" * path.stat().st_size)
+    with pytest.raises(Exception, match="cannot be read as Parquet") as caught:
+        rows_of(dataset.iterator())
+    assert path.name in str(caught.value)
+
+
+def train_loop(config):
+    import ray.train
+
+    from drcorl_ray.data.stream import Window
+
+    replay = Replay(load_manifest(config["folder"]), capacity=300)
+    context = ray.train.get_context()
+    with Window(ray.train.get_dataset_shard("train"), chunk_rows=64) as window:
+        window.fill(replay)
+        seen = config["folder"].parent / f"rank{context.get_world_rank()}.txt"
+        for _ in range(10):
+            window.refresh(replay)
+    seen.write_text(str(int(replay._arrived.sum())))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_windows_in_a_trainer_that_books_every_cpu(ray_cluster, folder, tmp_path):
+    """Two trainers on two CPUs leave none for reading: with readers that book a CPU this hangs for ever."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    TorchTrainer(
+        train_loop,
+        train_loop_config={"folder": folder},
+        datasets={"train": stream.stream_dataset(folder)},
+        dataset_config=stream.data_config(folder, window=True),
+        scaling_config=ScalingConfig(num_workers=2),
+        torch_config=TorchConfig(backend="gloo"),
+        run_config=RunConfig(
+            name="windows", storage_path=str(tmp_path), failure_config=FailureConfig(controller_failure_limit=1)
+        ),
+    ).fit()
+    arrived = [int((folder.parent / f"rank{rank}.txt").read_text()) for rank in range(2)]
+    assert sum(arrived) == ROWS
