@@ -21,7 +21,7 @@ def normalized_cost(episode_cost: np.ndarray, cost_limit: float | np.ndarray) ->
 
 @dataclass(frozen=True)
 class EpisodeStats:
-    """Episodes of a population: returns and costs [P, E] float64 (undiscounted sums), lengths [P, E] int64, seeds [E] int64."""
+    """Episodes of a population: undiscounted returns and costs [P, E] float64, lengths [P, E] int64, seeds [E] int64."""
 
     returns: np.ndarray
     costs: np.ndarray

@@ -54,7 +54,7 @@ def score(
     stats: EpisodeStats,
     label: str,
 ) -> list[dict[str, Any]]:
-    """Rows of a population's evaluation; each member's policy file is written beside, RUN/policies/TASK-LABEL-000.safetensors."""
+    """Rows of a population's evaluation; each member's policy is written to RUN/policies/TASK-LABEL-MEMBER.safetensors."""
     rows = []
     for member, candidate in enumerate(candidates):
         path = run.policies / f"{data.task.name}-{label}-{member:03d}.safetensors"

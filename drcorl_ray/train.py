@@ -31,7 +31,6 @@ from drcorl_ray.stages import (
     build_pretrainer,
     load_artifact,
     load_stage,
-    pretrain_seeds,
     save_artifact,
     save_stage,
 )
@@ -123,7 +122,7 @@ def _fit(config: Config, data: TaskData, run: RunDirectory, stage: str, build: B
 
 
 class Feed:
-    """This worker's minibatches: from a resident replay, or from a rolling window that moves as the steps go by."""
+    """Minibatches of one worker: from a resident replay, or from a rolling window that moves as the steps go by."""
 
     def __init__(self, config: Config, data: TaskData, device: str, shard: Any) -> None:
         self._refresh_steps, self._steps = config.data.refresh_steps, 0

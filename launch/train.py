@@ -9,7 +9,7 @@ import sys
 from drcorl_ray.cli import main
 
 
-def work(config):  # noqa: ANN001, ANN201
+def work(config):
     from drcorl_ray.experiment import train  # after the command line is checked: Ray takes seconds to import
 
     return train(config)

@@ -12,7 +12,7 @@ from drcorl_ray.cli import main
 QUICKSTART = Path(__file__).resolve().parent.parent / "tune_configs" / "quickstart.yaml"
 
 
-def work(config):  # noqa: ANN001, ANN201
+def work(config):
     from drcorl_ray.search import search  # after the command line is checked: Ray takes seconds to import
 
     return search(config)

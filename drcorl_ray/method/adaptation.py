@@ -55,7 +55,7 @@ def decide(
 
 
 def manipulate(gradient_r: Tensor, gradient_c: Tensor) -> Tensor:
-    """Eq. 12 on whole policy gradients [P, N], per member: the mean of both, each first freed of its conflict with the other."""
+    """Eq. 12 on whole policy gradients [P, N], per member: the mean of both, each freed of its conflict with the other."""
     dot = (gradient_r * gradient_c).sum(-1, keepdim=True)
     conflict = dot < 0
     tiny = torch.finfo(dot.dtype).tiny
@@ -79,7 +79,7 @@ class Multiplier:
         return cls(torch.zeros_like(like), torch.zeros_like(like), torch.full_like(like, torch.inf))
 
     def update(self, cost: Tensor, *, proportional: Tensor, integral: Tensor, derivative: Tensor) -> None:
-        """One control step on the normalised cost: error C − 1, integral kept ≥ 0, only a rising cost counts in the derivative."""
+        """One control step on the normalised cost: error C − 1, integral kept ≥ 0, derivative of a rising cost alone."""
         error = cost - 1.0
         rise = (cost - self.previous_cost).clamp(min=0.0)
         self.integral.add_(error).clamp_(min=0.0)

@@ -6,6 +6,7 @@ Time t ∈ (0, 1]; t = 0 is data. a_t = α(t)·a + σ(t)·z with z ~ N(0, I), α
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -61,7 +62,7 @@ def sample(predict: NoisePrediction, noise: Tensor, steps: int) -> Tensor:
     grid = torch.linspace(*reversed(TRAINING_TIMES), steps + 1, dtype=noise.dtype, device=noise.device)
     noisy = noise
     with torch.no_grad():
-        for now, after in zip(grid[:-1], grid[1:], strict=True):
+        for now, after in pairwise(grid):
             epsilon = predict(noisy, now.expand(noise.shape[:-1]))
             (alpha, sigma), (next_alpha, next_sigma) = marginal(now), marginal(after)
             noisy = next_alpha * (noisy - sigma * epsilon) / alpha + next_sigma * epsilon

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +90,7 @@ class MLP:
     def layout(self) -> Layout:
         layout = Layout()
         widths = (self.inputs, *self.hidden, self.outputs)
-        for layer, (width, next_width) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for layer, (width, next_width) in enumerate(pairwise(widths)):
             layout.update(_linear(width, next_width, f"layers.{layer}"))
             if self.layer_norm and layer < len(self.hidden):
                 layout.update(_norm(next_width, f"norms.{layer}"))

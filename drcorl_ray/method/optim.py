@@ -1,4 +1,4 @@
-"""A population's trainable network: weights, Adam moments and target in flat buffers [G, N], so each update is a few passes."""
+"""A population's trainable network: weights, Adam moments and target in flat buffers [G, N], a few passes an update."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Trainable:
 
 
 def flat_gradients(loss: Tensor, trainables: Sequence[Trainable]) -> list[Tensor]:
-    """Gradients [G, N] of a scalar with respect to each of the trainables; members' losses are summed, so each row is one's own."""
+    """Gradients [G, N] of a sum of members' losses with respect to each of the trainables: each row is its member's own."""
     leaves = [list(trainable.weights.values()) for trainable in trainables]
     gradients = iter(torch.autograd.grad(loss, [leaf for group in leaves for leaf in group]))
     return [torch.cat([next(gradients).flatten(1) for _ in group], dim=1) for group in leaves]

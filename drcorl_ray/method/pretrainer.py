@@ -205,7 +205,7 @@ class Pretrainer:
         )
 
     def _own_conditions(self, batch: Batch, draws: Draws) -> Tensor:
-        """Each row's labels in full (or all hidden for a plain behaviour model), so that the clone acts as the row's episode did."""
+        """Each row's labels in full (all hidden for a plain behaviour model): the clone acts as the row's episode did."""
         return row_conditions(batch, self.spec, draws, float(self.config.condition_dropout == 1.0))
 
     def _act(self, observations: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor]:
