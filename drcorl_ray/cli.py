@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from drcorl_ray.config import Config, load_config
 from drcorl_ray.errors import UserError
 
 
-def main(description: str, work: Callable[[Config], object], default_file: Path | None = None) -> int:
+def main(description: str | None, work: Callable[[Config], object], default_file: Path | None = None) -> int:
     """Run a launch script: 0 when the work is done, 2 with one line on stderr for a user's error, 130 when interrupted."""
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
@@ -38,7 +38,7 @@ def guarded(work: Callable[[], object]) -> int:
     return 0
 
 
-def print_help(description: str) -> None:
+def print_help(description: str | None) -> None:
     """The script's purpose and every key with its default and meaning."""
     console = Console()
     console.print(f"{description}\n\nusage: {Path(sys.argv[0]).name} [CONFIG.yaml] [section.key=value …]\n", markup=False)
@@ -56,8 +56,3 @@ def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any, 
             if name == "space":
                 default = {key: entry.model_dump(exclude_defaults=True) for key, entry in default.items()}
             yield f"{prefix}{name}", default, field.description or ""
-
-
-def arguments_of(names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Positional arguments and section.key=value settings apart."""
-    return [name for name in names if "=" not in name], [name for name in names if "=" in name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 _ENVIRONMENT = {
@@ -33,6 +34,6 @@ def connect() -> None:
         ray.init(
             include_dashboard=False,  # of a Ray started here; a joined cluster keeps its own
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             runtime_env={"env_vars": dict(_ENVIRONMENT)},
         )

@@ -94,7 +94,7 @@ class PopulationSearch(Searcher):
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> Any:
         pack = self._packs.get(trial_id)
         if pack is None:
             pack = self.unfinished.pop(0) if self.unfinished else self._ask()

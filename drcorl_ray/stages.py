@@ -142,7 +142,9 @@ def _estimation_observations(config: Config, data: TaskData, members: Sequence[M
         rows.append(eligible[draws.integers(Stream.ESTIMATE_STATES, ESTIMATION_STATES, len(eligible))[0].numpy()])
     wanted, place = np.unique(np.stack(rows), return_inverse=True)
     observations = read_store(data.store, ("observations",), wanted)["observations"]
-    standardised = (observations - np.float32(data.spec.observation_mean)) / np.float32(data.spec.observation_std)
+    standardised = (observations - np.array(data.spec.observation_mean, np.float32)) / np.array(
+        data.spec.observation_std, np.float32
+    )
     return torch.from_numpy(standardised[place].reshape(len(members), ESTIMATION_STATES, -1))
 
 

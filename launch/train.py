@@ -16,4 +16,4 @@ def work(config):
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__.splitlines()[0], work))
+    sys.exit(main(__doc__, work))

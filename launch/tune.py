@@ -19,4 +19,4 @@ def work(config):
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__.splitlines()[0], work, QUICKSTART))
+    sys.exit(main(__doc__, work, QUICKSTART))

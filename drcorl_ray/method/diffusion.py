@@ -59,7 +59,7 @@ def behaviour_direction(
 
 def sample(predict: NoisePrediction, noise: Tensor, steps: int) -> Tensor:
     """Actions from the behaviour model by DDIM: deterministic denoising of noise [P, B, A] from t = 1 in `steps` steps."""
-    grid = torch.linspace(*reversed(TRAINING_TIMES), steps + 1, dtype=noise.dtype, device=noise.device)
+    grid = torch.linspace(TRAINING_TIMES[1], TRAINING_TIMES[0], steps + 1, dtype=noise.dtype, device=noise.device)
     noisy = noise
     with torch.no_grad():
         for now, after in pairwise(grid):

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
-
-from drcorl_ray.method.networks import Layout
 
 _ADAM_BETA_1, _ADAM_BETA_2, _ADAM_EPSILON = 0.9, 0.999, 1e-8
 
 Reduce = Callable[[Tensor], Tensor]
 
 
-class Network(Protocol):
-    """An architecture: a layout and a call that takes the weights first."""
-
-    @property
-    def layout(self) -> Layout: ...
-
-
 class Trainable:
     """G networks of one architecture that are trained: `weights` are autograd leaves over `flat`'s storage.
 
+    network: an architecture, with a `layout` and a call that takes the weights first (networks.py, policy.Actor).
     copies: networks per member (E of an ensemble), G = P · copies. tracked: keep a copy that follows by Polyak averaging.
     """
 
-    def __init__(self, network: Network, flat: Tensor, *, copies: int = 1, tracked: bool = False) -> None:
+    def __init__(self, network: Any, flat: Tensor, *, copies: int = 1, tracked: bool = False) -> None:
         self.network, self.copies = network, copies
         self.flat = flat
         self.moment_1, self.moment_2 = torch.zeros_like(flat), torch.zeros_like(flat)

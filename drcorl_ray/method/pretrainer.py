@@ -67,7 +67,8 @@ def row_conditions(batch: Batch, spec: DataSpec, draws: Draws, dropout: float) -
 
 def noise_loss(noise: Trainable, batch: Batch, conditions: Tensor, draws: Draws, dropout: float) -> Tensor:
     """Eq. 5 on a minibatch, [P]."""
-    network: NoiseNetwork = noise.network  # type: ignore[assignment]
+    network = noise.network
+    assert isinstance(network, NoiseNetwork)
     (rows, actions), dtype = batch.actions.shape[1:], batch.actions.dtype
     times = diffusion.spread(draws.uniform(Stream.DIFFUSION_TIME, rows, dtype=dtype), diffusion.TRAINING_TIMES)
     z = draws.normal(Stream.DIFFUSION_NOISE, rows, actions, dtype=dtype)

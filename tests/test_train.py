@@ -1,0 +1,129 @@
+"""Training through Ray equals training without it; killed workers, several workers and rolling windows change nothing."""
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import psutil
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+
+from drcorl_ray.data.source import task_store
+from drcorl_ray.errors import UserError
+from drcorl_ray.experiment import train
+from drcorl_ray.policy import PopulationPolicy, load_policy, load_population
+from drcorl_ray.run_directory import RunDirectory, read_log, read_results
+from drcorl_ray.stages import TaskData, pretrain_seeds
+from drcorl_ray.train import _all_reduce, curve_steps, extract, pretrain
+from tests.method.helpers import extract as extract_steps
+from tests.method.helpers import make_learner, make_spec, make_table, small_config
+from tests.method.helpers import pretrain as pretrain_steps
+from tests.tiny import plain_policies, tiny_config
+
+POPULATION = "population=[{seed: 1, k: 0.5}, {seed: 2, beta_0: 0.3, cost_limit: 30}, {seed: 1, adaptation: crpo}]"
+
+
+def run_stages(config) -> tuple[TaskData, RunDirectory, PopulationPolicy]:
+    run, data = RunDirectory.prepare(config), TaskData.open(task_store(config, config.tasks[0]))
+    artifact = pretrain(config, data, run, pretrain_seeds(config.members()))
+    return data, run, load_population(extract(config, data, run, config.members(), artifact))[0]
+
+
+def assert_equal_policies(one: PopulationPolicy, other: PopulationPolicy, tolerance: float = 0.0):
+    for a, b in zip((*one.weights, *one.biases), (*other.weights, *other.biases), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
+
+
+def training_workers() -> list[psutil.Process]:
+    children = psutil.Process().children(recursive=True)
+    return [process for process in children if process.is_running() and process.name().startswith("ray::RayTrain")]
+
+
+def kill_a_worker_at(log, stage: str, step: int, killed: list[int]) -> None:
+    """Wait until a stage has reported `step`, then kill -9 its worker."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if any(line["stage"] == stage and line["step"] >= step for line in read_log(log)):
+            for worker in training_workers():
+                os.kill(worker.pid, signal.SIGKILL)
+                killed.append(worker.pid)
+            return
+        time.sleep(0.02)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_ray_train_equals_a_plain_loop_bitwise_also_after_kill_9(tmp_path):
+    config = tiny_config(tmp_path, POPULATION, "extract.steps=2000", "scaling.report_steps=100")
+    killed: list[int] = []
+    log = tmp_path / "run" / "metrics.jsonl"
+    killer = threading.Thread(target=kill_a_worker_at, args=(log, "extract", 300, killed))
+    killer.start()
+    data, run, policies = run_stages(config)
+    killer.join()
+    assert killed
+    assert_equal_policies(policies, plain_policies(config, data))
+    steps = [line["step"] for line in read_log(run.metrics) if line["stage"] == "extract"]
+    assert steps == list(range(100, 2100, 100)) + [2020]  # each report once, in order
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_two_workers_reach_the_policies_of_one(tmp_path):
+    config = tiny_config(tmp_path, "scaling.workers=2")
+    data, _, policies = run_stages(config)
+    assert_equal_policies(policies, plain_policies(config, data), tolerance=1e-4)  # float32 sums in another order
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_from_end_to_end_with_a_rolling_window(tmp_path):
+    config = tiny_config(
+        tmp_path, "data.window_rows=500", "data.refresh_steps=5", "population=[{}, {actor_learning_rate: 1.0e+38}]"
+    )
+    run = train(config)
+    results = read_results(run.path)
+    algorithms = [row["algorithm"] for row in results["rows"]]
+    assert algorithms == ["drcorl", "bc", "bc_safe"]  # member 1 diverged: left out, the other is unharmed
+    row = results["rows"][0]
+    assert (row["selection"], row["episodes"], row["online_episodes"]) == ("last", 3, 0)
+    actions = load_policy(run.path / row["policy"]).act(np.zeros((4, 8)))
+    assert actions.shape == (4, 2)
+    assert (run.path / "curves.png").stat().st_size > 1000
+    assert len(results["run"]["curves"][0]["steps"]) == len(curve_steps(config)) == 2
+    with pytest.raises(UserError, match="finished"):
+        train(config)
+
+
+def gloo_worker(rank: int, rendezvous: str, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    learner, table = float64_learner(first_row=8 * rank, reduce=_all_reduce)
+    extract_steps(learner, table, 0, 10, rows=8)
+    torch.save(learner.state_dict(), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def float64_learner(**placement):
+    config, spec, table = small_config(), make_spec(3, 2), make_table(200, 3, 2)
+    pretrained = pretrain_steps(config, spec, table, [0]).result()
+    members = [{"seed": 1}, {"seed": 2, "cost_limit": 0.0, "alpha": 0.1}, {"seed": 3, "policy_class": "gaussian"}]
+    return make_learner(config, spec, members, pretrained, **placement), table
+
+
+@pytest.mark.slow
+def test_two_gloo_workers_with_half_the_batch_equal_one_in_float64(tmp_path):
+    torch.multiprocessing.spawn(gloo_worker, args=(str(tmp_path / "rendezvous"), str(tmp_path)), nprocs=2)
+    whole, table = float64_learner()
+    extract_steps(whole, table, 0, 10)
+    halves = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(halves[0][name], halves[1][name]), name
+        torch.testing.assert_close(halves[0][name], tensor, rtol=1e-9, atol=1e-11, msg=name)
