@@ -45,7 +45,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file; UserError names the file when it is missing or broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: bad JSON, bad UTF-8, integers of 5000 digits
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
 
 
@@ -78,4 +78,7 @@ def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise UserError(f"{path}: this safetensors file was not written by drcorl_ray (its header lacks 'meta')")
     if _digest(arrays, header["meta"]) != header["sha256"]:
         raise UserError(f"{path}: checksum mismatch, the file was altered or damaged; restore it or train again")
-    return arrays, json.loads(header["meta"])
+    try:
+        return arrays, dict(json.loads(header["meta"]))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: its header's 'meta' is not a JSON mapping") from error

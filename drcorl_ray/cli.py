@@ -30,7 +30,7 @@ def guarded(work: Callable[[], object]) -> int:
     try:
         work()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; add run.resume=true and the same run.dir to go on", file=sys.stderr)
@@ -56,3 +56,8 @@ def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any, 
             if name == "space":
                 default = {key: entry.model_dump(exclude_defaults=True) for key, entry in default.items()}
             yield f"{prefix}{name}", default, field.description or ""
+
+
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Files, and section.key=value settings, apart."""
+    return [a for a in arguments if "=" not in a], [a for a in arguments if "=" in a]

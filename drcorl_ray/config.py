@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
@@ -52,7 +52,9 @@ class RunConfig(Section):
 
 
 class TaskConfig(Section):
-    name: str | list[str] = Field(default="PointCircle", description="DSRL task name; launch/tune.py also takes a list")
+    name: str | Annotated[list[str], Field(min_length=1)] = Field(
+        default="PointCircle", description="DSRL task name; launch/tune.py also takes a list"
+    )
 
 
 class DataConfig(Section):
@@ -176,17 +178,24 @@ class RangeConfig(Section):
     low: float | None = None
     high: float | None = None
     log: bool = False
-    choices: list[Any] | None = None
+    choices: Annotated[list[Any], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _range_or_choices(self) -> RangeConfig:
-        if (self.choices is None) == (self.low is None or self.high is None):
+        bounds = [bound for bound in (self.low, self.high) if bound is not None]
+        if len(bounds) != (2 if self.choices is None else 0):
             raise ValueError("give either low and high, or choices")
         if self.low is not None and self.high is not None and not self.low < self.high:
             raise ValueError(f"low {self.low} must be below high {self.high}")
         if self.log and not (self.low and self.low > 0):
             raise ValueError("a logarithmic range needs low > 0")
         return self
+
+    def examples(self) -> list[Any]:
+        """Values it may take: every choice; or both ends of the range and a point between them."""
+        if self.low is None or self.high is None:
+            return list(self.choices or [])
+        return [self.low, self.low + 0.382 * (self.high - self.low), self.high]
 
 
 class SearchConfig(Section):
@@ -207,9 +216,15 @@ class SearchConfig(Section):
 
     @model_validator(mode="after")
     def _known_members(self) -> SearchConfig:
-        for key in self.space:
+        for key, entry in self.space.items():
             if key not in MemberConfig.model_fields:
                 raise ValueError(f"space.{key} is not a key of member{nearest(key, MemberConfig.model_fields)}")
+            for value in entry.examples():
+                try:
+                    MemberConfig.model_validate({key: value})
+                except ValidationError as error:
+                    message = error.errors()[0]["msg"]
+                    raise ValueError(f"space.{key}: {value!r:.60} is no value of member.{key} ({message})") from error
         return self
 
 
@@ -243,6 +258,12 @@ class Config(Section):
         for section in (self.pretrain, self.extract):
             if section.batch_size % self.scaling.workers:
                 raise ValueError(f"batch_size {section.batch_size} is not divisible by scaling.workers {self.scaling.workers}")
+        return self
+
+    @model_validator(mode="after")
+    def _valid_population(self) -> Config:
+        for number, overrides in enumerate(self.population):
+            _validate(MemberConfig, self.member.model_dump() | overrides, f"population.{number}")
         return self
 
     @property
@@ -297,8 +318,9 @@ def load_config(arguments: Sequence[str] = (), default_file: Path | None = None)
     overrides = _parse_overrides(argument for argument in arguments if "=" in argument)
     explicit = _merge(content, overrides)
     run = explicit.get("run")
-    preset = run.get("preset", "default") if isinstance(run, Mapping) else "default"
-    return _validate(Config, _merge(PRESETS.get(preset, {}), explicit), str(path) if path else "arguments")
+    preset = run.get("preset") if isinstance(run, Mapping) else None
+    base = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
+    return _validate(Config, _merge(base, explicit), str(path) if path else "arguments")
 
 
 def dump_config(config: Config) -> str:
@@ -315,16 +337,29 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror or error}); settings are written section.key=value"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not a text file ({error})") from error
+    content = _parse_yaml(text, str(path))
     if not isinstance(content, dict | None):
         raise UserError(f"{path}: a mapping of sections expected, got {type(content).__name__}")
     return content or {}
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    # PyYAML's constructors leak these for "2020-13-45", "!!bool x", "!!timestamp x", integers of 5000 digits, deep nesting
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(f"{_one_line(where)}: not valid YAML ({_one_line(str(error))})") from error
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
@@ -337,10 +372,7 @@ def _parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise UserError(f"{argument}: {parent} was already given a value")
-        try:
-            node[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"{argument}: the value is not valid YAML") from error
+        node[key] = _parse_yaml(text, argument)
     return tree
 
 
@@ -357,7 +389,7 @@ def _validate(model: type[T], values: Mapping[str, Any], where: str) -> T:
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{where}: {_explain(model, first)}") from error
+        raise UserError(_one_line(f"{where}: {_explain(model, first)}")) from error
 
 
 def _explain(model: type[BaseModel], error: Any) -> str:
@@ -366,6 +398,9 @@ def _explain(model: type[BaseModel], error: Any) -> str:
         return f"{'.'.join(path) or 'config'}: {error['msg'].removeprefix('Value error, ')} (got {error['input']!r:.60})"
     section: Any = model
     for part in path[:-1]:
+        if get_origin(section) is dict:  # search.space: its keys are free, its values are sections
+            section = get_args(section)[1]
+            continue
         section = getattr(section, "model_fields", {}).get(part)
         section = section and section.annotation
     return f"unknown key {'.'.join(path)}{nearest(path[-1], getattr(section, 'model_fields', {}))}"

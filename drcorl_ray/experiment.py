@@ -19,11 +19,13 @@ from drcorl_ray.metrics import normalized_cost, normalized_reward
 from drcorl_ray.policy import PopulationPolicy, load_population
 from drcorl_ray.progress import Watcher, console, progress_bars
 from drcorl_ray.report import write_report
-from drcorl_ray.results import Candidate, score, write_results
+from drcorl_ray.results import Candidate, best_safe_episodes, score, write_results
 from drcorl_ray.rollout import RolloutPool
 from drcorl_ray.run_directory import RunDirectory
 from drcorl_ray.stages import TaskData, pretrain_seeds
 from drcorl_ray.train import curve_steps, extract, pretrain
+
+Records = list[dict[str, Any]]
 
 # Episode seeds of the final evaluation, of the training curves and of a search's judgement never overlap.
 FRESH_SEEDS, CURVE_SEEDS, SEARCH_SEEDS = 1_000_000, 2_000_000, 3_000_000
@@ -48,14 +50,15 @@ def train(config: Config) -> RunDirectory:
         rows = evaluate_population(config, data, run, members, population, pool)
         rows += evaluate_baselines(config, data, run, clones, pool)
         curves = [roll_out_curves(config, data, run, members, pool)]
-    finish(run, rows, curves, started)
+    references = best_safe_episodes(data, (member.cost_limit for member in members))
+    finish(run, rows, curves, references, started)
     return run
 
 
-def finish(run: RunDirectory, rows: list[dict[str, Any]], curves: list[dict[str, Any]], started: float) -> None:
+def finish(run: RunDirectory, rows: Records, curves: Records, references: Records, started: float) -> None:
     """Write the report and, last, results.json."""
-    write_report(run, rows, curves)
-    write_results(run, rows, time.monotonic() - started, {"curves": curves})
+    write_report(run, rows, curves, references)
+    write_results(run, rows, time.monotonic() - started, {"curves": curves, "references": references})
     console.print(f"report: {run.path / 'report.md'}")
 
 
@@ -66,7 +69,7 @@ def open_task(config: Config, task_name: str) -> TaskData:
 
 def evaluate_population(
     config: Config, data: TaskData, run: RunDirectory, members: Sequence[MemberConfig], population: Path, pool: RolloutPool
-) -> list[dict[str, Any]]:
+) -> Records:
     """Rows of the last policies on fresh episodes; a member that diverged has none, and is named."""
     policies, meta = load_population(population)
     sound = [member for member, finite in enumerate(meta["finite"]) if finite]
@@ -118,7 +121,7 @@ def start_baselines(config: Config, data: TaskData, members: Sequence[MemberConf
 
 def evaluate_baselines(
     config: Config, data: TaskData, run: RunDirectory, pending: PendingClones | None, pool: RolloutPool
-) -> list[dict[str, Any]]:
+) -> Records:
     if pending is None:
         return []
     policies: PopulationPolicy = ray.get(pending.result)

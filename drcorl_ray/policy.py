@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,12 @@ def _population(file: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any],
     try:
         layers = range(int(meta["layers"]))
         weights, biases = (tuple(arrays[f"layers.{layer}.{part}"] for layer in layers) for part in ("weight", "bias"))
-        return PopulationPolicy(arrays["observation_mean"], arrays["observation_std"], weights, biases)
+        mean, std = arrays["observation_mean"], arrays["observation_std"]
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{file}: not a complete policy ({error!r} is missing or wrong)") from error
+    sizes = [*mean.shape, *(bias.shape[-1] for bias in biases if bias.ndim == 2)]
+    shapes = [x.shape[1:] for layer in zip(weights, biases, strict=True) for x in layer if x.shape[:1] == weights[0].shape[:1]]
+    fitting = [shape for pair in pairwise(sizes) for shape in (pair, pair[1:])]
+    if not shapes or shapes != fitting or mean.shape != std.shape or len(arrays) != 2 + len(shapes):
+        raise UserError(f"{file}: not a policy (the shapes of its layers do not fit together)")
+    return PopulationPolicy(mean, std, weights, biases)

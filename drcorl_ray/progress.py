@@ -17,6 +17,14 @@ from drcorl_ray.run_directory import RunDirectory, read_log
 
 console = Console(stderr=True)
 _POLL_S = 0.5
+_TABLE_WIDTH = 118
+
+
+def table_console() -> Console:
+    """Standard output, wide enough for a table of results also where it is a file or a narrow terminal."""
+    output = Console()
+    output.width = max(output.width, _TABLE_WIDTH)
+    return output
 
 
 def progress_bars() -> Progress:

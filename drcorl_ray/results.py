@@ -13,7 +13,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -83,6 +83,16 @@ def score(
         policies.save(path, member, {"result": row})
         rows.append(row)
     return rows
+
+
+def best_safe_episodes(data: TaskData, cost_limits: Iterable[float]) -> list[dict[str, Any]]:
+    """References of a report: {"task", "cost_limit", "normalized_reward"} per limit that an episode of the data keeps."""
+    best = {limit: best_safe_episode(data, limit) for limit in sorted(set(cost_limits))}
+    return [
+        {"task": data.task.name, "cost_limit": limit, "normalized_reward": reward}
+        for limit, reward in best.items()
+        if reward is not None
+    ]
 
 
 def best_safe_episode(data: TaskData, cost_limit: float) -> float | None:

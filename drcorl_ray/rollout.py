@@ -164,7 +164,7 @@ class RolloutPool:
         retries: int = 3,
     ) -> None:
         if actors < 1:
-            raise UserError(f"rollout.actors is {actors}; a rollout pool needs at least 1")
+            raise UserError(f"evaluation.actors is {actors}; a rollout pool needs at least 1")
         import ray
 
         self._ray: Any = ray
@@ -245,9 +245,7 @@ class RolloutPool:
         overdue = [reference for reference in waiting if now > self._calls[reference].deadline]
         late_starts = [reference for reference in overdue if self._calls[reference].job is None]
         if late_starts and len(late_starts) == len(self._calls):
-            raise UserError(
-                f"no rollout actor started within {self._start_timeout_s:.0f} s; free CPUs, or lower rollout.cpus_per_actor"
-            )
+            raise UserError(f"no rollout actor started within {self._start_timeout_s:.0f} s; free some CPUs of the cluster")
         for reference in [*done, *(reference for reference in overdue if reference not in late_starts)]:
             call = self._calls.pop(reference)
             try:

@@ -29,17 +29,19 @@ class RunDirectory:
         name = config.run.dir or f"runs/{'-'.join(config.tasks)[:60]}-{time.strftime('%Y%m%d-%H%M%S')}"
         run = cls(Path(name).absolute())
         resolved = dump_config(config)
-        if run.results.exists():
-            raise UserError(f"{name}: this run is finished; choose another run.dir, or delete it first")
-        if run.config.exists():
-            if not config.run.resume:
-                raise UserError(f"{name}: holds an unfinished run; add run.resume=true to go on, or choose another run.dir")
-            _refuse_other_settings(run.config, resolved)
-        elif run.path.is_dir() and any(run.path.iterdir()):
-            raise UserError(f"{name}: is not empty and holds no run; choose another run.dir")
         try:
+            if run.results.exists():
+                raise UserError(f"{name}: this run is finished; choose another run.dir, or delete it first")
+            if run.config.exists():
+                if not config.run.resume:
+                    raise UserError(
+                        f"{name}: holds an unfinished run; add run.resume=true to go on, or choose another run.dir"
+                    )
+                _refuse_other_settings(run.config, resolved)
+            elif run.path.is_dir() and any(run.path.iterdir()):
+                raise UserError(f"{name}: is not empty and holds no run; choose another run.dir")
             write_bytes(run.config, resolved.encode())
-        except OSError as error:
+        except OSError as error:  # a look may fail too: a name too long, a folder that may not be entered
             raise UserError(f"{name}: cannot be written ({error.strerror or error}); choose another run.dir") from error
         return run
 
@@ -77,7 +79,10 @@ class RunDirectory:
 
 
 def _refuse_other_settings(path: Path, resolved: str) -> None:
-    before, now = (_flatten(yaml.safe_load(text)) for text in (path.read_text(encoding="utf-8"), resolved))
+    try:
+        before, now = (_flatten(yaml.safe_load(text)) for text in (path.read_text(encoding="utf-8"), resolved))
+    except (yaml.YAMLError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: the unfinished run's settings are damaged; choose another run.dir") from error
     changed = [key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and key != "run.resume"]
     if changed:
         raise UserError(
@@ -101,10 +106,10 @@ class MetricsLog:
     def __init__(self, path: Path, task: str, stage: str, total_steps: int, from_step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._head = path, {"task": task, "stage": stage, "total_steps": total_steps}
-        lines = read_log(path)
-        kept = [line for line in lines if (line["task"], line["stage"]) != (task, stage) or line["step"] <= from_step]
-        if len(kept) < len(lines):
-            write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        kept = [line for line in read_log(path) if (line["task"], line["stage"]) != (task, stage) or line["step"] <= from_step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        if path.exists() and path.read_text(encoding="utf-8") != text:  # a half-written line too must go before the next one
+            write_bytes(path, text.encode())
 
     def write(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
         values = {name: [float(x) if np.isfinite(x) else None for x in array] for name, array in sorted(metrics.items())}

@@ -22,6 +22,7 @@ from drcorl_ray.errors import UserError
 from drcorl_ray.experiment import (
     FRESH_SEEDS,
     SEARCH_SEEDS,
+    Records,
     episode_seeds,
     evaluate_baselines,
     finish,
@@ -33,7 +34,7 @@ from drcorl_ray.metrics import EpisodeStats, normalized_cost, normalized_reward
 from drcorl_ray.policy import load_population
 from drcorl_ray.population_search import PopulationSearch, open_study
 from drcorl_ray.progress import Watcher, console, progress_bars
-from drcorl_ray.results import score
+from drcorl_ray.results import best_safe_episodes, score
 from drcorl_ray.rollout import RolloutPool, evaluate
 from drcorl_ray.run_directory import MetricsLog, RunDirectory
 from drcorl_ray.stages import (
@@ -48,8 +49,6 @@ from drcorl_ray.stages import (
 )
 from drcorl_ray.train import pretrain
 
-Rows = list[dict[str, Any]]
-
 
 def search(config: Config) -> RunDirectory:
     """launch/tune.py: search every task's member configurations; UserError on anything the user can mend."""
@@ -57,15 +56,16 @@ def search(config: Config) -> RunDirectory:
     run = RunDirectory.prepare(config)
     tasks = [open_task(config, name) for name in config.tasks]
     connect()
-    rows: Rows = []
+    rows: Records = []
     with progress_bars() as bars, Watcher(config, run, bars), RolloutPool(config.evaluation.actors) as pool:
         for data in tasks:
             rows += search_task(config, data, run, pool)
-    finish(run, rows, [], started)
+    limits = [row["cost_limit"] for row in rows]
+    finish(run, rows, [], [reference for data in tasks for reference in best_safe_episodes(data, limits)], started)
     return run
 
 
-def search_task(config: Config, data: TaskData, run: RunDirectory, pool: RolloutPool) -> Rows:
+def search_task(config: Config, data: TaskData, run: RunDirectory, pool: RolloutPool) -> Records:
     """One task: pretrain once, run the packs, evaluate the winners on fresh seeds beside the baselines."""
     member = config.member_with({})
     clones = start_baselines(config, data, [member])
@@ -216,9 +216,9 @@ def completed_packs(run: RunDirectory, data: TaskData) -> list[tuple[int, dict[s
     return [(int(path.parent.name.rsplit("-", 1)[1]), read_json(path)) for path in folders]
 
 
-def configuration_rows(config: Config, data: TaskData, run: RunDirectory) -> Rows:
+def configuration_rows(config: Config, data: TaskData, run: RunDirectory) -> Records:
     """A row for every configuration, as judged in the search."""
-    rows: Rows = []
+    rows: Records = []
     for pack, result in completed_packs(run, data):
         sound = [index for index, member in enumerate(result["members"]) if member["normalized_reward"] is not None]
         judged = [result["members"][index] for index in sound]
@@ -233,7 +233,7 @@ def configuration_rows(config: Config, data: TaskData, run: RunDirectory) -> Row
     return rows
 
 
-def winner_rows(config: Config, data: TaskData, run: RunDirectory, pool: RolloutPool) -> Rows:
+def winner_rows(config: Config, data: TaskData, run: RunDirectory, pool: RolloutPool) -> Records:
     """The search's winners, evaluated again on fresh seeds; without a safe configuration the least unsafe one, named so."""
     study = open_study(study_path(run, data), data.task.name, config.run.seed)
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -243,7 +243,7 @@ def winner_rows(config: Config, data: TaskData, run: RunDirectory, pool: Rollout
     winners = sorted(trials, key=_rank)[: config.search.winners]
     if winners[0].user_attrs["normalized_cost"] > 1:
         console.print(f"[red]{data.task.name}: no configuration was safe; the least unsafe one is reported")
-    rows: Rows = []
+    rows: Records = []
     for place, trial in enumerate(winners):
         pack = trial.user_attrs["pack"]
         result = read_json(pack_folder(run, data, pack) / "result.json")

@@ -78,11 +78,11 @@ def extract(config: Config, data: TaskData, run: RunDirectory, members: Sequence
 
 
 def curve_steps(config: Config) -> list[int]:
-    """Extraction steps at which the population is kept for the training curves, on the grid of reports."""
+    """Extraction steps at which the population is kept for the training curves: from the cloned start, on reports' steps."""
     total, grid = config.extract.critic_steps + config.extract.steps, config.scaling.report_steps
     points = config.evaluation.curve_points
-    wanted = (config.extract.critic_steps + config.extract.steps * i / points for i in range(1, points + 1))
-    return sorted({min(total, -(-int(step) // grid) * grid) for step in wanted})
+    wanted = (config.extract.critic_steps + config.extract.steps * i / points for i in range(points + 1 if points else 0))
+    return sorted({min(total, -(-int(step) // grid) * grid) for step in wanted} - {0})
 
 
 def _fit(config: Config, data: TaskData, run: RunDirectory, stage: str, build: BuildStage, finish: Finish) -> None:
@@ -91,7 +91,12 @@ def _fit(config: Config, data: TaskData, run: RunDirectory, stage: str, build: B
     trainer = TorchTrainer(
         _worker_loop,
         train_loop_config={
-            "config": config.model_dump(), "store": str(data.store), "run": run, "stage": stage, "build": build, "finish": finish,
+            "config": config.model_dump(),
+            "store": str(data.store),
+            "run": run,
+            "stage": stage,
+            "build": build,
+            "finish": finish,
         },
         datasets={"train": stream_dataset(data.store)},
         dataset_config=data_config(data.store, window=windowed),
@@ -108,7 +113,7 @@ def _fit(config: Config, data: TaskData, run: RunDirectory, stage: str, build: B
             failure_config=ray.train.FailureConfig(max_failures=config.scaling.max_failures, controller_failure_limit=2),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
-    )  # fmt: skip
+    )
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:

@@ -1,0 +1,23 @@
+"""Roll out policy files in their task's simulator: a table of reward, cost and length on fresh episodes.
+
+python launch/evaluate.py runs/RUN/policies/PointCircle-winner-0-000.safetensors evaluation.episodes=50
+"""
+
+import sys
+
+from drcorl_ray.cli import guarded, split_arguments
+
+
+def work() -> None:
+    from drcorl_ray.config import load_config
+    from drcorl_ray.evaluation import evaluate_files  # after the command line is checked: simulators take time to import
+
+    files, settings = split_arguments(sys.argv[1:])
+    evaluate_files(files, load_config(settings))
+
+
+if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv):
+        print(__doc__)
+        sys.exit(0)
+    sys.exit(guarded(work))
