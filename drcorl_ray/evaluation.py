@@ -12,7 +12,7 @@ from drcorl_ray.config import Config
 from drcorl_ray.errors import UserError
 from drcorl_ray.metrics import normalized_cost
 from drcorl_ray.policy import load_policy
-from drcorl_ray.progress import table_console
+from drcorl_ray.progress import wide_console
 from drcorl_ray.rollout import evaluate
 
 EVALUATION_SEEDS = 4_000_000
@@ -35,7 +35,7 @@ def evaluate_files(files: Sequence[str], config: Config) -> None:
             Path(file).stem, result["task"], f"{result['cost_limit']:g}", _spread(stats.returns), _spread(stats.costs),
             f"{ratio:.2f}", f"{stats.lengths.mean():.0f}", style="green" if ratio <= 1 else "red",
         )  # fmt: skip
-    table_console().print(table)
+    wide_console().print(table)
 
 
 def _spread(values: np.ndarray) -> str:

@@ -15,6 +15,7 @@ from drcorl_ray.baselines.behaviour_cloning import Clone, clone
 from drcorl_ray.cluster import connect
 from drcorl_ray.config import Config, MemberConfig
 from drcorl_ray.data.source import task_store
+from drcorl_ray.envs import make_simulator
 from drcorl_ray.metrics import normalized_cost, normalized_reward
 from drcorl_ray.policy import PopulationPolicy, load_population
 from drcorl_ray.progress import Watcher, console, progress_bars
@@ -63,6 +64,8 @@ def finish(run: RunDirectory, rows: Records, curves: Records, references: Record
 
 
 def open_task(config: Config, task_name: str) -> TaskData:
+    """A task's data, made ready; a simulator that cannot run is reported now and not after the training."""
+    make_simulator(task_name).close()
     with console.status(f"{task_name}: reading the dataset"):
         return TaskData.open(task_store(config, task_name))
 

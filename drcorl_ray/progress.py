@@ -15,16 +15,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from drcorl_ray.config import Config
 from drcorl_ray.run_directory import RunDirectory, read_log
 
-console = Console(stderr=True)
 _POLL_S = 0.5
-_TABLE_WIDTH = 118
+_WIDTH = 118
 
 
-def table_console() -> Console:
-    """Standard output, wide enough for a table of results also where it is a file or a narrow terminal."""
-    output = Console()
-    output.width = max(output.width, _TABLE_WIDTH)
-    return output
+def wide_console(*, stderr: bool = False) -> Console:
+    """A console wide enough for bars and tables of results, also where it is a file or a narrow terminal."""
+    wide = Console(stderr=stderr)
+    wide.width = max(wide.width, _WIDTH)
+    return wide
+
+
+console = wide_console(stderr=True)
 
 
 def progress_bars() -> Progress:

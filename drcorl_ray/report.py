@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from drcorl_ray.checkpoint import write_bytes
-from drcorl_ray.progress import table_console
+from drcorl_ray.progress import wide_console
 from drcorl_ray.run_directory import RunDirectory, read_results
 
 Row = Mapping[str, Any]
@@ -54,7 +54,7 @@ def print_table(rows: Sequence[Row], notes: Sequence[str]) -> None:
     table = Table(*_HEADER)
     for row in rows:
         table.add_row(*_cells(row), style="green" if row["normalized_cost"] <= 1 else "red")
-    table_console().print(table, *notes, sep="\n", highlight=False)
+    wide_console().print(table, *notes, sep="\n", highlight=False)
 
 
 def _order(row: Row) -> tuple[Any, ...]:
@@ -163,5 +163,6 @@ def _scatter(path: Path, rows: Sequence[Row], references: Sequence[Row]) -> Path
             xlabel=f"normalised cost (▸: over {edge:g})", ylabel="normalised reward", title=task, xlim=(-0.05, edge * 1.03)
         )
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+        if shown:
+            axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     return _save(figure, path)

@@ -1,0 +1,387 @@
+"""A run's stages without Ray: what a store tells the learner, resuming through files, artifacts, and behaviour cloning."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from drcorl_ray.baselines.behaviour_cloning import Clone, clone
+from drcorl_ray.config import PretrainConfig
+from drcorl_ray.data.dsrl import make_dataset
+from drcorl_ray.data.replay import Replay
+from drcorl_ray.data.store import convert, read_store
+from drcorl_ray.errors import UserError
+from drcorl_ray.method.random import Draws, Stream
+from drcorl_ray.method.spec import behaviour_condition, estimation_rows
+from drcorl_ray.stages import (
+    Placement,
+    Stage,
+    TaskData,
+    advance,
+    artifact_path,
+    build_learner,
+    build_pretrainer,
+    load_artifact,
+    load_stage,
+    pretrain_seeds,
+    save_artifact,
+    save_stage,
+)
+from tests.data.helpers import SOURCE, make_columns
+from tests.method.helpers import make_spec, small_config
+
+
+def open_made(folder: Path, columns: dict[str, np.ndarray] | None = None, **kw: Any) -> TaskData:
+    """The store of some made-up columns, opened as a PointCircle data set."""
+    dataset = make_dataset(make_columns(200) if columns is None else columns)
+    convert(dataset, folder, **({"task": "PointCircle", "source": SOURCE} | kw))
+    return TaskData.open(folder)
+
+
+def full_replay(data: TaskData) -> Replay:
+    replay = Replay(data.manifest)
+    replay.insert(read_store(data.store))
+    return replay
+
+
+# ---- what the rates choose ---------------------------------------------------------------------------------------------
+
+RATES = np.array([0.0, 0.0, 0.05, 0.05, 0.1, 0.1, 0.2, 0.2, 0.5, 0.5], np.float32)
+REWARDS = np.arange(1.0, 11.0, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("limit", "rows"),
+    [
+        (10.0, [4, 5]),  # ceiling 10/100: rows 0-5 of rewards 1-6, whose 0.7-quantile is 4.5
+        (5.0, [3]),  # ceiling 0.05: rows 0-3, quantile 3.1
+        (1.0, [1]),  # ceiling 0.01: rows 0-1, quantile 1.7
+        (0.0, [1]),  # a limit below one counts as one
+        (100.0, [7, 8, 9]),  # every row: quantile 7.3
+    ],
+)
+def test_estimation_rows_by_hand(limit, rows):
+    """Fault: < for ≤ at the ceiling, the quantile of all rows, or a lower quantile."""
+    assert np.flatnonzero(estimation_rows("low_cost", limit, 100, REWARDS, RATES)).tolist() == rows
+
+
+def test_estimation_rows_where_nothing_is_cheap():
+    """The tenth of lowest cost stands in: of rates 0.5, 0.6 … 2.4 rows 0 and 1 (quantile 0.69), the better of the two."""
+    rates = np.linspace(0.5, 2.4, 20).astype(np.float32)
+    rewards = np.arange(20.0, 0.0, -1.0, dtype=np.float32)
+    assert np.flatnonzero(estimation_rows("low_cost", 10.0, 100, rewards, rates)).tolist() == [0]
+    assert np.flatnonzero(estimation_rows("low_cost", 10.0, 100, -rewards, rates)).tolist() == [1]
+
+
+@pytest.mark.parametrize("rates", [np.full(7, 0.1, np.float32), np.full(7, 3.3, np.float32), np.zeros(7, np.float32)])
+def test_estimation_rows_are_never_none(rates):
+    same = np.full(7, 0.1, np.float32)
+    assert estimation_rows("low_cost", 0.0, 1000, same, rates).all()
+
+
+def test_all_rows_are_all_rows():
+    assert estimation_rows("all", 0.0, 100, REWARDS, RATES).all()
+
+
+SPEC = make_spec(3, 2, reward_rate_mean=2.0, reward_rate_std=4.0)
+
+
+def test_behaviour_conditions_by_hand():
+    """Low-cost rows have rewards 1 … 5; the rate asked for is standardised with all the data's mean and deviation."""
+    rates = np.array([0.0, 0.0, 0.005, 0.01, 0.01, 0.02, 0.9, 0.9, 0.9, 0.9], np.float32)
+    for quantile, reward in ((0.5, 3.0), (0.75, 4.0), (1.0, 5.0), (0.0, 1.0)):
+        condition = behaviour_condition(SPEC, quantile, REWARDS, rates)
+        assert condition.dtype == np.float32
+        assert condition.tolist() == [1.0, 0.0, 1.0, (reward - 2.0) / 4.0]
+
+
+def test_an_unconditioned_member_asks_for_nothing():
+    assert behaviour_condition(SPEC, None, REWARDS, RATES).tolist() == [0.0] * 4
+
+
+def test_behaviour_conditions_where_nothing_is_cheap():
+    """Rates 1 … 10: the 0.1-quantile is 1.9, so row 0 alone, whose reward is 1."""
+    assert behaviour_condition(SPEC, 0.8, REWARDS, REWARDS).tolist() == [1.0, 0.0, 1.0, -0.25]
+
+
+# ---- opening a store ---------------------------------------------------------------------------------------------------
+
+
+def test_a_store_is_opened_with_its_numbers(tmp_path):
+    columns = make_columns(6)
+    columns["rewards"] = np.array([1, 2, 3, 4, 5, 6], np.float32)
+    columns["costs"] = np.array([0, 1, 0, 0, 2, 1], np.float32)
+    columns["terminals"] = np.zeros(6, bool)
+    columns["timeouts"] = np.array([0, 1, 0, 0, 0, 1], bool)
+    data = open_made(tmp_path / "store", columns)
+    spec, observations = data.spec, columns["observations"].astype(np.float64)
+    assert (spec.observation_size, spec.action_size, spec.episode_length) == (3, 2, 200)
+    assert (spec.return_min, spec.return_max, spec.max_cost) == (3.0, 18.0, 2.0)
+    assert spec.mean_cost == pytest.approx(4 / 6)
+    np.testing.assert_allclose(spec.observation_mean, observations.mean(0))
+    np.testing.assert_allclose(spec.observation_std, observations.std(0) + 1e-3)
+    assert data.reward_rates[1] == 2.0  # the last row of a cut episode
+    assert data.reward_rates[0] == pytest.approx((1 + 0.99 * 2) / 1.99)
+    assert spec.reward_rate_mean == pytest.approx(data.reward_rates.mean())
+
+
+def test_equal_returns_cannot_be_normalised(tmp_path):
+    columns = make_columns(20) | {"rewards": np.zeros(20, np.float32)}
+    with pytest.raises(UserError, match=r"every episode has the return 0\.0"):
+        open_made(tmp_path / "store", columns)
+
+
+# ---- building stages ---------------------------------------------------------------------------------------------------
+
+
+def test_two_workers_draw_the_two_halves_of_one_workers_minibatch(tmp_path):
+    """Fault: first_row from the worker's rank alone, or from the other stage's batch size."""
+    data, config = open_made(tmp_path / "store"), small_config("extract.batch_size=24", "scaling.workers=2")
+    members = config.members()
+    pretrained = build_pretrainer(config, data, [0], Placement()).result()
+    replay = full_replay(data)
+    for batch_size, build in (
+        (16, lambda placement: build_pretrainer(config, data, [0], placement)),
+        (24, lambda placement: build_learner(config, data, members, pretrained, placement)),
+    ):
+        halves = [Placement(rank=rank, workers=2) for rank in (0, 1)]
+        assert [placement.rows(batch_size) for placement in halves] == [batch_size // 2] * 2
+        stages = [build(placement) for placement in halves]
+        assert [stage.first_row for stage in stages] == [0, batch_size // 2]
+        parts = [replay.sample(stage.draws(3), batch_size // 2) for stage in stages]
+        whole = replay.sample(build(Placement()).draws(3), batch_size)
+        for name, column in vars(whole).items():
+            assert torch.equal(torch.cat([getattr(part, name) for part in parts], dim=1), column)
+
+
+def test_members_start_from_their_own_seeds_pretraining(tmp_path):
+    """Fault: number the sources by member."""
+    data = open_made(tmp_path / "store")
+    config = small_config("population=[{seed: 5}, {seed: 3}, {seed: 5, k: 0.0}]")
+    members = config.members()
+    assert pretrain_seeds(members) == [3, 5]
+    pretrained = build_pretrainer(config, data, [3, 5], Placement()).result()
+    learner = build_learner(config, data, members, pretrained, Placement())
+    ensemble = config.pretrain.cost_ensemble
+    by_seed = dict(zip((3, 5), pretrained["q_cost.flat"].split(ensemble), strict=True))
+    for seed, flat in zip((5, 3, 5), learner.trainables["q_cost"].flat.split(ensemble), strict=True):
+        assert torch.equal(flat, by_seed[seed])
+    assert learner.draws(0).seeds.tolist() == [5, 3, 5]
+
+
+def test_estimation_states_are_the_members_eligible_rows_standardised(tmp_path):
+    """Every drawn state is an eligible row's, and every eligible row is drawn. Fault: raw observations, or all rows."""
+    data = open_made(tmp_path / "store", make_columns(400, seed=3))
+    config = small_config("population=[{cost_limit: 20}, {cost_limit: 200, seed: 7}, {cost_limit: 200}]")
+    members = config.members()
+    pretrained = build_pretrainer(config, data, [0, 7], Placement()).result()
+    learner = build_learner(config, data, members, pretrained, Placement())
+    states = learner.estimation_observations
+    raw = read_store(data.store, ("observations",))["observations"].astype(np.float64)
+    standardised = (raw - np.array(data.spec.observation_mean)) / np.array(data.spec.observation_std)
+    for member, drawn in zip(members, states.numpy(), strict=True):
+        mask = estimation_rows("low_cost", member.cost_limit, 200, data.reward_rates, data.cost_rates)
+        assert 0 < mask.sum() < 200
+        distance = np.abs(drawn[:, None].astype(np.float64) - standardised[mask][None]).max(-1)
+        assert distance.min(1).max() < 1e-5
+        assert distance.min(0).max() < 1e-5
+    assert not torch.equal(states[1], states[2])
+    alone = build_learner(config, data, members[1:2], {k: v[len(v) // 2 :] for k, v in pretrained.items()}, Placement())
+    assert torch.equal(alone.estimation_observations[0], states[1])
+
+
+class Counted:
+    """A stage that reports its step, and every third step something more."""
+
+    def draws(self, step: int) -> Draws:
+        return Draws(torch.tensor([0]), step)
+
+    def step(self, batch: object, draws: Draws, step: int) -> dict[str, torch.Tensor]:
+        metrics = {"step": torch.tensor([float(step)])}
+        return metrics | ({"rare": torch.tensor([10.0 * step])} if step % 3 == 0 else {})
+
+
+def test_metrics_are_means_over_the_steps_that_reported_them():
+    """Fault: divide every sum by the number of steps."""
+    metrics = advance(Counted(), lambda draws, rows: None, 4, 2, 7)  # pyright: ignore
+    assert {name: value.tolist() for name, value in metrics.items()} == {"step": [4.0], "rare": [45.0]}
+
+
+# ---- saving and going on -----------------------------------------------------------------------------------------------
+
+
+def bits(stage: Stage) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in stage.state_dict().items()}
+
+
+@pytest.mark.parametrize("stop", [1, 4, 5, 9])
+def test_pretraining_goes_on_through_a_file_bitwise(tmp_path, stop):
+    """In each phase and at the phases' borders. Fault: leave an Adam moment or a target out of state_dict."""
+    data, config = open_made(tmp_path / "store"), small_config()
+    sample, rows = full_replay(data).sample, config.pretrain.batch_size
+    straight = build_pretrainer(config, data, [1, 2], Placement())
+    total = straight.total_steps
+    advance(straight, sample, rows, 0, stop)
+    save_stage(tmp_path / "state.safetensors", straight, stop)
+    advance(straight, sample, rows, stop, total)
+    resumed = build_pretrainer(config, data, [1, 2], Placement())
+    assert load_stage(tmp_path / "state.safetensors", resumed) == stop
+    advance(resumed, sample, rows, stop, total)
+    assert bits(resumed) == bits(straight)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 6])
+def test_extraction_goes_on_through_a_file_bitwise(tmp_path, stop):
+    """Before, at and after the first policy step; every adaptation rule, so that the multiplier and 0-d counts matter."""
+    data = open_made(tmp_path / "store")
+    rules = "{adaptation: lagrangian}, {adaptation: crpo, policy_class: gaussian}, {cost_limit: 3}"
+    config = small_config(f"population=[{rules}]", "extract.update_diffusion=true")
+    members, sample, rows = config.members(), full_replay(data).sample, config.extract.batch_size
+    pretrained = build_pretrainer(config, data, [0], Placement()).result()
+    straight = build_learner(config, data, members, pretrained, Placement())
+    advance(straight, sample, rows, 0, stop)
+    save_stage(tmp_path / "state.safetensors", straight, stop)
+    metrics = advance(straight, sample, rows, stop, straight.total_steps)
+    resumed = build_learner(config, data, members, pretrained, Placement())
+    assert load_stage(tmp_path / "state.safetensors", resumed) == stop
+    again = advance(resumed, sample, rows, stop, resumed.total_steps)
+    assert bits(resumed) == bits(straight)
+    assert {name: value.tobytes() for name, value in again.items()} == {
+        name: value.tobytes() for name, value in metrics.items()
+    }
+
+
+# ---- pretrained artifacts ----------------------------------------------------------------------------------------------
+
+
+def other(value: Any) -> Any:
+    """A different valid value of a pretraining setting."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, float):
+        return value / 2 if value else 0.25
+    return [*value, 8] if isinstance(value, list) else {"regression": "score"}[value]
+
+
+def test_an_artifacts_name_follows_every_input(tmp_path):
+    """Fault: leave a key, the seeds or the shards out of the identity."""
+    data, config = open_made(tmp_path / "a"), small_config().pretrain
+    root = tmp_path / "root"
+    paths = {"as it is": artifact_path(root, data, config, [0, 1])}
+    for key in PretrainConfig.model_fields:
+        changed = config.model_copy(update={key: other(getattr(config, key))})
+        assert changed != config
+        paths[key] = artifact_path(root, data, changed, [0, 1])
+    for seeds in ([0], [1, 0], [0, 2], [0, 1, 2]):
+        paths[str(seeds)] = artifact_path(root, data, config, seeds)
+    columns = make_columns(200)
+    columns["actions"][77, 1] += np.float32(2**-20)
+    paths["store"] = artifact_path(root, open_made(tmp_path / "b", columns), config, [0, 1])
+    columns = make_columns(200, seed=1)
+    paths["other store"] = artifact_path(root, open_made(tmp_path / "c", columns), config, [0, 1])
+    assert len(set(paths.values())) == len(paths)
+    assert {path.parent for path in paths.values()} == {root / "pretrained"}
+
+
+def test_an_artifacts_name_follows_nothing_else(tmp_path):
+    data, config = open_made(tmp_path / "a"), small_config()
+    path = artifact_path(tmp_path, data, config.pretrain, [0])
+    renamed = SOURCE.model_copy(update={"file_name": "renamed.hdf5"})
+    assert artifact_path(tmp_path, open_made(tmp_path / "elsewhere", source=renamed), config.pretrain, [0]) == path
+    others = small_config("extract.steps=5", "member.k=0", "run.seed=9", "scaling.report_steps=7", "search.winners=3")
+    assert artifact_path(tmp_path, data, others.pretrain, (0,)) == path
+
+
+def test_an_artifact_is_what_pretraining_gave(tmp_path):
+    data, config = open_made(tmp_path / "store"), small_config()
+    pretrainer = build_pretrainer(config, data, [4, 5], Placement())
+    advance(pretrainer, full_replay(data).sample, 16, 0, pretrainer.total_steps)
+    path = artifact_path(tmp_path, data, config.pretrain, [4, 5])
+    save_artifact(path, pretrainer)
+    loaded, result = load_artifact(path), pretrainer.result()
+    assert loaded.keys() == result.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in result.items())
+
+
+def test_a_damaged_artifact_is_refused(tmp_path):
+    data, config = open_made(tmp_path / "store"), small_config()
+    path = tmp_path / "artifact.safetensors"
+    save_artifact(path, build_pretrainer(config, data, [0], Placement()))
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    flipped[-1000] ^= 1
+    for damaged in (bytes(flipped), content[:-1], content[: len(content) // 2], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError) as caught:
+            load_artifact(path)
+        assert len(str(caught.value).splitlines()) == 1
+        assert str(path) in str(caught.value)
+    with pytest.raises(UserError, match=r"absent\.safetensors"):
+        load_artifact(tmp_path / "absent.safetensors")
+
+
+def test_streams_of_the_estimate_do_not_touch_those_of_training():
+    """The estimation states are drawn at step 0 of the pretraining's counters: their stream must be their own."""
+    assert len({int(stream) for stream in Stream}) == len(Stream)
+
+
+# ---- behaviour cloning -------------------------------------------------------------------------------------------------
+
+CLONING = small_config("pretrain.steps=150", "pretrain.learning_rate=0.01", "pretrain.batch_size=64").pretrain
+SAFE_ACTION, BOLD_ACTION = np.array([0.5, -0.25]), np.array([-0.3, 0.55])
+
+
+@pytest.fixture(scope="module")
+def two_styles(tmp_path_factory) -> TaskData:
+    """Episodes of 10 steps on the same states: a quarter costs 2 and takes one action, the rest costs 10 and takes another."""
+    columns = make_columns(400)
+    safe = np.repeat(np.arange(40) % 4 == 0, 10)
+    columns["actions"] = np.where(safe[:, None], SAFE_ACTION, BOLD_ACTION).astype(np.float32)
+    columns["costs"] = np.where(safe, 0.2, 1.0).astype(np.float32)
+    columns["terminals"] = np.zeros(400, bool)
+    columns["timeouts"] = np.arange(400) % 10 == 9
+    return open_made(tmp_path_factory.mktemp("styles") / "store", columns)
+
+
+def actions_of(population, data: TaskData) -> np.ndarray:
+    states = read_store(data.store, ("observations",))["observations"]
+    return population.act(np.stack([states] * population.members)).mean(1)
+
+
+def test_bc_imitates_all_and_bc_safe_the_safe_episodes(two_styles):
+    """Fault: compare the step's cost with the limit, or ignore the limit. A limit of 2 is kept by an episode cost of 2."""
+    limits = (None, 2.0 + 1e-5, 10.0 + 1e-4)
+    population = clone(two_styles, CLONING, [Clone(0, limit) for limit in limits])
+    everything, safe, loose = actions_of(population, two_styles)
+    mixture = 0.25 * SAFE_ACTION + 0.75 * BOLD_ACTION
+    np.testing.assert_allclose(safe, SAFE_ACTION, atol=0.02)
+    np.testing.assert_allclose(everything, mixture, atol=0.06)
+    assert loose.tobytes() == everything.tobytes()  # the same rows and seed: the same policy
+
+
+def test_a_clone_alone_is_the_clone_in_a_pack(two_styles):
+    config = CLONING.model_copy(update={"steps": 20})
+    clones = [Clone(0, None), Clone(5, 3.0), Clone(5, None)]
+    pack = clone(two_styles, config, clones)
+    for member, one in enumerate(clones):
+        alone = clone(two_styles, config, [one])
+        for layer, (weight, bias) in enumerate(zip(alone.weights, alone.biases, strict=True)):
+            assert weight.tobytes() == pack.weights[layer][[member]].tobytes()
+            assert bias.tobytes() == pack.biases[layer][[member]].tobytes()
+    assert not np.array_equal(pack.weights[0][0], pack.weights[0][2])
+
+
+def test_no_episode_within_the_limit_is_refused(two_styles):
+    with pytest.raises(UserError, match="member 1 has no rows"):
+        clone(two_styles, CLONING, [Clone(0, None), Clone(0, 1.0)])
+
+
+def test_a_clone_says_what_it_is():
+    assert dataclasses.asdict(Clone(3, None)) == {"seed": 3, "cost_limit": None}
