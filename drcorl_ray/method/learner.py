@@ -62,6 +62,7 @@ class Learner:
         self.sources = torch.tensor(list(sources), device=device)
         self.pretrained_noise = pretrained["noise.flat"].to(device, dtype)
         self.trainables = self._start(pretrained, device, dtype)
+        self.noise_weights = self._behaviour_model()
         self.average = self.trainables["actor"].flat.clone()
         zeros = torch.zeros_like(self.hyper.cost_limit)
         self.multiplier = Multiplier.start(zeros)
@@ -85,9 +86,8 @@ class Learner:
             trainables["noise"] = Trainable(nets.noise, weights("noise.flat"))
         return trainables
 
-    @property
-    def noise_weights(self) -> Weights:
-        """The behaviour model of each member; a frozen one of a single seed serves all of them without a copy."""
+    def _behaviour_model(self) -> Weights:
+        """The noise network's weights of each member; a frozen one of a single seed serves all of them without a copy."""
         if self.extract.update_diffusion:
             return self.trainables["noise"].weights
         flat, members = self.pretrained_noise, len(self.sources)
@@ -188,9 +188,12 @@ class Learner:
         times = diffusion.spread(draws.uniform(Stream.REGULARISER_TIME, rows, dtype=dtype), diffusion.REGULARISER_TIMES)
         noise = draws.normal(Stream.REGULARISER_NOISE, rows, size, dtype=dtype)
         asked = self.conditions.unsqueeze(1).expand(-1, rows, -1)
-        weights = self.noise_weights
         return diffusion.behaviour_direction(
-            lambda noisy, t: self.nets.noise(weights, noisy, t, batch.observations, asked), actions, std, times, noise
+            lambda noisy, t: self.nets.noise(self.noise_weights, noisy, t, batch.observations, asked),
+            actions,
+            std,
+            times,
+            noise,
         )
 
     def estimate_cost(self, draws: Draws, rows: int) -> Tensor:
@@ -278,6 +281,7 @@ class Learner:
             part.select(index)
         for name in ("sources", "conditions", "estimation_observations", "average", "estimate", "region_counts"):
             setattr(self, name, getattr(self, name)[index])
+        self.noise_weights = self._behaviour_model()
         self.hyper = self.hyper.select(index)
         self.multiplier = self.multiplier.select(index)
 

@@ -218,7 +218,7 @@ def test_policies_act_as_the_actor_does():
 
 
 def toy_table() -> dict[str, torch.Tensor]:
-    """One state, actions in [-1, 1], reward −(a − 0.8)², cost σ((a − 0.2)/0.25): a softened half space; 100 steps an episode."""
+    """One state, actions in [-1, 1], reward −(a − 0.8)², cost σ((a − 0.2)/0.25): a softened half space; 100 steps."""
     actions = torch.linspace(-0.95, 0.95, 400, dtype=torch.float64)[:, None]
     rows = len(actions)
     zeros = torch.zeros(rows, dtype=torch.float64)
