@@ -11,7 +11,8 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from drcorl_ray.cluster import prepare_environment
-from drcorl_ray.config import Config, load_config
+from drcorl_ray.config import Config
+from drcorl_ray.config_file import load_config
 from drcorl_ray.errors import UserError
 
 

@@ -1,18 +1,15 @@
-"""The configuration: one tree of frozen, validated sections, read from YAML plus dotted overrides.
+"""The configuration: one tree of frozen, validated sections (config_file.py reads it from YAML and arguments).
 
-Order of precedence: defaults < preset (`run.preset`) < YAML file < `section.key=value` arguments. Unknown keys are refused and
-the nearest valid one is named. Settings that differ from the print of the paper carry their deviation's number (D1, D2 …,
-listed in docs/method.md); the `paper` preset switches all of them back.
+Unknown keys are refused and the nearest valid one is named. Settings that differ from the print of the paper carry their
+deviation's number (D1, D2 …, listed in docs/method.md); the `paper` preset (config_file.py) switches them back.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from drcorl_ray.data.dsrl import Filters
@@ -263,7 +260,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _valid_population(self) -> Config:
         for number, overrides in enumerate(self.population):
-            _validate(MemberConfig, self.member.model_dump() | overrides, f"population.{number}")
+            validate(MemberConfig, self.member.model_dump() | overrides, f"population.{number}")
         return self
 
     @property
@@ -279,53 +276,11 @@ class Config(Section):
         values = self.member.model_dump() | dict(overrides)
         if values["seed"] is None:
             values["seed"] = self.run.seed
-        return _validate(MemberConfig, values, "member")
+        return validate(MemberConfig, values, "member")
 
     def dataset_of(self, task: str) -> str | None:
         """The dataset file the user named for a task, if any."""
         return self.data.dataset.get(task) if isinstance(self.data.dataset, dict) else self.data.dataset
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "paper": {
-        "pretrain": {
-            "noise_width": 256, "noise_expansion": 4, "noise_dropout": 0.1, "noise_weight_decay": 0.0,
-            "critic_hidden": [256, 256], "critic_layer_norm": False, "learning_rate": 6e-4, "final_learning_rate": 1.0,
-            "cost_discount": 0.99, "target_step": 0.005, "monte_carlo_steps": 0, "alpha": 0.2, "policy": "score",
-            "condition_dropout": 1.0,
-        },
-        "extract": {
-            "steps": 2050, "critic_steps": 0, "target_step": 0.005, "clamp_cost_target": False, "terminal_cost": False,
-            "normalize_action_gradients": False, "cost_step_reward_weight": 0.0, "final_learning_rate": 1.0,
-            "policy_average": 0.0, "estimate_states": "all", "estimate_smoothing": 0.0, "update_diffusion": True,
-        },
-        "member": {
-            "beta_0": 0.02, "alpha": 0.2, "actor_learning_rate": 6e-4, "policy_class": "gaussian_constant",
-            "behaviour_reward_quantile": None,
-        },
-    },
-}  # fmt: skip
-
-
-def load_config(arguments: Sequence[str] = (), default_file: Path | None = None) -> Config:
-    """Config from command-line arguments `[CONFIG.yaml] [section.key=value …]`; UserError on anything invalid."""
-    files = [argument for argument in arguments if "=" not in argument]
-    if len(files) > 1:
-        raise UserError(f"one CONFIG.yaml at most, got {', '.join(files)}; settings are written section.key=value")
-    path = Path(files[0]) if files else default_file
-    content = _read_yaml(path) if path else {}
-    overrides = _parse_overrides(argument for argument in arguments if "=" in argument)
-    explicit = _merge(content, overrides)
-    run = explicit.get("run")
-    preset = run.get("preset") if isinstance(run, Mapping) else None
-    base = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
-    return _validate(Config, _merge(base, explicit), str(path) if path else "arguments")
-
-
-def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -335,61 +290,13 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; valid: {', '.join(names)}"
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror or error}); settings are written section.key=value"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{path}: not a text file ({error})") from error
-    content = _parse_yaml(text, str(path))
-    if not isinstance(content, dict | None):
-        raise UserError(f"{path}: a mapping of sections expected, got {type(content).__name__}")
-    return content or {}
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    # PyYAML's constructors leak these for "2020-13-45", "!!bool x", "!!timestamp x", integers of 5000 digits, deep nesting
-    except (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(f"{_one_line(where)}: not valid YAML ({_one_line(str(error))})") from error
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for argument in arguments:
-        dotted, text = argument.split("=", 1)
-        *parents, key = dotted.lstrip("-").split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise UserError(f"{argument}: {parent} was already given a value")
-        node[key] = _parse_yaml(text, argument)
-    return tree
-
-
-def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in top.items():
-        below = merged.get(key)
-        merged[key] = _merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
-    return merged
-
-
-def _validate(model: type[T], values: Mapping[str, Any], where: str) -> T:
+def validate(model: type[T], values: Mapping[str, Any], where: str) -> T:
+    """The values as a model; UserError names the first wrong one, and for an unknown key the nearest valid one."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(_one_line(f"{where}: {_explain(model, first)}")) from error
+        raise UserError(f"{where}: {_explain(model, first)}") from error
 
 
 def _explain(model: type[BaseModel], error: Any) -> str:

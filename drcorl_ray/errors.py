@@ -6,3 +6,6 @@ class UserError(Exception):
 
     The message is one line: what is wrong, where, and what to do. Launch scripts print it to stderr and exit with code 2.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))

@@ -16,6 +16,7 @@ from drcorl_ray.cluster import connect
 from drcorl_ray.config import Config, MemberConfig
 from drcorl_ray.data.source import task_store
 from drcorl_ray.envs import make_simulator
+from drcorl_ray.errors import UserError
 from drcorl_ray.metrics import normalized_cost, normalized_reward
 from drcorl_ray.policy import PopulationPolicy, load_population
 from drcorl_ray.progress import Watcher, console, progress_bars
@@ -39,9 +40,10 @@ def episode_seeds(first: int, episodes: int) -> list[int]:
 def train(config: Config) -> RunDirectory:
     """launch/train.py: every member of the population on the one task; UserError on anything the user can mend."""
     started = time.monotonic()
+    if len(config.tasks) != 1:
+        raise UserError(f"task.name lists {len(config.tasks)} tasks; launch/train.py takes one, launch/tune.py takes several")
+    data = open_task(config, config.tasks[0])
     run = RunDirectory.prepare(config)
-    [task_name] = config.tasks
-    data = open_task(config, task_name)
     members = config.members()
     connect()
     with progress_bars() as bars, Watcher(config, run, bars), RolloutPool(config.evaluation.actors) as pool:

@@ -24,10 +24,9 @@ import torch
 from drcorl_ray.checkpoint import write_json
 from drcorl_ray.metrics import EpisodeStats, normalized_cost, normalized_reward
 from drcorl_ray.policy import PopulationPolicy
-from drcorl_ray.run_directory import RunDirectory
+from drcorl_ray.run_directory import RESULTS_SCHEMA, RunDirectory
 from drcorl_ray.stages import TaskData
 
-RESULTS_SCHEMA = 1
 _PACKAGES = ("drcorl_ray", "torch", "ray", "optuna", "gymnasium", "mujoco", "numpy", "pyarrow")
 
 Selection = Literal["last", "online_best", "search_winner"]

@@ -13,8 +13,12 @@ import numpy as np
 import yaml
 
 from drcorl_ray.checkpoint import read_json, write_bytes
-from drcorl_ray.config import Config, dump_config
+from drcorl_ray.config import Config
+from drcorl_ray.config_file import dump_config
 from drcorl_ray.errors import UserError
+
+RESULTS_SCHEMA = 1
+_NOT_COMPARED = ("run.resume", "run.dir")  # the same run, however its directory is spelt
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class RunDirectory:
     def prepare(cls, config: Config) -> RunDirectory:
         """Make the directory, or take up the unfinished run in it; UserError where that would lose or mix up work."""
         name = config.run.dir or f"runs/{'-'.join(config.tasks)[:60]}-{time.strftime('%Y%m%d-%H%M%S')}"
-        run = cls(Path(name).absolute())
+        run = cls(Path(name).expanduser().absolute())
         resolved = dump_config(config)
         try:
             if run.results.exists():
@@ -83,7 +87,7 @@ def _refuse_other_settings(path: Path, resolved: str) -> None:
         before, now = (_flatten(yaml.safe_load(text)) for text in (path.read_text(encoding="utf-8"), resolved))
     except (yaml.YAMLError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: the unfinished run's settings are damaged; choose another run.dir") from error
-    changed = [key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and key != "run.resume"]
+    changed = [key for key in before.keys() | now.keys() if before.get(key) != now.get(key) and key not in _NOT_COMPARED]
     if changed:
         raise UserError(
             f"{path}: the run was started with other settings ({', '.join(sorted(changed))}); resume with the same"
@@ -126,7 +130,11 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def read_results(run: Path) -> dict[str, Any]:
-    """The results of a finished run; UserError where there are none."""
-    if not (run / "results.json").exists():
+    """The results of a finished run; UserError where there are none, or of another schema."""
+    path = run / "results.json"
+    if not path.exists():
         raise UserError(f"{run}: no finished run is there (results.json is missing)")
-    return read_json(run / "results.json")
+    results = read_json(path)
+    if not isinstance(results, dict) or results.get("schema") != RESULTS_SCHEMA or not {"run", "rows"} <= results.keys():
+        raise UserError(f"{path}: not results of schema {RESULTS_SCHEMA}; read it with the release that wrote it")
+    return results

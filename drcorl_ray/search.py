@@ -53,8 +53,8 @@ from drcorl_ray.train import pretrain
 def search(config: Config) -> RunDirectory:
     """launch/tune.py: search every task's member configurations; UserError on anything the user can mend."""
     started = time.monotonic()
-    run = RunDirectory.prepare(config)
     tasks = [open_task(config, name) for name in config.tasks]
+    run = RunDirectory.prepare(config)
     connect()
     rows: Records = []
     with progress_bars() as bars, Watcher(config, run, bars), RolloutPool(config.evaluation.actors) as pool:

@@ -43,7 +43,7 @@ Finish = Callable[[Stage], None]
 
 def pretrain(config: Config, data: TaskData, run: RunDirectory, seeds: Sequence[int]) -> Path:
     """The pretrained artifact of a task: the one in run.storage if it is there and sound, else made by a Ray Train job."""
-    path = artifact_path(Path(config.run.storage).absolute(), data, config.pretrain, seeds)
+    path = artifact_path(Path(config.run.storage).expanduser().absolute(), data, config.pretrain, seeds)
     if path.exists():
         try:
             load_artifact(path)

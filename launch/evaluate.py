@@ -9,7 +9,7 @@ from drcorl_ray.cli import guarded, split_arguments
 
 
 def work() -> None:
-    from drcorl_ray.config import load_config
+    from drcorl_ray.config_file import load_config
     from drcorl_ray.evaluation import evaluate_files  # after the command line is checked: simulators take time to import
 
     files, settings = split_arguments(sys.argv[1:])

@@ -126,3 +126,16 @@ def test_hostile_data_files_are_one_line_and_leave_no_store(tmp_path):
         assert not ray_started
     left = [path for folder in ("shared", "runs") for path in (tmp_path / folder).rglob("*") if path.is_file()]
     assert {path.name for path in left} <= {"config.yaml"}
+
+
+def test_a_list_of_tasks_is_for_tune(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "launch/train.py", "task.name=[PointCircle, HopperVelocity]", f"run.dir={tmp_path / 'run'}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: task.name lists 2 tasks")
+    assert not (tmp_path / "run").exists()

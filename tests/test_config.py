@@ -10,7 +10,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drcorl_ray.config import PRESETS, Config, MemberConfig, dump_config, load_config
+from drcorl_ray.config import Config, MemberConfig
+from drcorl_ray.config_file import PRESETS, dump_config, load_config
 from drcorl_ray.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "tune_configs").glob("*.yaml"))
@@ -175,7 +176,7 @@ def test_every_shipped_file_builds_and_stays_as_it_is(path, monkeypatch):
         parsed.append((loaded := yaml.load(text, yaml.SafeLoader), copy.deepcopy(loaded)))
         return loaded
 
-    monkeypatch.setattr("drcorl_ray.config.yaml.safe_load", remember)
+    monkeypatch.setattr("drcorl_ray.config_file.yaml.safe_load", remember)
     config = load_config([str(path), "run.preset=paper"])
     assert config.members()
     [(used, untouched), *_] = parsed

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from drcorl_ray.checkpoint import write_json
-from drcorl_ray.config import load_config
+from drcorl_ray.config_file import load_config
 from drcorl_ray.errors import UserError
 from drcorl_ray.run_directory import MetricsLog, RunDirectory, read_log, read_results
 
@@ -90,6 +90,11 @@ def test_other_settings_are_refused_by_name(tmp_path):
     assert refusal(run.path, "run.resume=true", space).count("member.k") == 1
 
 
+def test_settings_that_are_gone_are_named_too(tmp_path):
+    run = prepare(tmp_path / "run", "search.space={k: {choices: [1]}, alpha: {choices: [2]}}")
+    assert "search.space.alpha.choices" in refusal(run.path, "run.resume=true", "search.space={k: {choices: [1]}}")
+
+
 @pytest.mark.parametrize("text", ["", "[", "3", "\0", "a: 2020-13-45", b"\xff\xfe\x81"])
 def test_damaged_settings_are_refused(tmp_path, text):
     run = prepare(tmp_path / "run")
@@ -123,8 +128,13 @@ def test_a_folder_without_permission_is_refused(tmp_path):
 def test_read_results(tmp_path):
     with pytest.raises(UserError, match=r"results\.json is missing"):
         read_results(tmp_path)
-    write_json(tmp_path / "results.json", {"rows": [1]})
-    assert read_results(tmp_path) == {"rows": [1]}
+    results = {"schema": 1, "run": {}, "rows": [1]}
+    write_json(tmp_path / "results.json", results)
+    assert read_results(tmp_path) == results
+    for strange in ({"rows": [1]}, results | {"schema": 2}, [1]):
+        write_json(tmp_path / "results.json", strange)
+        with pytest.raises(UserError, match="not results of schema 1"):
+            read_results(tmp_path)
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(UserError, match=r"results\.json"):
         read_results(tmp_path)

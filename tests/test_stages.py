@@ -239,7 +239,7 @@ def test_pretraining_goes_on_through_a_file_bitwise(tmp_path, stop):
 def test_extraction_goes_on_through_a_file_bitwise(tmp_path, stop):
     """Before, at and after the first policy step; every adaptation rule, so that the multiplier and 0-d counts matter."""
     data = open_made(tmp_path / "store")
-    rules = "{adaptation: lagrangian}, {adaptation: crpo, policy_class: gaussian}, {cost_limit: 3}"
+    rules = "{adaptation: lagrangian, cost_limit: 0, k: 9}, {adaptation: crpo, policy_class: gaussian}, {cost_limit: 3}"
     config = small_config(f"population=[{rules}]", "extract.update_diffusion=true")
     members, sample, rows = config.members(), full_replay(data).sample, config.extract.batch_size
     pretrained = build_pretrainer(config, data, [0], Placement()).result()
@@ -247,6 +247,7 @@ def test_extraction_goes_on_through_a_file_bitwise(tmp_path, stop):
     advance(straight, sample, rows, 0, stop)
     save_stage(tmp_path / "state.safetensors", straight, stop)
     metrics = advance(straight, sample, rows, stop, straight.total_steps)
+    assert straight.multiplier.value[0] > 0.1
     resumed = build_learner(config, data, members, pretrained, Placement())
     assert load_stage(tmp_path / "state.safetensors", resumed) == stop
     again = advance(resumed, sample, rows, stop, resumed.total_steps)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from drcorl_ray.config import Config, load_config
+from drcorl_ray.config import Config
+from drcorl_ray.config_file import load_config
 from drcorl_ray.data.dsrl import write_dataset
 from drcorl_ray.data.replay import Replay
 from drcorl_ray.data.store import read_store

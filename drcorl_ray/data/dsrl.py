@@ -55,23 +55,25 @@ class Dataset:
 
 
 class Filters(BaseModel):
-    """DSRL's ways to thin or to trouble a data set, by its own parameter names; the default changes nothing.
-
-    density: share of the trajectories' grid to keep, 1 keeps all. outliers_percent: share of risky episodes disguised as
-    safe ones. epsilon: drops tempting episodes (> 0) or risky ones (< 0) near the best return. inpaint_ranges: regions
-    (cost min, max, return min, max, each in [0, 1]) to cut out. noise_scale: observation noise in standard deviations.
-    target_cost: undiscounted episode cost limit, needed by outliers_percent and epsilon.
-    """
+    """DSRL's ways to thin or to trouble a data set, by its own parameter names; the default changes nothing."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    density: float = Field(default=1.0, gt=0, le=1)
-    outliers_percent: float | None = Field(default=None, gt=0, lt=1)
-    noise_scale: float | None = Field(default=None, ge=0)
-    inpaint_ranges: tuple[tuple[float, float, float, float], ...] | None = None
-    epsilon: float | None = None
-    target_cost: float | None = None
-    seed: int = 1234
+    density: float = Field(default=1.0, gt=0, le=1, description="share of the trajectories' grid to keep; 1 keeps all")
+    outliers_percent: float | None = Field(
+        default=None, gt=0, lt=1, description="share of risky episodes disguised as safe ones"
+    )
+    noise_scale: float | None = Field(default=None, ge=0, description="observation noise, in standard deviations")
+    inpaint_ranges: tuple[tuple[float, float, float, float], ...] | None = Field(
+        default=None, description="regions to cut out: (cost min, max, return min, max), each in [0, 1]"
+    )
+    epsilon: float | None = Field(
+        default=None, description="drops tempting episodes (> 0) or risky ones (< 0) near the best return"
+    )
+    target_cost: float | None = Field(
+        default=None, description="undiscounted episode cost limit, needed by outliers_percent and epsilon"
+    )
+    seed: int = Field(default=1234, description="seed of the filters")
 
 
 def read_dataset(path: Path) -> Dataset:

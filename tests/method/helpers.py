@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from drcorl_ray.config import Config, load_config
+from drcorl_ray.config import Config
+from drcorl_ray.config_file import load_config
 from drcorl_ray.data.replay import Batch
 from drcorl_ray.method.learner import Learner
 from drcorl_ray.method.pretrainer import Pretrainer

@@ -1,0 +1,98 @@
+"""Reading and writing configurations: defaults < preset (`run.preset`) < YAML file < `section.key=value` arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from drcorl_ray.config import Config, validate
+from drcorl_ray.errors import UserError
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {
+        "pretrain": {
+            "noise_width": 256, "noise_expansion": 4, "noise_dropout": 0.1, "noise_weight_decay": 0.0,
+            "critic_hidden": [256, 256], "critic_layer_norm": False, "learning_rate": 6e-4, "final_learning_rate": 1.0,
+            "cost_discount": 0.99, "target_step": 0.005, "monte_carlo_steps": 0, "alpha": 0.2, "policy": "score",
+            "condition_dropout": 1.0,
+        },
+        "extract": {
+            "steps": 2050, "critic_steps": 0, "target_step": 0.005, "clamp_cost_target": False, "terminal_cost": False,
+            "normalize_action_gradients": False, "cost_step_reward_weight": 0.0, "final_learning_rate": 1.0,
+            "policy_average": 0.0, "estimate_states": "all", "estimate_smoothing": 0.0, "update_diffusion": True,
+        },
+        "member": {
+            "beta_0": 0.02, "alpha": 0.2, "actor_learning_rate": 6e-4, "policy_class": "gaussian_constant",
+            "behaviour_reward_quantile": None,
+        },
+    },
+}  # fmt: skip
+
+
+def load_config(arguments: Sequence[str] = (), default_file: Path | None = None) -> Config:
+    """Config from command-line arguments `[CONFIG.yaml] [section.key=value …]`; UserError on anything invalid."""
+    files = [argument for argument in arguments if "=" not in argument]
+    if len(files) > 1:
+        raise UserError(f"one CONFIG.yaml at most, got {', '.join(files)}; settings are written section.key=value")
+    path = Path(files[0]) if files else default_file
+    content = _read_yaml(path) if path else {}
+    overrides = _parse_overrides(argument for argument in arguments if "=" in argument)
+    explicit = _merge(content, overrides)
+    run = explicit.get("run")
+    preset = run.get("preset") if isinstance(run, Mapping) else None
+    base = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
+    return validate(Config, _merge(base, explicit), str(path) if path else "arguments")
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or error}); settings are written section.key=value"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{path}: not a text file ({error})") from error
+    content = _parse_yaml(text, str(path))
+    if not isinstance(content, dict | None):
+        raise UserError(f"{path}: a mapping of sections expected, got {type(content).__name__}")
+    return content or {}
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    # PyYAML's constructors leak these for "2020-13-45", "!!bool x", "!!timestamp x", integers of 5000 digits, deep nesting
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(f"{where}: not valid YAML ({error})") from error
+
+
+def _parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for argument in arguments:
+        dotted, text = argument.split("=", 1)
+        *parents, key = dotted.lstrip("-").split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise UserError(f"{argument}: {parent} was already given a value")
+        node[key] = _parse_yaml(text, argument)
+    return tree
+
+
+def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
