@@ -110,6 +110,7 @@ RUN_EACH = """
 """
 
 
+@pytest.mark.ray  # imports Ray, and sees that it is not started
 def test_hostile_data_files_are_one_line_and_leave_no_store(tmp_path):
     """The script, once a file, in one process of its own: importing Ray takes seconds. Fault: convert before validating."""
     files = hostile_files(tmp_path)
@@ -126,16 +127,3 @@ def test_hostile_data_files_are_one_line_and_leave_no_store(tmp_path):
         assert not ray_started
     left = [path for folder in ("shared", "runs") for path in (tmp_path / folder).rglob("*") if path.is_file()]
     assert {path.name for path in left} <= {"config.yaml"}
-
-
-def test_a_list_of_tasks_is_for_tune(tmp_path):
-    run = subprocess.run(
-        [sys.executable, "launch/train.py", "task.name=[PointCircle, HopperVelocity]", f"run.dir={tmp_path / 'run'}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 2
-    assert run.stderr.startswith("error: task.name lists 2 tasks")
-    assert not (tmp_path / "run").exists()

@@ -97,7 +97,7 @@ def test_mistakes_are_told():
     good.weights[1][2, 0, 0] = np.nan
     with pytest.raises(ValueError, match=r"members \[2\] are not finite"):
         evaluate(good, "PointCircle", [0])
-    with pytest.raises(UserError, match=r"rollout\.actors"):
+    with pytest.raises(UserError, match=r"evaluation\.actors"):
         RolloutPool(0)
 
 

@@ -102,6 +102,12 @@ def test_a_run_from_end_to_end_with_a_rolling_window(tmp_path):
         train(config)
 
 
+def test_a_list_of_tasks_is_for_tune(tmp_path):
+    with pytest.raises(UserError, match=r"task\.name lists 2 tasks"):
+        train(tiny_config(tmp_path, "task.name=[PointCircle, HopperVelocity]"))
+    assert not (tmp_path / "run").exists()
+
+
 def gloo_worker(rank: int, rendezvous: str, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     torch.set_num_threads(1)

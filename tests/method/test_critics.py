@@ -26,7 +26,7 @@ def test_expectile_of_a_coin():
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    assert float(value[0, 0]) == pytest.approx(0.7, abs=1e-6)
+    assert value[0, 0].item() == pytest.approx(0.7, abs=1e-6)
 
 
 def test_targets_by_hand():
@@ -75,8 +75,8 @@ def probe_table(terminals: list[float], rewards: list[float], costs: list[float]
 def learned_q(table: dict[str, torch.Tensor], *overrides: str) -> tuple[list[float], list[float]]:
     """Q_r and Q_c of the data's own rows after the critic phase of pretraining."""
     config = small_config(
-        "pretrain.steps=1200", "pretrain.monte_carlo_steps=0", "pretrain.target_step=0.1", "pretrain.discount=0.5",
-        "pretrain.cost_discount=0.5", "pretrain.learning_rate=0.005", "pretrain.batch_size=32", *overrides,
+        "pretrain.steps=800", "pretrain.monte_carlo_steps=0", "pretrain.target_step=0.1", "pretrain.discount=0.5",
+        "pretrain.cost_discount=0.5", "pretrain.learning_rate=0.008", "pretrain.batch_size=32", *overrides,
     )  # fmt: skip
     pretrainer = Pretrainer(make_spec(1, 1), config.pretrain, [0], dtype=torch.float64)
     sample = sampler(table)
@@ -108,7 +108,7 @@ def test_monte_carlo_steps_regress_on_the_rates():
         "reward_rates": torch.tensor([0.25, 1.0], **F64),
         "cost_rates": torch.tensor([0.1, 0.4], **F64),
     }
-    q_r, q_c = learned_q(table, "pretrain.monte_carlo_steps=1200")
+    q_r, q_c = learned_q(table, "pretrain.monte_carlo_steps=800")
     assert q_r == pytest.approx([0.5, 2.0], abs=0.05)
     assert q_c == pytest.approx([0.2, 0.8], abs=0.05)
 
@@ -118,7 +118,7 @@ def test_pessimism_raises_the_estimate_on_the_policys_actions_and_only_there():
     table = probe_table([1.0, 1.0], [0.0, 0.0], [0.5, 0.5])
     spec = make_spec(1, 1)
     config = small_config(
-        "extract.critic_steps=800", "extract.batch_size=64", "extract.terminal_cost=false", "pretrain.critic_hidden=[32,32]"
+        "extract.critic_steps=500", "extract.batch_size=64", "extract.terminal_cost=false", "pretrain.critic_hidden=[32,32]"
     )
     start = pretrain(config, spec, table, [0], steps=0).result()
     values = {}
@@ -127,7 +127,7 @@ def test_pessimism_raises_the_estimate_on_the_policys_actions_and_only_there():
         actor = learner.trainables["actor"]
         actor.weights["layers.2.weight"].detach()[..., 0] = 0.0
         actor.weights["layers.2.bias"].detach()[..., 0] = 1.0986  # tanh⁻¹(0.8)
-        extract(learner, table, 0, 800)
+        extract(learner, table, 0, 500)
         q_cost = learner.trainables["q_cost"]
         with torch.no_grad():
             for name, action in (("data", 0.0), ("policy", 0.8)):

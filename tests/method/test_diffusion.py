@@ -125,14 +125,14 @@ def test_a_noise_network_learns_two_points_and_samples_land_on_both():
     seeds = torch.tensor([0])
     noise_net = Trainable(network, network.layout.initialise(seeds, 0))
     nothing = torch.zeros(1, 256, 1)
-    for step in range(1500):
+    for step in range(1200):
         draws = Draws(seeds, step)
         actions = points[draws.integers(Stream.ROWS, 256, 2)]
         times = diffusion.spread(draws.uniform(Stream.DIFFUSION_TIME, 256), diffusion.TRAINING_TIMES)
         z = draws.normal(Stream.DIFFUSION_NOISE, 256, 2)
         prediction = network(noise_net.weights, diffusion.perturb(actions, z, times), times, nothing, nothing)
         (gradient,) = flat_gradients(diffusion.diffusion_loss(prediction, z).sum(), [noise_net])
-        noise_net.descend(gradient, 2e-3 * (1 - step / 1500))
+        noise_net.descend(gradient, 2e-3 * (1 - step / 1200))
     start = Draws(seeds, 0).normal(Stream.SAMPLING_NOISE, 256, 2)
     samples = diffusion.sample(lambda a, t: network(noise_net.weights, a, t, nothing, nothing), start, steps=30)
     distances = torch.cdist(samples[0], points)

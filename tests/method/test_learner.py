@@ -239,7 +239,7 @@ def test_toy_constrained_optimum():
     table = toy_table()
     spec = make_spec(1, 1, mean_cost=0.3)
     config = small_config(
-        "extract.critic_steps=500", "extract.steps=700", "extract.batch_size=64", "pretrain.critic_hidden=[32,32]",
+        "extract.critic_steps=300", "extract.steps=500", "extract.batch_size=48", "pretrain.critic_hidden=[32,32]",
         "pretrain.cost_discount=0.0", "pretrain.discount=0.0", "extract.terminal_cost=false", "member.k=0", "member.beta_0=30",
         "member.cost_limit=20", "member.critic_learning_rate=0.003", "member.actor_learning_rate=0.003",
         "extract.cost_step_reward_weight=0", "member.pid_integral=0.05", "extract.estimate_smoothing=0.8",
@@ -248,7 +248,7 @@ def test_toy_constrained_optimum():
     cases = [(rule, first) for rule in ("gradient_manipulation", "crpo", "lagrangian") for first in (-0.6, 0.7)]
     members = [{"adaptation": rule} for rule, _ in cases]
     learner = make_learner(config, spec, members, pretrain(config, spec, table, [0], steps=0).result())
-    learner.estimation_observations = torch.zeros(len(cases), 64, 1, dtype=torch.float64)
+    learner.estimation_observations = torch.zeros(len(cases), 16, 1, dtype=torch.float64)
     for member, (_, first) in enumerate(cases):
         learner.trainables["actor"].weights["layers.2.bias"].detach()[member, 0] = math.atanh(first)
     extract(learner, table, 0, learner.total_steps)
