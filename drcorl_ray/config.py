@@ -22,6 +22,9 @@ T = TypeVar("T", bound=BaseModel)
 Widths = Annotated[list[PositiveInt], Field(min_length=1)]
 
 
+_QUANTILE = "behaviour_reward_quantile"
+
+
 class Section(BaseModel):
     """Frozen, with unknown keys and non-finite numbers refused."""
 
@@ -109,7 +112,7 @@ class ExtractConfig(Section):
     batch_size: PositiveInt = Field(default=256, description="global minibatch size, split over the workers")
     epoch_steps: PositiveInt = Field(default=100, description="steps of one epoch, the unit of time of the β schedules")
     target_step: Fraction = Field(default=0.1, description="Polyak step of the critics' targets (D9)")
-    clamp_cost_target: bool = Field(default=True, description="clamp the TD target's bootstrap to [0, 1/(1 − γ_c)] (D10)")
+    clamp_cost_target: bool = Field(default=True, description="clamp the TD target's bootstrap to [0, c_max/(1 − γ_c)] (D10)")
     terminal_cost: bool = Field(default=True, description="at a terminal, go on paying the data's mean cost (D11)")
     normalize_action_gradients: bool = Field(default=True, description="divide ∇_a Q by its mean norm over the batch (D12)")
     cost_step_reward_weight: NonNegative = Field(default=0.5, description="weight of ∇_a Q_r inside a cost step (D13)")
@@ -170,7 +173,7 @@ class EvaluationConfig(Section):
 
 
 class RangeConfig(Section):
-    """One searched key: a range (log or integer if said) or a list of choices."""
+    """One searched key: a range of real numbers (logarithmic if said) or a list of choices."""
 
     low: float | None = None
     high: float | None = None
@@ -214,6 +217,8 @@ class SearchConfig(Section):
     @model_validator(mode="after")
     def _known_members(self) -> SearchConfig:
         for key, entry in self.space.items():
+            if key == "seed":
+                raise ValueError("space.seed: seeds are not searched; run the search again with another run.seed")
             if key not in MemberConfig.model_fields:
                 raise ValueError(f"space.{key} is not a key of member{nearest(key, MemberConfig.model_fields)}")
             for value in entry.examples():
@@ -261,6 +266,23 @@ class Config(Section):
     def _valid_population(self) -> Config:
         for number, overrides in enumerate(self.population):
             validate(MemberConfig, self.member.model_dump() | overrides, f"population.{number}")
+        return self
+
+    @model_validator(mode="after")
+    def _condition_is_trained(self) -> Config:
+        """A behaviour model can only be asked for what its training showed it."""
+        asked = [overrides.get(_QUANTILE, self.member.behaviour_reward_quantile) for overrides in self.population or [{}]]
+        searched = _QUANTILE in self.search.space
+        if self.pretrain.condition_dropout == 1.0 and (searched or any(value is not None for value in asked)):
+            raise ValueError(f"pretrain.condition_dropout=1 trains a plain behaviour model; set member.{_QUANTILE}=null")
+        if self.pretrain.condition_dropout == 0.0 and any(value is None for value in asked):
+            raise ValueError(f"pretrain.condition_dropout=0 trains no plain behaviour model; give member.{_QUANTILE}")
+        return self
+
+    @model_validator(mode="after")
+    def _tasks_once(self) -> Config:
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"task.name lists a task twice: {', '.join(self.tasks)}")
         return self
 
     @property

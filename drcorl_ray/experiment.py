@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import ray.exceptions
 
 from drcorl_ray.baselines.behaviour_cloning import Clone, clone
 from drcorl_ray.cluster import connect
@@ -114,13 +115,14 @@ def start_baselines(config: Config, data: TaskData, members: Sequence[MemberConf
         for limit in limits:
             wanted = {"bc": Clone(seed, None), "bc_safe": Clone(seed, limit)}
             for name in config.evaluation.baselines:
-                if name == "bc_safe" and limit < cheapest:
+                if name == "bc_safe" and np.float32(limit) < np.float32(cheapest):
                     continue
                 clones.append(wanted[name])
                 candidates.append(Candidate(name, asdict(wanted[name]), seed, limit))
     if not clones:
         return None
-    task = ray.remote(clone).options(num_cpus=config.scaling.cpus_per_worker, max_retries=config.scaling.max_failures)
+    # It books no CPU: booked before Ray Train asks for its workers, it would keep them waiting until they give up.
+    task = ray.remote(clone).options(num_cpus=0, max_retries=config.scaling.max_failures)
     return PendingClones(candidates, task.remote(data, config.pretrain, clones))
 
 
@@ -129,7 +131,10 @@ def evaluate_baselines(
 ) -> Records:
     if pending is None:
         return []
-    policies: PopulationPolicy = ray.get(pending.result)
+    try:
+        policies: PopulationPolicy = ray.get(pending.result)
+    except ray.exceptions.RayError as error:
+        raise UserError(f"{data.task.name}: cloning failed ({str(error).strip().splitlines()[-1]})") from error
     stats = pool.evaluate(policies, data.task, episode_seeds(FRESH_SEEDS, config.evaluation.episodes))
     return score(run, data, policies, pending.candidates, stats, "baseline")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from drcorl_ray.checkpoint import load_arrays, save_arrays
+from drcorl_ray.checkpoint import load_arrays, read_json, save_arrays
 from drcorl_ray.errors import UserError
 
 POLICY_SCHEMA = 1
@@ -94,12 +94,23 @@ class Policy:
 
 
 def load_policy(path: str | Path) -> Policy:
-    """Load a policy file, or the `policy.safetensors` of a folder; UserError where it is not an intact policy."""
+    """Load a policy file, or the best policy of a finished run's directory; UserError where it is not an intact policy."""
     file = Path(path)
-    file = file / "policy.safetensors" if file.is_dir() else file
+    file = _policy_of_run(file) if file.is_dir() else file
     arrays, meta = load_arrays(file)
     lifted = {name: array[None] if name.startswith("layers") else array for name, array in arrays.items()}
     return Policy(_population(file, lifted, meta, "policy_schema"), meta)
+
+
+def _policy_of_run(run: Path) -> Path:
+    """The search's first winner, or the first member of a training run."""
+    results = read_json(run / "results.json")
+    try:
+        rows = results["rows"]
+        chosen = next((row for row in rows if row["selection"] == "search_winner"), rows[0])
+        return run / chosen["policy"]
+    except (KeyError, IndexError, TypeError) as error:
+        raise UserError(f"{run / 'results.json'}: lists no policy ({error!r})") from error
 
 
 def load_population(path: Path) -> tuple[PopulationPolicy, dict[str, Any]]:

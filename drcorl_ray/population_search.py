@@ -31,13 +31,19 @@ def distribution(entry: RangeConfig) -> BaseDistribution:
     return FloatDistribution(entry.low, entry.high, log=entry.log)
 
 
+def sampler(seed: int, trials: int) -> optuna.samplers.BaseSampler:
+    """Optuna's sampler as it asks after `trials` trials."""
+    return optuna.samplers.TPESampler(seed=[seed, trials], multivariate=True)  # type: ignore[arg-type]
+
+
 def open_study(path: Path, name: str, seed: int) -> optuna.Study:
     """The study of one task; Optuna's own tools open it too: `JournalStorage(JournalFileBackend(path))`."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
     storage = JournalStorage(JournalFileBackend(str(path)))
-    return optuna.create_study(storage=storage, study_name=name, direction="maximize", sampler=sampler, load_if_exists=True)
+    return optuna.create_study(
+        storage=storage, study_name=name, direction="maximize", sampler=sampler(seed, 0), load_if_exists=True
+    )
 
 
 class PopulationSearch(Searcher):
@@ -91,6 +97,12 @@ class PopulationSearch(Searcher):
     def _running(self) -> list[optuna.trial.FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
+    @property
+    def open_configurations(self) -> int:
+        """Configurations that the search still owes: not asked yet, or asked and without a result."""
+        trials = self.study.get_trials(deepcopy=False)
+        return self._configurations - sum(trial.state.is_finished() and "pack" in trial.user_attrs for trial in trials)
+
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True
 
@@ -111,6 +123,8 @@ class PopulationSearch(Searcher):
         size = min(self._members_per_pack, self._configurations - len(counted))
         if size <= 0:
             return None
+        # Seeded by what is in the study, a resumed search goes on drawing where the dead one stopped.
+        self.study.sampler = sampler(self._where[2], len(trials))
         pack = 1 + max((trial.user_attrs.get("pack", -1) for trial in trials), default=-1)
         for _ in range(size):
             self.study.ask(self._space).set_user_attr("pack", pack)

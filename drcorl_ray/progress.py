@@ -116,8 +116,13 @@ class Tracker:
             self._run = wandb.init(
                 project="drcorl_ray", name=run.path.name, dir=str(run.path), mode=mode, config=config.model_dump()
             )
-        except Exception as error:  # a tracker must not take the run down with it
-            console.print(f"[yellow]Weights & Biases is off: {' '.join(str(error).split())[:200]}")
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """A tracker must not take the run down with it."""
+        self._run = None
+        console.print(f"[yellow]Weights & Biases is off: {' '.join(str(error).split())[:200]}")
 
     def log(self, line: Mapping[str, Any]) -> None:
         if self._run is None:
@@ -126,11 +131,17 @@ class Tracker:
         flat: dict[str, Any] = {f"{head}/step": line["step"]}
         for name, values in line["metrics"].items():
             flat |= {f"{head}/{name}/{member}": value for member, value in enumerate(values)}
-        self._run.log(flat)
+        try:
+            self._run.log(flat)
+        except Exception as error:
+            self._give_up(error)
 
     def finish(self) -> None:
-        if self._run is not None:
-            self._run.finish()
+        try:
+            if self._run is not None:
+                self._run.finish()
+        except Exception as error:
+            self._give_up(error)
 
 
 def _logged_in() -> bool:

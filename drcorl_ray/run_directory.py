@@ -30,6 +30,8 @@ class RunDirectory:
     @classmethod
     def prepare(cls, config: Config) -> RunDirectory:
         """Make the directory, or take up the unfinished run in it; UserError where that would lose or mix up work."""
+        if config.run.resume and config.run.dir is None:
+            raise UserError("run.resume=true needs the run.dir=RUN of the run to go on with")
         name = config.run.dir or f"runs/{'-'.join(config.tasks)[:60]}-{time.strftime('%Y%m%d-%H%M%S')}"
         run = cls(Path(name).expanduser().absolute())
         resolved = dump_config(config)

@@ -49,10 +49,14 @@ from drcorl_ray.stages import (
 )
 from drcorl_ray.train import pretrain
 
+STATE = "state.safetensors"
+
 
 def search(config: Config) -> RunDirectory:
     """launch/tune.py: search every task's member configurations; UserError on anything the user can mend."""
     started = time.monotonic()
+    if config.data.window_rows is not None:
+        raise UserError("data.window_rows: packs hold their whole dataset on the device; leave it out, or use launch/train.py")
     tasks = [open_task(config, name) for name in config.tasks]
     run = RunDirectory.prepare(config)
     connect()
@@ -94,6 +98,7 @@ class Pack:
         if not (folder / "result.json").exists():
             self._train(suggestion, folder)
             write_json(folder / "result.json", self._judge(suggestion, folder))
+            (folder / STATE).unlink(missing_ok=True)
         members = read_json(folder / "result.json")["members"]
         safe = [m["normalized_reward"] for m in members if m["normalized_reward"] is not None and m["normalized_cost"] <= 1]
         tune.report({"members": members, "best_reward": max(safe, default=float("-inf"))})
@@ -106,7 +111,7 @@ class Pack:
         learner = build_learner(config, data, members, load_artifact(self.artifact), placement)
         replay = Replay(data.manifest, device=placement.device)
         replay.insert(read_store(data.store))
-        state = folder / "state.safetensors"
+        state = folder / STATE
         step = load_stage(state, learner) if state.exists() else 0
         log = MetricsLog(folder / "metrics.jsonl", data.task.name, f"pack {suggestion['pack']}", learner.total_steps, step)
         while step < learner.total_steps:
@@ -116,7 +121,6 @@ class Pack:
             save_stage(state, learner, step)
             tune.report({"step": step, "best_reward": float("-inf")})
         learner.policies().save_population(folder / "population.safetensors", {"finite": learner.finite().tolist()})
-        state.unlink()
 
     def _judge(self, suggestion: dict[str, Any], folder: Path) -> dict[str, Any]:
         policies, meta = load_population(folder / "population.safetensors")
@@ -125,7 +129,8 @@ class Pack:
         results = [dict(member, normalized_reward=None, normalized_cost=None) for member in suggestion["members"]]
         if finite:
             stats = evaluate(policies.select(finite), self.data.task, seeds)
-            limits = [pack_members(self.config, suggestion["members"])[member].cost_limit for member in finite]
+            members = pack_members(self.config, suggestion["members"])
+            limits = [members[member].cost_limit for member in finite]
             spec = self.data.spec
             rewards = normalized_reward(stats.returns, spec.return_min, spec.return_max).mean(1)
             costs = normalized_cost(stats.costs, np.array(limits)[:, None]).mean(1)
@@ -189,6 +194,8 @@ def run_packs(pack: Pack) -> None:
         ),
     )
     errors = tuner.fit().errors
+    if not errors and searcher.open_configurations:  # Tune takes a first Ctrl-C for the end of the work
+        raise KeyboardInterrupt
     if errors:
         reason = " ".join(str(errors[0]).split())[-400:]
         raise UserError(
@@ -203,6 +210,8 @@ def default_point(config: Config) -> dict[str, Any]:
     point = {}
     for key, entry in config.search.space.items():
         value = getattr(member, key)
+        if value is None:
+            continue
         if entry.choices is None:
             value = min(max(value, entry.low), entry.high)
         elif value not in entry.choices:

@@ -57,7 +57,7 @@ def pretrain(config: Config, data: TaskData, run: RunDirectory, seeds: Sequence[
     def finish(stage: Stage) -> None:
         save_artifact(path, stage)  # type: ignore[arg-type]
 
-    _fit(config, data, run, "pretrain", build, finish)
+    _fit(config, data, run, "pretrain", path.stem, build, finish)
     return path
 
 
@@ -72,7 +72,7 @@ def extract(config: Config, data: TaskData, run: RunDirectory, members: Sequence
         assert isinstance(stage, Learner)
         stage.policies().save_population(path, {"finite": stage.finite().tolist()})
 
-    _fit(config, data, run, "extract", build, finish)
+    _fit(config, data, run, "extract", artifact.stem, build, finish)
     load_population(path)
     return path
 
@@ -85,14 +85,19 @@ def curve_steps(config: Config) -> list[int]:
     return sorted({min(total, -(-int(step) // grid) * grid) for step in wanted} - {0})
 
 
-def _fit(config: Config, data: TaskData, run: RunDirectory, stage: str, build: BuildStage, finish: Finish) -> None:
-    """Run one stage as a Ray Train job that resumes from its last report, whoever died."""
+def _fit(
+    config: Config, data: TaskData, run: RunDirectory, stage: str, identity: str, build: BuildStage, finish: Finish
+) -> None:
+    """Run one stage as a Ray Train job that resumes from its last report, whoever died.
+
+    identity: name of the pretrained artifact, so that a job on other data never goes on from this one's checkpoint.
+    """
     windowed = config.data.window_rows is not None and config.data.window_rows < data.manifest.rows
     trainer = TorchTrainer(
         _worker_loop,
         train_loop_config={
             "config": config.model_dump(),
-            "store": str(data.store),
+            "data": data,
             "run": run,
             "stage": stage,
             "build": build,
@@ -107,7 +112,7 @@ def _fit(config: Config, data: TaskData, run: RunDirectory, stage: str, build: B
             resources_per_worker={"CPU": config.scaling.cpus_per_worker, **({"GPU": 1} if config.scaling.use_gpu else {})},
         ),
         run_config=ray.train.RunConfig(
-            name=f"{data.task.name}-{stage}",
+            name=f"{stage}-{identity}",
             storage_path=str(run.ray),
             # Ray 2.60 retries set-up failures for ever unless the controller's own failures are limited too.
             failure_config=ray.train.FailureConfig(max_failures=config.scaling.max_failures, controller_failure_limit=2),
@@ -163,7 +168,7 @@ def _worker_loop(job: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     placement = Placement(str(get_device()), rank, workers, _all_reduce if workers > 1 else (lambda tensor: tensor))
-    data = TaskData.open(Path(job["store"]))
+    data: TaskData = job["data"]
     stage: Stage = job["build"](config, data, placement)
     rows = placement.rows((config.pretrain if name == "pretrain" else config.extract).batch_size)
     feed = Feed(config, data, placement.device, ray.train.get_dataset_shard("train"))

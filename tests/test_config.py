@@ -56,8 +56,28 @@ def test_an_explicit_value_beats_the_preset_even_where_it_equals_the_default(sec
     for key in PRESETS["paper"][section]:
         preset = getattr(load_config(["run.preset=paper"]), section)
         assert getattr(preset, key) == PRESETS["paper"][section][key] != getattr(defaults, key)
+        # a plain behaviour model cannot be asked for a reward rate: the two settings go together
+        partner = ["pretrain.condition_dropout=0.3"] if key == "behaviour_reward_quantile" else []
         override = f"{section}.{key}={yaml.safe_dump(getattr(defaults, key), default_flow_style=True).splitlines()[0]}"
-        assert getattr(getattr(load_config(["run.preset=paper", override]), section), key) == getattr(defaults, key)
+        assert getattr(getattr(load_config(["run.preset=paper", *partner, override]), section), key) == getattr(defaults, key)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["pretrain.condition_dropout=1"],
+        ["run.preset=paper", "member.behaviour_reward_quantile=0.9"],
+        ["run.preset=paper", "population=[{}, {behaviour_reward_quantile: 0.9}]"],
+        ["run.preset=paper", "search.space.behaviour_reward_quantile={low: 0.1, high: 0.9}"],
+        ["pretrain.condition_dropout=0", "member.behaviour_reward_quantile=null"],
+        ["search.space.seed={choices: [1, 2]}"],
+        ["task.name=[PointCircle, PointCircle]"],
+    ],
+)
+def test_settings_that_would_train_garbage_are_refused(arguments):
+    """Fault: a behaviour model asked for what its training never showed; a seed that was never pretrained."""
+    with pytest.raises(UserError, match=r"behaviour model|space\.seed|lists a task twice"):
+        load_config(arguments)
 
 
 def test_the_preset_may_come_from_the_file(tmp_path):
@@ -177,7 +197,7 @@ def test_every_shipped_file_builds_and_stays_as_it_is(path, monkeypatch):
         return loaded
 
     monkeypatch.setattr("drcorl_ray.config_file.yaml.safe_load", remember)
-    config = load_config([str(path), "run.preset=paper"])
+    config = load_config([str(path)])
     assert config.members()
     [(used, untouched), *_] = parsed
     assert used == untouched

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drcorl_ray.checkpoint import load_arrays, save_arrays
+from drcorl_ray.checkpoint import load_arrays, save_arrays, write_json
 from drcorl_ray.errors import UserError
 from drcorl_ray.policy import PopulationPolicy, load_policy, load_population
 
@@ -126,10 +126,19 @@ def test_a_population_round_trips(tmp_path):
     assert meta["finite"] == [True] * 3
 
 
-def test_a_folder_stands_for_its_policy_file(saved):
-    _, path = saved
+def test_a_runs_directory_stands_for_its_winner_or_first_member(saved, tmp_path):
+    population, path = saved
+    population.save(tmp_path / "policies" / "other.safetensors", 0, {})
+    rows = [{"selection": "last", "policy": "policies/other.safetensors"}, {"selection": "last", "policy": str(path)}]
     states = observations(3)
-    assert load_policy(str(path.parent)).act(states).tobytes() == load_policy(path).act(states).tobytes()
+    for selection, expected in (("last", tmp_path / "policies" / "other.safetensors"), ("search_winner", path)):
+        rows[1]["selection"] = selection
+        write_json(tmp_path / "results.json", {"rows": rows})
+        assert load_policy(str(tmp_path)).act(states).tobytes() == load_policy(expected).act(states).tobytes()
+    for broken in ({"rows": []}, {}, [1], {"rows": [{"selection": "last"}]}):
+        write_json(tmp_path / "results.json", broken)
+        with pytest.raises(UserError, match=r"results\.json: lists no policy"):
+            load_policy(tmp_path)
 
 
 def refusal(path: Path, load=load_policy) -> str:
@@ -150,7 +159,7 @@ def test_the_two_kinds_of_file_are_told_apart(saved, tmp_path):
 
 def test_missing_and_foreign_files(tmp_path):
     refusal(tmp_path / "absent.safetensors")
-    with pytest.raises(UserError, match=r"policy\.safetensors"):
+    with pytest.raises(UserError, match=r"results\.json"):
         load_policy(tmp_path)
     (tmp_path / "x").write_bytes(b"import os")
     refusal(tmp_path / "x")

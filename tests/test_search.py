@@ -88,6 +88,31 @@ def test_a_dead_search_hands_its_open_packs_out_again_first(tmp_path):
     assert states.count(TrialState.RUNNING) == 0
 
 
+def test_a_resumed_search_asks_what_the_undisturbed_one_asks(tmp_path):
+    """Fault: one sampler seed for every session, which repeats the first pack's configurations after a restart."""
+    (tmp_path / "straight").mkdir()
+    (tmp_path / "resumed").mkdir()
+    straight = searcher(tmp_path / "straight", configurations=6)
+    expected = [straight.suggest(f"t{i}") for i in range(3)]
+    packs = [searcher(tmp_path / "resumed", configurations=6).suggest("a")]
+    for i in range(1, 3):
+        session = searcher(tmp_path / "resumed", configurations=6)
+        for pack in packs:  # handed out again, in order
+            assert session.suggest(f"again-{pack['pack']}") == pack
+        packs.append(session.suggest(f"t{i}"))
+    assert packs == expected
+    params = [tuple(member["params"].values()) for pack in packs for member in pack["members"]]
+    assert len(set(params)) == 6
+
+
+def test_a_search_owes_what_has_no_result(tmp_path):
+    search_alg = searcher(tmp_path)
+    pack = search_alg.suggest("a")
+    assert search_alg.open_configurations == 5
+    search_alg.on_trial_complete("a", answer(pack, reward=lambda number: [None, 0.3][number]))
+    assert search_alg.open_configurations == 3  # a failed member has its result
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")

@@ -70,7 +70,10 @@ def _norm(width: int, name: str) -> dict[str, Entry]:
 
 
 def _apply_linear(weights: Weights, name: str, x: Tensor) -> Tensor:
-    return torch.baddbmm(weights[f"{name}.bias"].unsqueeze(1), x, weights[f"{name}.weight"])
+    weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"].unsqueeze(1)
+    if weight.shape[-1] == 1:  # a matrix-vector product rounds differently for one network and for several
+        return (x * weight.mT).sum(-1, keepdim=True) + bias
+    return torch.baddbmm(bias, x, weight)
 
 
 def _apply_norm(weights: Weights, name: str, x: Tensor) -> Tensor:

@@ -42,6 +42,22 @@ def test_mlp_equals_torch_modules_member_by_member(layer_norm):
         torch.testing.assert_close(outputs[member], as_module(network, views, member)(x[member]), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("width", [96, 128, 256])
+def test_a_network_computes_the_same_bits_alone_and_beside_others(width):
+    """Real sizes: BLAS rounds a matrix-vector product (one output) differently for one network and for several."""
+    for outputs in (1, 6):
+        network = MLP(23, (width, width), outputs, layer_norm=True)
+        flat = network.layout.initialise(SEEDS, 0)
+        x = Draws(SEEDS, 0).normal(Stream.ROWS, 256, 23)
+        results = []
+        for members in (slice(None), slice(1, 2)):
+            trainable = Trainable(network, flat[members].clone())
+            values = network(trainable.weights, x[members])
+            results.append((values.detach(), flat_gradients(values.square().sum(), [trainable])[0]))
+        for together, alone in zip(*results, strict=True):
+            assert torch.equal(together[1:2], alone)
+
+
 def test_start_values_are_torchs_bounds_and_the_members_own():
     network = MLP(100, (50,), 2)
     views = network.layout.split(network.layout.initialise(SEEDS, 0))
