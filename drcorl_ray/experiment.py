@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def train(config: Config) -> RunDirectory:
         population = extract(config, data, run, members, artifact)
         rows = evaluate_population(config, data, run, members, population, pool)
         rows += evaluate_baselines(config, data, run, clones, pool)
-        curves = [roll_out_curves(config, data, run, members, pool)]
+        curves = [roll_out_curves(config, data, run, data.task.name, dict(enumerate(members)), pool)]
     references = best_safe_episodes(data, (member.cost_limit for member in members))
     finish(run, rows, curves, references, started)
     return run
@@ -140,18 +140,18 @@ def evaluate_baselines(
 
 
 def roll_out_curves(
-    config: Config, data: TaskData, run: RunDirectory, members: Sequence[MemberConfig], pool: RolloutPool
+    config: Config, data: TaskData, run: RunDirectory, name: str, members: Mapping[int, MemberConfig], pool: RolloutPool
 ) -> dict[str, Any]:
-    """True reward and cost of the policies along the training, measured afterwards: nothing is chosen by them.
+    """True reward and cost of policies along the training, measured afterwards: nothing is chosen by them.
 
+    name: of the kept populations (`RunDirectory.curve`); members: by their place in those.
     {"task", "steps": [K], "normalized_reward", "normalized_cost": [P][K]}; a policy that is not finite has no value.
     """
     seeds = episode_seeds(CURVE_SEEDS, config.evaluation.curve_episodes)
-    limits = np.array([member.cost_limit for member in members])[:, None]
+    limits = np.array([member.cost_limit for member in members.values()])[:, None]
     steps, rewards, costs = [], [], []
     for step in curve_steps(config):
-        path = run.curve(data.task.name, step)
-        policies, _ = load_population(path)
+        policies = load_population(run.curve(name, step))[0].select(list(members))
         finite = np.flatnonzero(policies.finite()).tolist()
         reward, cost = (np.full(policies.members, np.nan) for _ in range(2))
         if finite:

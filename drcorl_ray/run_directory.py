@@ -75,9 +75,9 @@ class RunDirectory:
     def policies(self) -> Path:
         return self.path / "policies"
 
-    def curve(self, task: str, step: int) -> Path:
-        """The population after `step` extraction steps."""
-        return self.path / "curves" / task / f"step-{step:08d}.safetensors"
+    def curve(self, name: str, step: int) -> Path:
+        """The population of a task, or of a pack of a search, after `step` extraction steps."""
+        return self.path / "curves" / name / f"step-{step:08d}.safetensors"
 
     def population(self, task: str) -> Path:
         """The population at the end of extraction."""

@@ -28,6 +28,7 @@ from drcorl_ray.experiment import (
     finish,
     member_candidate,
     open_task,
+    roll_out_curves,
     start_baselines,
 )
 from drcorl_ray.metrics import EpisodeStats, normalized_cost, normalized_reward
@@ -47,7 +48,7 @@ from drcorl_ray.stages import (
     pretrain_seeds,
     save_stage,
 )
-from drcorl_ray.train import pretrain
+from drcorl_ray.train import curve_steps, pretrain
 
 STATE = "state.safetensors"
 
@@ -61,11 +62,13 @@ def search(config: Config) -> RunDirectory:
     run = RunDirectory.prepare(config)
     connect()
     rows: Records = []
+    curves: Records = []
     with progress_bars() as bars, Watcher(config, run, bars), RolloutPool(config.evaluation.actors) as pool:
         for data in tasks:
             rows += search_task(config, data, run, pool)
+            curves += winner_curves(config, data, run, pool)
     limits = [row["cost_limit"] for row in rows]
-    finish(run, rows, [], [reference for data in tasks for reference in best_safe_episodes(data, limits)], started)
+    finish(run, rows, curves, [reference for data in tasks for reference in best_safe_episodes(data, limits)], started)
     return run
 
 
@@ -76,7 +79,7 @@ def search_task(config: Config, data: TaskData, run: RunDirectory, pool: Rollout
     artifact = pretrain(config, data, run, pretrain_seeds([member]))
     run_packs(Pack(config, data, run, artifact))
     rows = configuration_rows(config, data, run)
-    rows += winner_rows(config, data, run, pool)
+    rows += winner_rows(config, data, run, pool, judged=len(rows))
     return rows + evaluate_baselines(config, data, run, clones, pool)
 
 
@@ -118,6 +121,8 @@ class Pack:
             stop = min(learner.total_steps, step + config.scaling.report_steps)
             log.write(stop, advance(learner, replay.sample, config.extract.batch_size, step, stop))
             step = stop
+            if step in curve_steps(config):
+                learner.policies().save_population(self.run.curve(folder.name, step), {"step": step})
             save_stage(state, learner, step)
             tune.report({"step": step, "best_reward": float("-inf")})
         learner.policies().save_population(folder / "population.safetensors", {"finite": learner.finite().tolist()})
@@ -145,8 +150,12 @@ class Pack:
         return {"members": results, "seeds": seeds}
 
 
+def pack_name(data: TaskData, pack: int) -> str:
+    return f"{data.task.name}-{pack:04d}"
+
+
 def pack_folder(run: RunDirectory, data: TaskData, pack: int) -> Path:
-    return run.path / "packs" / f"{data.task.name}-{pack:04d}"
+    return run.path / "packs" / pack_name(data, pack)
 
 
 def pack_members(config: Config, members: Sequence[dict[str, Any]]) -> list[MemberConfig]:
@@ -242,30 +251,64 @@ def configuration_rows(config: Config, data: TaskData, run: RunDirectory) -> Rec
     return rows
 
 
-def winner_rows(config: Config, data: TaskData, run: RunDirectory, pool: RolloutPool) -> Records:
-    """The search's winners, evaluated again on fresh seeds; without a safe configuration the least unsafe one, named so."""
+@dataclass(frozen=True)
+class Winner:
+    """A winning configuration: its trial of the study, and its place in the pack that trained it."""
+
+    trial: FrozenTrial
+    pack: int
+    index: int
+
+
+def winners(config: Config, data: TaskData, run: RunDirectory) -> list[Winner]:
+    """The best configurations of a task's search, safe ones first."""
     study = open_study(study_path(run, data), data.task.name, config.run.seed)
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if not trials:
+    best = []
+    for trial in sorted(trials, key=_rank)[: config.search.winners]:
+        pack = trial.user_attrs["pack"]
+        numbers = [member["number"] for member in read_json(pack_folder(run, data, pack) / "result.json")["members"]]
+        best.append(Winner(trial, pack, numbers.index(trial.number)))
+    return best
+
+
+def winner_rows(config: Config, data: TaskData, run: RunDirectory, pool: RolloutPool, judged: int) -> Records:
+    """The winners, evaluated again on fresh seeds; without a safe configuration the least unsafe one, and it is said.
+
+    judged: configurations that the search judged by online episodes.
+    """
+    best = winners(config, data, run)
+    if not best:
         console.print(f"[red]{data.task.name}: no configuration finished with a finite policy")
-        return []
-    winners = sorted(trials, key=_rank)[: config.search.winners]
-    if winners[0].user_attrs["normalized_cost"] > 1:
+    elif best[0].trial.user_attrs["normalized_cost"] > 1:
         console.print(f"[red]{data.task.name}: no configuration was safe; the least unsafe one is reported")
     rows: Records = []
-    for place, trial in enumerate(winners):
-        pack = trial.user_attrs["pack"]
-        result = read_json(pack_folder(run, data, pack) / "result.json")
-        index = [member["number"] for member in result["members"]].index(trial.number)
-        policies = load_population(pack_folder(run, data, pack) / "population.safetensors")[0].select([index])
+    for place, winner in enumerate(best):
+        population = load_population(pack_folder(run, data, winner.pack) / "population.safetensors")[0]
+        policies = population.select([winner.index])
         candidate = replace(
-            member_candidate(config, config.member_with(trial.params)),
+            member_candidate(config, config.member_with(winner.trial.params)),
             selection="search_winner",
-            online_episodes=len(trials) * config.search.episodes,
+            online_episodes=judged * config.search.episodes,
         )
         stats = pool.evaluate(policies, data.task, episode_seeds(FRESH_SEEDS, config.evaluation.episodes))
         rows += score(run, data, policies, [candidate], stats, f"winner-{place}")
     return rows
+
+
+def winner_curves(config: Config, data: TaskData, run: RunDirectory, pool: RolloutPool) -> Records:
+    """The winners' reward and cost along their training."""
+    return [
+        roll_out_curves(
+            config,
+            data,
+            run,
+            pack_name(data, winner.pack),
+            {winner.index: config.member_with(winner.trial.params)},
+            pool,
+        )
+        for winner in winners(config, data, run)
+    ]
 
 
 def _rank(trial: FrozenTrial) -> tuple[bool, float]:

@@ -125,6 +125,9 @@ def test_a_search_through_tune_ends_in_winners(tmp_path):
     assert len(judged) == 5
     assert {row["online_episodes"] for row in judged} == {2}
     assert winner["online_episodes"] == 10
+    [curve] = read_results(run.path)["run"]["curves"]
+    assert len(curve["steps"]) == 3
+    assert [len(values) for values in (*curve["normalized_reward"], *curve["normalized_cost"])] == [3, 3]
     best = max((row for row in judged if row["normalized_cost"] <= 1), key=lambda row: row["normalized_reward"])
     assert winner["config"] == best["config"]
     again = evaluate(load_policy(run.path / winner["policy"]).population, "PointCircle", range(1_000_000, 1_000_003))
