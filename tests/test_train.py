@@ -124,6 +124,7 @@ def float64_learner(**placement):
     return make_learner(config, spec, members, pretrained, **placement), table
 
 
+@pytest.mark.ray  # its processes import drcorl_ray.train, and with it Ray
 @pytest.mark.slow
 def test_two_gloo_workers_with_half_the_batch_equal_one_in_float64(tmp_path):
     torch.multiprocessing.spawn(gloo_worker, args=(str(tmp_path / "rendezvous"), str(tmp_path)), nprocs=2)
