@@ -84,8 +84,7 @@ def _run_block(simulator: Simulator, policies: PopulationPolicy, task: Task, see
 def _check(policies: PopulationPolicy, seeds: Sequence[int]) -> None:
     if len(seeds) == 0:
         raise ValueError("at least one episode seed is needed")
-    layers = (*policies.weights, *policies.biases)
-    finite = np.all([np.isfinite(layer).reshape(policies.members, -1).all(axis=1) for layer in layers], axis=0)
+    finite = policies.finite()
     if not finite.all():
         raise ValueError(f"the weights of members {np.flatnonzero(~finite).tolist()} are not finite")
 
