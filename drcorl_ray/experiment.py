@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import ray
 import ray.exceptions
 
 from drcorl_ray.baselines.behaviour_cloning import Clone, clone
+from drcorl_ray.checkpoint import write_json
 from drcorl_ray.cluster import connect
 from drcorl_ray.config import Config, MemberConfig
 from drcorl_ray.data.source import task_store
@@ -22,13 +23,15 @@ from drcorl_ray.metrics import normalized_cost, normalized_reward
 from drcorl_ray.policy import PopulationPolicy, load_population
 from drcorl_ray.progress import Watcher, console, progress_bars
 from drcorl_ray.report import write_report
-from drcorl_ray.results import Candidate, best_safe_episodes, score, write_results
+from drcorl_ray.results import Candidate, best_safe_episodes, describe_results, score
 from drcorl_ray.rollout import RolloutPool
 from drcorl_ray.run_directory import RunDirectory
 from drcorl_ray.stages import TaskData, pretrain_seeds
+from drcorl_ray.tracking import Tracker
 from drcorl_ray.train import curve_steps, extract, pretrain
 
 Records = list[dict[str, Any]]
+PoliciesAt = Callable[[int], PopulationPolicy]
 
 # Episode seeds of the final evaluation, of the training curves and of a search's judgement never overlap.
 FRESH_SEEDS, CURVE_SEEDS, SEARCH_SEEDS = 1_000_000, 2_000_000, 3_000_000
@@ -47,23 +50,33 @@ def train(config: Config) -> RunDirectory:
     run = RunDirectory.prepare(config)
     members = config.members()
     connect()
-    with progress_bars() as bars, Watcher(config, run, bars), RolloutPool(config.evaluation.actors) as pool:
+    with (
+        progress_bars() as bars,
+        Tracker(config, run) as tracker,
+        Watcher(run, bars, tracker.log),
+        RolloutPool(config.evaluation.actors) as pool,
+    ):
         clones = start_baselines(config, data, members)
-        artifact = pretrain(config, data, run, pretrain_seeds(members))
-        population = extract(config, data, run, members, artifact)
+        artifacts = pretrain(config, data, run, pretrain_seeds(members))
+        population = extract(config, data, run, members, artifacts)
         rows = evaluate_population(config, data, run, members, population, pool)
-        rows += evaluate_baselines(config, data, run, clones, pool)
-        curves = [roll_out_curves(config, data, run, data.task.name, dict(enumerate(members)), pool)]
-    references = best_safe_episodes(data, (member.cost_limit for member in members))
-    finish(run, rows, curves, references, started)
+        rows += evaluate_baselines(data, run, clones, pool, config.evaluation.episodes)
+        limits = [member.cost_limit for member in members]
+        curves = [roll_out_curves(config, data, limits, _kept_policies(run, data), pool)]
+    finish(run, rows, started, {"curves": curves, "references": best_safe_episodes(data, limits)})
     return run
 
 
-def finish(run: RunDirectory, rows: Records, curves: Records, references: Records, started: float) -> None:
-    """Write the report and, last, results.json."""
-    write_report(run, rows, curves, references)
-    write_results(run, rows, time.monotonic() - started, {"curves": curves, "references": references})
-    console.print(f"report: {run.path / 'report.md'}")
+def _kept_policies(run: RunDirectory, data: TaskData) -> PoliciesAt:
+    return lambda step: load_population(run.curve(data.task.name, step))[0]
+
+
+def finish(run: RunDirectory, rows: Records, started: float, extra: Mapping[str, Any]) -> None:
+    """Write the report and, last, results.json, with `extra` in its description of the run."""
+    results = describe_results(rows, time.monotonic() - started, extra)
+    write_report(run, results)
+    write_json(run.results, results)
+    console.print(f"report: {run.path / 'report.html'}")
 
 
 def open_task(config: Config, task_name: str) -> TaskData:
@@ -85,13 +98,19 @@ def evaluate_population(
         return []
     stats = pool.evaluate(policies.select(sound), data.task, episode_seeds(FRESH_SEEDS, config.evaluation.episodes))
     candidates = [member_candidate(config, members[member]) for member in sound]
-    return score(run, data, policies.select(sound), candidates, stats, config.run.algorithm)
+    labels = [f"{config.run.algorithm}-{member:03d}" for member in sound]
+    return score(run, data, policies.select(sound), candidates, stats, labels)
 
 
-def member_candidate(config: Config, member: MemberConfig) -> Candidate:
+def member_candidate(config: Config, member: MemberConfig, **columns: Any) -> Candidate:
     assert member.seed is not None
     return Candidate(
-        config.run.algorithm, member.model_dump(), member.seed, member.cost_limit, evaluation_mode=config.evaluation.mode
+        config.run.algorithm,
+        member.model_dump(),
+        member.seed,
+        member.cost_limit,
+        evaluation_mode=config.evaluation.mode,
+        **columns,
     )
 
 
@@ -103,10 +122,13 @@ class PendingClones:
     result: Any
 
 
-def start_baselines(config: Config, data: TaskData, members: Sequence[MemberConfig]) -> PendingClones | None:
+def start_baselines(
+    config: Config, data: TaskData, members: Sequence[MemberConfig], cpus: float = 0.0
+) -> PendingClones | None:
     """Train the behaviour clones beside the main job: `bc` per seed, `bc_safe` per seed and cost limit.
 
-    A cost limit that no episode of the data keeps has no `bc_safe`.
+    A cost limit that no episode of the data keeps has no `bc_safe`. cpus: that are booked; none where a Ray Train job comes
+    next, which would wait for them until it gives up.
     """
     clones, candidates = [], []
     cheapest = min(data.manifest.episode_costs)
@@ -121,13 +143,12 @@ def start_baselines(config: Config, data: TaskData, members: Sequence[MemberConf
                 candidates.append(Candidate(name, asdict(wanted[name]), seed, limit))
     if not clones:
         return None
-    # It books no CPU: booked before Ray Train asks for its workers, it would keep them waiting until they give up.
-    task = ray.remote(clone).options(num_cpus=0, max_retries=config.scaling.max_failures)
+    task = ray.remote(clone).options(num_cpus=cpus, max_retries=config.scaling.max_failures)
     return PendingClones(candidates, task.remote(data, config.pretrain, clones))
 
 
 def evaluate_baselines(
-    config: Config, data: TaskData, run: RunDirectory, pending: PendingClones | None, pool: RolloutPool
+    data: TaskData, run: RunDirectory, pending: PendingClones | None, pool: RolloutPool, episodes: int
 ) -> Records:
     if pending is None:
         return []
@@ -135,23 +156,27 @@ def evaluate_baselines(
         policies: PopulationPolicy = ray.get(pending.result)
     except ray.exceptions.RayError as error:
         raise UserError(f"{data.task.name}: cloning failed ({str(error).strip().splitlines()[-1]})") from error
-    stats = pool.evaluate(policies, data.task, episode_seeds(FRESH_SEEDS, config.evaluation.episodes))
-    return score(run, data, policies, pending.candidates, stats, "baseline")
+    stats = pool.evaluate(policies, data.task, episode_seeds(FRESH_SEEDS, episodes))
+    return score(run, data, policies, pending.candidates, stats, [_clone_label(c) for c in pending.candidates])
+
+
+def _clone_label(candidate: Candidate) -> str:
+    return f"{candidate.algorithm}-limit-{candidate.cost_limit:g}-seed-{candidate.seed}"
 
 
 def roll_out_curves(
-    config: Config, data: TaskData, run: RunDirectory, name: str, members: Mapping[int, MemberConfig], pool: RolloutPool
+    config: Config, data: TaskData, cost_limits: Sequence[float], policies_at: PoliciesAt, pool: RolloutPool
 ) -> dict[str, Any]:
     """True reward and cost of policies along the training, measured afterwards: nothing is chosen by them.
 
-    name: of the kept populations (`RunDirectory.curve`); members: by their place in those.
+    policies_at: the population of P members, with their cost limits, after some steps.
     {"task", "steps": [K], "normalized_reward", "normalized_cost": [P][K]}; a policy that is not finite has no value.
     """
     seeds = episode_seeds(CURVE_SEEDS, config.evaluation.curve_episodes)
-    limits = np.array([member.cost_limit for member in members.values()])[:, None]
+    limits = np.array(cost_limits)[:, None]
     steps, rewards, costs = [], [], []
     for step in curve_steps(config):
-        policies = load_population(run.curve(name, step))[0].select(list(members))
+        policies = policies_at(step)
         finite = np.flatnonzero(policies.finite()).tolist()
         reward, cost = (np.full(policies.members, np.nan) for _ in range(2))
         if finite:

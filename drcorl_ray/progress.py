@@ -1,10 +1,9 @@
-"""What a user sees while a run works: progress bars fed by the metrics log, and Weights & Biases fed by the same lines."""
+"""What a user sees while a run works: progress bars fed by the metrics logs."""
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from drcorl_ray.config import Config
 from drcorl_ray.run_directory import RunDirectory, read_log
 
 _POLL_S = 0.5
@@ -42,16 +40,15 @@ def progress_bars() -> Progress:
 
 
 class Watcher:
-    """Follows the run's metrics logs in a thread: one bar a stage, and every line to Weights & Biases.
+    """Follows the run's metrics logs in a thread: one bar a stage, and every line to `log`.
 
     The logs are the only thing that workers and driver share, so this works wherever the workers run.
     """
 
-    def __init__(self, config: Config, run: RunDirectory, bars: Progress) -> None:
-        self._run, self._bars = run, bars
+    def __init__(self, run: RunDirectory, bars: Progress, log: Callable[[Mapping[str, Any]], None]) -> None:
+        self._run, self._bars, self._log = run, bars, log
         self._seen: dict[Path, int] = {}
         self._tasks: dict[tuple[str, str], TaskID] = {}
-        self._tracker = Tracker(config, run)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="drcorl-watcher", daemon=True)
 
@@ -63,7 +60,6 @@ class Watcher:
         self._stop.set()
         self._thread.join()
         self._read()
-        self._tracker.finish()
 
     def _follow(self) -> None:
         while not self._stop.wait(_POLL_S):
@@ -75,7 +71,7 @@ class Watcher:
             seen = min(self._seen.get(path, 0), len(lines))  # a resumed stage has taken back its unfinished reports
             for line in lines[seen:]:
                 self._show(line)
-                self._tracker.log(line)
+                self._log(line)
             self._seen[path] = len(lines)
 
     def _show(self, line: Mapping[str, Any]) -> None:
@@ -97,53 +93,3 @@ def _note(metrics: Mapping[str, list[float | None]]) -> str:
         if values:
             return f"{label} {np.mean(values):.3g}"
     return ""
-
-
-class Tracker:
-    """Weights & Biases: online when the user is logged in or asks, offline otherwise; never a prompt, never a crash."""
-
-    def __init__(self, config: Config, run: RunDirectory) -> None:
-        self._run: Any = None
-        mode = config.run.wandb
-        if mode == "auto":
-            mode = "online" if _logged_in() else "offline"
-        if mode == "disabled":
-            return
-        os.environ.setdefault("WANDB_SILENT", "true")
-        try:
-            import wandb
-
-            self._run = wandb.init(
-                project="drcorl_ray", name=run.path.name, dir=str(run.path), mode=mode, config=config.model_dump()
-            )
-        except Exception as error:
-            self._give_up(error)
-
-    def _give_up(self, error: Exception) -> None:
-        """A tracker must not take the run down with it."""
-        self._run = None
-        console.print(f"[yellow]Weights & Biases is off: {' '.join(str(error).split())[:200]}")
-
-    def log(self, line: Mapping[str, Any]) -> None:
-        if self._run is None:
-            return
-        head = f"{line['task']}/{line['stage']}"
-        flat: dict[str, Any] = {f"{head}/step": line["step"]}
-        for name, values in line["metrics"].items():
-            flat |= {f"{head}/{name}/{member}": value for member, value in enumerate(values)}
-        try:
-            self._run.log(flat)
-        except Exception as error:
-            self._give_up(error)
-
-    def finish(self) -> None:
-        try:
-            if self._run is not None:
-                self._run.finish()
-        except Exception as error:
-            self._give_up(error)
-
-
-def _logged_in() -> bool:
-    netrc = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
-    return bool(os.environ.get("WANDB_API_KEY")) or (netrc.is_file() and "wandb" in netrc.read_text(errors="ignore"))

@@ -4,6 +4,10 @@ A row has: task, algorithm, member, config, seed, cost_limit, dataset_sha256; ev
 came from), selection (`last`, `online_best`, `search_winner`), online_episodes (spent in training or selection), episodes (of
 this evaluation); reward_mean, reward_std, cost_mean, cost_std, length_mean, normalized_reward, normalized_cost (Eq. 26);
 policy (file, relative to the run).
+
+A search's rows have in addition study, configuration (the Optuna trial), state (`complete`, or `stopped` by a rung),
+member_steps (extraction steps spent on it) and config_file (its complete settings, relative to the run); those of its winners
+search_normalized_reward and search_normalized_cost, by which they were chosen, beside the fresh ones.
 """
 
 from __future__ import annotations
@@ -14,14 +18,13 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from drcorl_ray.checkpoint import write_json
 from drcorl_ray.metrics import EpisodeStats, normalized_cost, normalized_reward
 from drcorl_ray.policy import PopulationPolicy
 from drcorl_ray.run_directory import RESULTS_SCHEMA, RunDirectory
@@ -34,7 +37,7 @@ Selection = Literal["last", "online_best", "search_winner"]
 
 @dataclass(frozen=True)
 class Candidate:
-    """What a row says of a policy beyond its scores; `config` are its hyper-parameters."""
+    """What a row says of a policy beyond its scores; `config` are its hyper-parameters, `details` further columns."""
 
     algorithm: str
     config: Mapping[str, Any]
@@ -43,6 +46,7 @@ class Candidate:
     selection: Selection = "last"
     online_episodes: int = 0
     evaluation_mode: str = "offline"
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 def score(
@@ -51,12 +55,12 @@ def score(
     policies: PopulationPolicy,
     candidates: Sequence[Candidate],
     stats: EpisodeStats,
-    label: str,
+    labels: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Rows of a population's evaluation; each member's policy is written to RUN/policies/TASK-LABEL-MEMBER.safetensors."""
+    """Rows of a population's evaluation; each member's policy is written to RUN/policies/TASK-LABEL.safetensors."""
     rows = []
-    for member, candidate in enumerate(candidates):
-        path = run.policies / f"{data.task.name}-{label}-{member:03d}.safetensors"
+    for member, (candidate, label) in enumerate(zip(candidates, labels, strict=True)):
+        path = run.policies / f"{data.task.name}-{label}.safetensors"
         returns, costs = stats.returns[member], stats.costs[member]
         row = {
             "task": data.task.name,
@@ -78,6 +82,7 @@ def score(
             "normalized_reward": float(normalized_reward(returns, data.spec.return_min, data.spec.return_max).mean()),
             "normalized_cost": float(normalized_cost(costs, candidate.cost_limit).mean()),
             "policy": str(path.relative_to(run.path)),
+            **candidate.details,
         }
         policies.save(path, member, {"result": row})
         rows.append(row)
@@ -101,10 +106,10 @@ def best_safe_episode(data: TaskData, cost_limit: float) -> float | None:
     return float(normalized_reward(safe.max(), data.spec.return_min, data.spec.return_max)) if len(safe) else None
 
 
-def write_results(run: RunDirectory, rows: Sequence[Mapping[str, Any]], wall_s: float, extra: Mapping[str, Any]) -> None:
-    """Write results.json, the last file of a run: its presence says that the run is finished."""
+def describe_results(rows: Sequence[Mapping[str, Any]], wall_s: float, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of results.json, the last file of a run: its presence says that the run is finished."""
     about = {"commit": _commit(), "versions": _versions(), "machine": _machine(), "wall_s": round(wall_s, 1), "argv": sys.argv}
-    write_json(run.results, {"schema": RESULTS_SCHEMA, "run": about | dict(extra), "rows": list(rows)})
+    return {"schema": RESULTS_SCHEMA, "run": about | dict(extra), "rows": [dict(row) for row in rows]}
 
 
 def _commit() -> str | None:

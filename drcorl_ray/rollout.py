@@ -49,7 +49,8 @@ def evaluate_in(simulator: Simulator, policies: PopulationPolicy, task: Task, se
             "evaluate it on the task it was trained for"
         )
     stats = _empty_stats(policies.members, seeds)
-    for members, episodes in _blocks(policies.members, len(seeds), MAX_ENVIRONMENTS):
+    at_once = min(MAX_ENVIRONMENTS, task.environments_per_process or MAX_ENVIRONMENTS)
+    for members, episodes in _blocks(policies.members, len(seeds), at_once):
         chosen = policies.select(range(policies.members)[members])
         _store(stats, members, episodes, _run_block(simulator, chosen, task, seeds[episodes]))
     return stats

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Mapping
@@ -23,7 +24,10 @@ _NOT_COMPARED = ("run.resume", "run.dir")  # the same run, however its directory
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """RUN/: config.yaml, metrics.jsonl, policies/, curves/, ray/ (checkpoints), results.json, report.md and its pictures."""
+    """RUN/: config.yaml, metrics.jsonl, policies/, curves/, ray/ (checkpoints), results.json, report.html and .md, pictures.
+
+    A search has in addition studies/, packs/STUDY-NUMBER/TASK/, pretraining/ (logs) and members/ (configurations).
+    """
 
     path: Path
 
@@ -63,9 +67,25 @@ class RunDirectory:
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
+    def pretraining_log(self, task: str) -> Path:
+        """Of one task of a search, where several are pretrained at the same time."""
+        return self.path / "pretraining" / f"{task}.jsonl"
+
     def logs(self) -> list[Path]:
-        """Every metrics log written so far: the run's own, and one for each pack of a search."""
-        return [path for path in (self.metrics, *sorted(self.path.glob("packs/*/metrics.jsonl"))) if path.exists()]
+        """Every metrics log written so far: the run's own; in a search one for each pretraining and each pack's task."""
+        searches = (sorted(self.path.glob(pattern)) for pattern in ("pretraining/*.jsonl", "packs/*/*/metrics.jsonl"))
+        return [path for path in (self.metrics, *itertools.chain(*searches)) if path.exists()]
+
+    @property
+    def packs(self) -> Path:
+        return self.path / "packs"
+
+    def study(self, name: str) -> Path:
+        return self.path / "studies" / f"{name}.journal"
+
+    def member(self, task: str, number: int) -> Path:
+        """The complete configuration of a member of a search, for any launcher."""
+        return self.path / "members" / f"{task}-{number:04d}.yaml"
 
     @property
     def ray(self) -> Path:
@@ -76,7 +96,7 @@ class RunDirectory:
         return self.path / "policies"
 
     def curve(self, name: str, step: int) -> Path:
-        """The population of a task, or of a pack of a search, after `step` extraction steps."""
+        """The population of a task, or of a pack of a search (STUDY-NUMBER/TASK), after `step` extraction steps."""
         return self.path / "curves" / name / f"step-{step:08d}.safetensors"
 
     def population(self, task: str) -> Path:
@@ -104,9 +124,9 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class MetricsLog:
-    """metrics.jsonl: one line a report, {"task", "stage", "step", "total_steps", "metrics": {name: [one value a member]}}.
+    """metrics.jsonl: a line a report, {"task", "stage", "step", "total_steps", "seconds", "metrics": {name: [P values]}}.
 
-    A report that is repeated after a restart replaces its first version.
+    seconds: since the report before. A report that is repeated after a restart replaces its first version.
     """
 
     def __init__(self, path: Path, task: str, stage: str, total_steps: int, from_step: int) -> None:
@@ -116,11 +136,14 @@ class MetricsLog:
         text = "".join(json.dumps(line) + "\n" for line in kept)
         if path.exists() and path.read_text(encoding="utf-8") != text:  # a half-written line too must go before the next one
             write_bytes(path, text.encode())
+        self._last = time.monotonic()
 
     def write(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
         values = {name: [float(x) if np.isfinite(x) else None for x in array] for name, array in sorted(metrics.items())}
+        now = time.monotonic()
+        seconds, self._last = round(now - self._last, 3), now
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self._head | {"step": step, "metrics": values}) + "\n")
+            file.write(json.dumps(self._head | {"step": step, "seconds": seconds, "metrics": values}) + "\n")
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from drcorl_ray.method.random import Draws, Stream
 from drcorl_ray.method.spec import DataSpec, behaviour_condition, estimation_rows
 from drcorl_ray.tasks import Task, get_task
 
-ARTIFACT_SCHEMA = 1
+ARTIFACT_SCHEMA = 2
 ESTIMATION_STATES = 2048
 
 Stage = Pretrainer | Learner
@@ -92,11 +92,18 @@ def build_pretrainer(config: Config, data: TaskData, seeds: Sequence[int], place
     return Pretrainer(data.spec, config.pretrain, seeds, device=placement.device, first_row=first_row, reduce=placement.reduce)
 
 
+@dataclass(frozen=True)
+class Pretrained:
+    """What extraction starts from: `Pretrainer.result` of the given seeds, in that order."""
+
+    seeds: tuple[int, ...]
+    tensors: Mapping[str, Tensor]
+
+
 def build_learner(
-    config: Config, data: TaskData, members: Sequence[MemberConfig], pretrained: Mapping[str, Tensor], placement: Placement
+    config: Config, data: TaskData, members: Sequence[MemberConfig], pretrained: Pretrained, placement: Placement
 ) -> Learner:
-    """A population at the start of extraction. `pretrained` holds the seeds of `pretrain_seeds(members)`, in that order."""
-    seeds = pretrain_seeds(members)
+    """A population at the start of extraction; `pretrained` must hold every member's seed."""
     conditions = [
         behaviour_condition(data.spec, member.behaviour_reward_quantile, data.reward_rates, data.cost_rates)
         for member in members
@@ -106,8 +113,8 @@ def build_learner(
         config.pretrain,
         config.extract,
         members,
-        pretrained,
-        sources=[seeds.index(_seed(member)) for member in members],
+        pretrained.tensors,
+        sources=[pretrained.seeds.index(_seed(member)) for member in members],
         conditions=torch.from_numpy(np.stack(conditions)),
         estimation_observations=_estimation_observations(config, data, members),
         device=placement.device,
@@ -173,19 +180,26 @@ def load_stage(path: Path, stage: Stage) -> int:
     return int(meta["step"])
 
 
-def artifact_path(root: Path, data: TaskData, config: PretrainConfig, seeds: Sequence[int]) -> Path:
-    """File of a pretrained artifact, named by all it depends on: store, pretraining settings, seeds, schema."""
+def artifact_path(root: Path, data: TaskData, config: PretrainConfig, seed: int) -> Path:
+    """File of a pretrained artifact, named by all it depends on: store, pretraining settings, seed, schema."""
     shards = [shard.sha256 for shard in data.manifest.shards]
-    identity = json.dumps([ARTIFACT_SCHEMA, shards, config.model_dump(), list(seeds)], sort_keys=True)
+    identity = json.dumps([ARTIFACT_SCHEMA, shards, config.model_dump(), seed], sort_keys=True)
     return root / "pretrained" / f"{data.task.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
 
 
-def save_artifact(path: Path, pretrainer: Pretrainer) -> None:
-    """Write what extraction starts from."""
+def save_artifacts(paths: Mapping[int, Path], pretrainer: Pretrainer) -> None:
+    """Write what extraction starts from, a file for each seed: {seed: path}."""
+    seeds = pretrainer.seeds.tolist()
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in pretrainer.result().items()}
-    save_arrays(path, arrays, {"artifact_schema": ARTIFACT_SCHEMA, "seeds": pretrainer.seeds.tolist()})
+    for seed, path in paths.items():
+        place = seeds.index(seed)
+        rows = {name: array.reshape(len(seeds), -1, *array.shape[1:])[place] for name, array in arrays.items()}
+        save_arrays(path, rows, {"artifact_schema": ARTIFACT_SCHEMA, "seed": seed})
 
 
-def load_artifact(path: Path) -> dict[str, Tensor]:
-    """Read a pretrained artifact; UserError where it is missing or damaged."""
-    return {name: torch.from_numpy(array) for name, array in load_arrays(path)[0].items()}
+def load_artifacts(paths: Sequence[Path]) -> Pretrained:
+    """Read pretrained artifacts of one task and other seeds; UserError where one is missing or damaged."""
+    parts = [load_arrays(path) for path in paths]
+    names = parts[0][0].keys()
+    tensors = {name: torch.from_numpy(np.concatenate([arrays[name] for arrays, _ in parts])) for name in names}
+    return Pretrained(tuple(meta["seed"] for _, meta in parts), tensors)

@@ -32,6 +32,20 @@ class Task:
     cost_min: float | None = None
     cost_max: float | None = None
 
+    @property
+    def cheap(self) -> bool:
+        """Whether episodes are cheap to simulate: a third of a second of one core at most, where others take up to 3 s.
+
+        By suite, after the steps per second measured in docs/tasks.md.
+        A user's environment counts as dear, since nothing is known of it.
+        """
+        return self.suite in ("builtin", "velocity", "bullet")
+
+    @property
+    def environments_per_process(self) -> int | None:
+        """How many environments one process can hold; None where nothing but memory bounds it."""
+        return 1 if self.suite == "metadrive" else None
+
 
 def get_task(name: str) -> Task:
     """The task of that name or environment id; UserError naming the nearest valid one."""
@@ -43,6 +57,11 @@ def get_task(name: str) -> Task:
     near = difflib.get_close_matches(name, [*_TASKS, *(task.environment_id for task in _TASKS.values())], n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"valid names: {', '.join(_TASKS)}"
     raise UserError(f"unknown task {name!r}; {hint}")
+
+
+def all_tasks() -> list[Task]:
+    """PointCircle, DSRL's 38 tasks, and those registered in this process."""
+    return list(_TASKS.values())
 
 
 def register_task(

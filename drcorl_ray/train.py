@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import torch
 import torch.distributed
+from filelock import FileLock, Timeout
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from torch import Tensor
 
@@ -18,8 +23,10 @@ from drcorl_ray.data.replay import Batch, Replay
 from drcorl_ray.data.stream import Window, data_config, fill, stream_dataset
 from drcorl_ray.errors import UserError
 from drcorl_ray.method.learner import Learner
+from drcorl_ray.method.pretrainer import Pretrainer
 from drcorl_ray.method.random import Draws
 from drcorl_ray.policy import load_population
+from drcorl_ray.progress import console
 from drcorl_ray.run_directory import MetricsLog, RunDirectory
 from drcorl_ray.stages import (
     Placement,
@@ -29,9 +36,9 @@ from drcorl_ray.stages import (
     artifact_path,
     build_learner,
     build_pretrainer,
-    load_artifact,
+    load_artifacts,
     load_stage,
-    save_artifact,
+    save_artifacts,
     save_stage,
 )
 
@@ -41,38 +48,95 @@ BuildStage = Callable[[Config, TaskData, Placement], Stage]
 Finish = Callable[[Stage], None]
 
 
-def pretrain(config: Config, data: TaskData, run: RunDirectory, seeds: Sequence[int]) -> Path:
-    """The pretrained artifact of a task: the one in run.storage if it is there and sound, else made by a Ray Train job."""
-    path = artifact_path(Path(config.run.storage).expanduser().absolute(), data, config.pretrain, seeds)
-    if path.exists():
-        try:
-            load_artifact(path)
-            return path
-        except UserError:
-            path.unlink()
+def pretrain(config: Config, data: TaskData, run: RunDirectory, seeds: Sequence[int], log: Path | None = None) -> list[Path]:
+    """The pretrained artifacts of a task, one per seed: those in run.storage if sound, the others made by one Ray Train job.
 
+    Of several runs that want the same one at once, the first to lock it makes it and the others wait for it; the lock goes
+    with its process.
+    """
+    root = Path(config.run.storage).expanduser().absolute()
+    paths = {seed: artifact_path(root, data, config.pretrain, seed) for seed in seeds}
+    if missing := _missing(paths):
+        with ExitStack() as locks:
+            for seed in sorted(missing):
+                locks.enter_context(_locked(missing[seed], data.task.name))
+            if missing := _missing(paths):  # another run may have made them meanwhile
+                _make_artifacts(config, data, run, missing, log or run.metrics)
+    return list(paths.values())
+
+
+def pretrain_tasks(
+    config: Config, tasks: Sequence[TaskData], run: RunDirectory, seeds: Sequence[int]
+) -> list[tuple[Path, ...]]:
+    """`pretrain` for every task, as many at a time as the cluster has room for beside Ray Data's own work."""
+
+    def one(data: TaskData) -> tuple[Path, ...]:
+        return tuple(pretrain(config, data, run, seeds, run.pretraining_log(data.task.name)))
+
+    with ThreadPoolExecutor(_room(config)) as threads:
+        return list(threads.map(one, tasks))
+
+
+def _room(config: Config) -> int:
+    """Train jobs that fit side by side. One more than fits would wait for its workers until Ray Train gives up."""
+    scaling, cluster = config.scaling, ray.cluster_resources()
+    rooms = [(cluster.get("CPU", 1.0) - 1.0) / (scaling.workers * scaling.cpus_per_worker)]
+    if scaling.use_gpu:
+        rooms.append(cluster.get("GPU", 1.0) / scaling.workers)
+    return max(1, int(min(rooms)))
+
+
+def _missing(paths: Mapping[int, Path]) -> dict[int, Path]:
+    """The artifacts that are absent or damaged."""
+    missing = {}
+    for seed, path in paths.items():
+        try:
+            load_artifacts([path])
+        except UserError:
+            missing[seed] = path
+    return missing
+
+
+@contextmanager
+def _locked(path: Path, task: str) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        console.print(f"{task}: another run is pretraining it; waiting for its artifact")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _make_artifacts(config: Config, data: TaskData, run: RunDirectory, paths: Mapping[int, Path], log: Path) -> None:
     def build(config: Config, data: TaskData, placement: Placement) -> Stage:
-        return build_pretrainer(config, data, seeds, placement)
+        return build_pretrainer(config, data, list(paths), placement)
 
     def finish(stage: Stage) -> None:
-        save_artifact(path, stage)  # type: ignore[arg-type]
+        assert isinstance(stage, Pretrainer)
+        save_artifacts(paths, stage)
 
-    _fit(config, data, run, "pretrain", path.stem, build, finish)
-    return path
+    _fit(config, data, run, log, "pretrain", paths.values(), build, finish)
 
 
-def extract(config: Config, data: TaskData, run: RunDirectory, members: Sequence[MemberConfig], artifact: Path) -> Path:
+def extract(
+    config: Config, data: TaskData, run: RunDirectory, members: Sequence[MemberConfig], artifacts: Sequence[Path]
+) -> Path:
     """Policy extraction of a population by a Ray Train job; the file of the finished population."""
     path = run.population(data.task.name)
 
     def build(config: Config, data: TaskData, placement: Placement) -> Stage:
-        return build_learner(config, data, members, load_artifact(artifact), placement)
+        return build_learner(config, data, members, load_artifacts(artifacts), placement)
 
     def finish(stage: Stage) -> None:
         assert isinstance(stage, Learner)
         stage.policies().save_population(path, {"finite": stage.finite().tolist()})
 
-    _fit(config, data, run, "extract", artifact.stem, build, finish)
+    _fit(config, data, run, run.metrics, "extract", artifacts, build, finish)
     load_population(path)
     return path
 
@@ -86,12 +150,20 @@ def curve_steps(config: Config) -> list[int]:
 
 
 def _fit(
-    config: Config, data: TaskData, run: RunDirectory, stage: str, identity: str, build: BuildStage, finish: Finish
+    config: Config,
+    data: TaskData,
+    run: RunDirectory,
+    log: Path,
+    stage: str,
+    artifacts: Iterable[Path],
+    build: BuildStage,
+    finish: Finish,
 ) -> None:
     """Run one stage as a Ray Train job that resumes from its last report, whoever died.
 
-    identity: name of the pretrained artifact, so that a job on other data never goes on from this one's checkpoint.
+    artifacts: the pretrained ones it makes or starts from; a job on others never goes on from this one's checkpoint.
     """
+    identity = hashlib.sha256(" ".join(path.stem for path in artifacts).encode()).hexdigest()[:16]
     windowed = config.data.window_rows is not None and config.data.window_rows < data.manifest.rows
     trainer = TorchTrainer(
         _worker_loop,
@@ -99,6 +171,7 @@ def _fit(
             "config": config.model_dump(),
             "data": data,
             "run": run,
+            "log": log,
             "stage": stage,
             "build": build,
             "finish": finish,
@@ -112,7 +185,7 @@ def _fit(
             resources_per_worker={"CPU": config.scaling.cpus_per_worker, **({"GPU": 1} if config.scaling.use_gpu else {})},
         ),
         run_config=ray.train.RunConfig(
-            name=f"{stage}-{identity}",
+            name=f"{stage}-{data.task.name}-{identity}",
             storage_path=str(run.ray),
             # Ray 2.60 retries set-up failures for ever unless the controller's own failures are limited too.
             failure_config=ray.train.FailureConfig(max_failures=config.scaling.max_failures, controller_failure_limit=2),
@@ -174,7 +247,7 @@ def _worker_loop(job: dict[str, Any]) -> None:
     feed = Feed(config, data, placement.device, ray.train.get_dataset_shard("train"))
     step = _restore(stage)
     feed.seek(step)
-    log = MetricsLog(run.metrics, data.task.name, name, stage.total_steps, step) if rank == 0 else None
+    log = MetricsLog(job["log"], data.task.name, name, stage.total_steps, step) if rank == 0 else None
     keep = curve_steps(config) if name == "extract" and rank == 0 else []
     while step < stage.total_steps:
         stop = min(stage.total_steps, (step // config.scaling.report_steps + 1) * config.scaling.report_steps)

@@ -1,4 +1,6 @@
-"""Write the report of a finished run again, from its results.json alone.
+"""Write the report of a finished run again: report.html, report.md and its pictures.
+
+All comes from its results.json, and for a search from its studies/ and packs/, where they are still there.
 
 python launch/report.py runs/PointCircle-20261122-120000
 """
@@ -11,7 +13,7 @@ from drcorl_ray.errors import UserError
 
 
 def work() -> None:
-    from drcorl_ray.report import rebuild  # after the command line is checked: matplotlib takes a second to import
+    from drcorl_ray.report import rebuild  # after the command line is checked: imports take a second
 
     if len(sys.argv) != 2:
         raise UserError(f"one run directory expected, got {len(sys.argv) - 1} arguments: python launch/report.py RUN")

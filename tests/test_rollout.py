@@ -181,8 +181,8 @@ def test_a_hanging_actor_is_replaced(ray_cluster):
 @pytest.mark.ray
 def test_errors_come_through(ray_cluster):
     with RolloutPool(2, retries=1) as pool:
-        with pytest.raises(UserError, match=r"^PointGoal1: the safety_gymnasium simulator is not wired up") as caught:
-            pool.evaluate(random_policy(60, 2), "PointGoal1", [0, 1, 2])
+        with pytest.raises(UserError, match=r"^Nowhere: gymnasium cannot make 'Nowhere-v0'") as caught:
+            pool.evaluate(random_policy(1, 1), Task("Nowhere", "gymnasium", None, "Nowhere-v0", 5), [0, 1, 2])
         assert "\n" not in str(caught.value)
         with pytest.raises(RuntimeError, match=r"Picky: rollouts failed 2 times"):
             pool.evaluate(random_policy(1, 1), PICKY, [12, 13, 14])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from drcorl_ray.baselines.behaviour_cloning import Clone, clone
-from drcorl_ray.config import PretrainConfig
+from drcorl_ray.config import Config, PretrainConfig
 from drcorl_ray.data.dsrl import make_dataset
 from drcorl_ray.data.replay import Replay
 from drcorl_ray.data.store import convert, read_store
@@ -20,16 +20,17 @@ from drcorl_ray.method.random import Draws, Stream
 from drcorl_ray.method.spec import behaviour_condition, estimation_rows
 from drcorl_ray.stages import (
     Placement,
+    Pretrained,
     Stage,
     TaskData,
     advance,
     artifact_path,
     build_learner,
     build_pretrainer,
-    load_artifact,
+    load_artifacts,
     load_stage,
     pretrain_seeds,
-    save_artifact,
+    save_artifacts,
     save_stage,
 )
 from tests.data.helpers import SOURCE, make_columns
@@ -47,6 +48,11 @@ def full_replay(data: TaskData) -> Replay:
     replay = Replay(data.manifest)
     replay.insert(read_store(data.store))
     return replay
+
+
+def fresh(config: Config, data: TaskData, seeds: list[int]) -> Pretrained:
+    """A pretraining of no steps."""
+    return Pretrained(tuple(seeds), build_pretrainer(config, data, seeds, Placement()).result())
 
 
 # ---- what the rates choose ---------------------------------------------------------------------------------------------
@@ -143,7 +149,7 @@ def test_two_workers_draw_the_two_halves_of_one_workers_minibatch(tmp_path):
     """Fault: first_row from the worker's rank alone, or from the other stage's batch size."""
     data, config = open_made(tmp_path / "store"), small_config("extract.batch_size=24", "scaling.workers=2")
     members = config.members()
-    pretrained = build_pretrainer(config, data, [0], Placement()).result()
+    pretrained = fresh(config, data, [0])
     replay = full_replay(data)
     for batch_size, build in (
         (16, lambda placement: build_pretrainer(config, data, [0], placement)),
@@ -165,10 +171,10 @@ def test_members_start_from_their_own_seeds_pretraining(tmp_path):
     config = small_config("population=[{seed: 5}, {seed: 3}, {seed: 5, k: 0.0}]")
     members = config.members()
     assert pretrain_seeds(members) == [3, 5]
-    pretrained = build_pretrainer(config, data, [3, 5], Placement()).result()
+    pretrained = fresh(config, data, [3, 5])
     learner = build_learner(config, data, members, pretrained, Placement())
     ensemble = config.pretrain.cost_ensemble
-    by_seed = dict(zip((3, 5), pretrained["q_cost.flat"].split(ensemble), strict=True))
+    by_seed = dict(zip((3, 5), pretrained.tensors["q_cost.flat"].split(ensemble), strict=True))
     for seed, flat in zip((5, 3, 5), learner.trainables["q_cost"].flat.split(ensemble), strict=True):
         assert torch.equal(flat, by_seed[seed])
     assert learner.draws(0).seeds.tolist() == [5, 3, 5]
@@ -179,7 +185,7 @@ def test_estimation_states_are_the_members_eligible_rows_standardised(tmp_path):
     data = open_made(tmp_path / "store", make_columns(400, seed=3))
     config = small_config("population=[{cost_limit: 20}, {cost_limit: 200, seed: 7}, {cost_limit: 200}]")
     members = config.members()
-    pretrained = build_pretrainer(config, data, [0, 7], Placement()).result()
+    pretrained = fresh(config, data, [0, 7])
     learner = build_learner(config, data, members, pretrained, Placement())
     states = learner.estimation_observations
     raw = read_store(data.store, ("observations",))["observations"].astype(np.float64)
@@ -191,7 +197,8 @@ def test_estimation_states_are_the_members_eligible_rows_standardised(tmp_path):
         assert distance.min(1).max() < 1e-5
         assert distance.min(0).max() < 1e-5
     assert not torch.equal(states[1], states[2])
-    alone = build_learner(config, data, members[1:2], {k: v[len(v) // 2 :] for k, v in pretrained.items()}, Placement())
+    second = Pretrained((7,), {name: tensor[len(tensor) // 2 :] for name, tensor in pretrained.tensors.items()})
+    alone = build_learner(config, data, members[1:2], second, Placement())
     assert torch.equal(alone.estimation_observations[0], states[1])
 
 
@@ -242,7 +249,7 @@ def test_extraction_goes_on_through_a_file_bitwise(tmp_path, stop):
     rules = "{adaptation: lagrangian, cost_limit: 0, k: 9}, {adaptation: crpo, policy_class: gaussian}, {cost_limit: 3}"
     config = small_config(f"population=[{rules}]", "extract.update_diffusion=true")
     members, sample, rows = config.members(), full_replay(data).sample, config.extract.batch_size
-    pretrained = build_pretrainer(config, data, [0], Placement()).result()
+    pretrained = fresh(config, data, [0])
     straight = build_learner(config, data, members, pretrained, Placement())
     advance(straight, sample, rows, 0, stop)
     save_stage(tmp_path / "state.safetensors", straight, stop)
@@ -272,60 +279,73 @@ def other(value: Any) -> Any:
 
 
 def test_an_artifacts_name_follows_every_input(tmp_path):
-    """Fault: leave a key, the seeds or the shards out of the identity."""
+    """Fault: leave a key, the seed or the shards out of the identity."""
     data, config = open_made(tmp_path / "a"), small_config().pretrain
     root = tmp_path / "root"
-    paths = {"as it is": artifact_path(root, data, config, [0, 1])}
+    paths = {"as it is": artifact_path(root, data, config, 0)}
     for key in PretrainConfig.model_fields:
         changed = config.model_copy(update={key: other(getattr(config, key))})
         assert changed != config
-        paths[key] = artifact_path(root, data, changed, [0, 1])
-    for seeds in ([0], [1, 0], [0, 2], [0, 1, 2]):
-        paths[str(seeds)] = artifact_path(root, data, config, seeds)
+        paths[key] = artifact_path(root, data, changed, 0)
+    paths["seed"] = artifact_path(root, data, config, 1)
     columns = make_columns(200)
     columns["actions"][77, 1] += np.float32(2**-20)
-    paths["store"] = artifact_path(root, open_made(tmp_path / "b", columns), config, [0, 1])
+    paths["store"] = artifact_path(root, open_made(tmp_path / "b", columns), config, 0)
     columns = make_columns(200, seed=1)
-    paths["other store"] = artifact_path(root, open_made(tmp_path / "c", columns), config, [0, 1])
+    paths["other store"] = artifact_path(root, open_made(tmp_path / "c", columns), config, 0)
     assert len(set(paths.values())) == len(paths)
     assert {path.parent for path in paths.values()} == {root / "pretrained"}
 
 
 def test_an_artifacts_name_follows_nothing_else(tmp_path):
     data, config = open_made(tmp_path / "a"), small_config()
-    path = artifact_path(tmp_path, data, config.pretrain, [0])
+    path = artifact_path(tmp_path, data, config.pretrain, 0)
     renamed = SOURCE.model_copy(update={"file_name": "renamed.hdf5"})
-    assert artifact_path(tmp_path, open_made(tmp_path / "elsewhere", source=renamed), config.pretrain, [0]) == path
+    assert artifact_path(tmp_path, open_made(tmp_path / "elsewhere", source=renamed), config.pretrain, 0) == path
     others = small_config("extract.steps=5", "member.k=0", "run.seed=9", "scaling.report_steps=7", "search.winners=3")
-    assert artifact_path(tmp_path, data, others.pretrain, (0,)) == path
+    assert artifact_path(tmp_path, data, others.pretrain, 0) == path
 
 
-def test_an_artifact_is_what_pretraining_gave(tmp_path):
+def test_artifacts_are_what_pretraining_gave(tmp_path):
+    """Fault: cut an ensemble's rows between the seeds in the wrong place."""
     data, config = open_made(tmp_path / "store"), small_config()
     pretrainer = build_pretrainer(config, data, [4, 5], Placement())
     advance(pretrainer, full_replay(data).sample, 16, 0, pretrainer.total_steps)
-    path = artifact_path(tmp_path, data, config.pretrain, [4, 5])
-    save_artifact(path, pretrainer)
-    loaded, result = load_artifact(path), pretrainer.result()
-    assert loaded.keys() == result.keys()
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in result.items())
+    paths = {seed: artifact_path(tmp_path, data, config.pretrain, seed) for seed in (4, 5)}
+    save_artifacts(paths, pretrainer)
+    loaded, result = load_artifacts(list(paths.values())), pretrainer.result()
+    assert loaded.seeds == (4, 5)
+    assert loaded.tensors.keys() == result.keys()
+    assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in result.items())
+
+
+def test_a_seeds_artifact_is_the_same_whoever_was_pretrained_beside_it(tmp_path):
+    """Fault: a draw that depends on the seed's place in the population."""
+    data, config = open_made(tmp_path / "store"), small_config("pretrain.policy=score", "pretrain.noise_dropout=0.1")
+    tensors = []
+    for name, seeds in (("pack", [4, 5]), ("alone", [5])):
+        pretrainer = build_pretrainer(config, data, seeds, Placement())
+        advance(pretrainer, full_replay(data).sample, 16, 0, pretrainer.total_steps)
+        save_artifacts({5: tmp_path / name}, pretrainer)
+        tensors.append(load_artifacts([tmp_path / name]).tensors)
+    assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())
 
 
 def test_a_damaged_artifact_is_refused(tmp_path):
     data, config = open_made(tmp_path / "store"), small_config()
     path = tmp_path / "artifact.safetensors"
-    save_artifact(path, build_pretrainer(config, data, [0], Placement()))
+    save_artifacts({0: path}, build_pretrainer(config, data, [0], Placement()))
     content = path.read_bytes()
     flipped = bytearray(content)
     flipped[-1000] ^= 1
     for damaged in (bytes(flipped), content[:-1], content[: len(content) // 2], b""):
         path.write_bytes(damaged)
         with pytest.raises(UserError) as caught:
-            load_artifact(path)
+            load_artifacts([path])
         assert len(str(caught.value).splitlines()) == 1
         assert str(path) in str(caught.value)
     with pytest.raises(UserError, match=r"absent\.safetensors"):
-        load_artifact(tmp_path / "absent.safetensors")
+        load_artifacts([tmp_path / "absent.safetensors"])
 
 
 def test_streams_of_the_estimate_do_not_touch_those_of_training():

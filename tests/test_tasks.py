@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from drcorl_ray import tasks
-from drcorl_ray.envs import make_env, make_simulator
+from drcorl_ray.envs import make_env
 from drcorl_ray.errors import UserError
 from drcorl_ray.rollout import evaluate
-from drcorl_ray.tasks import get_task, register_task
+from drcorl_ray.tasks import Task, all_tasks, get_task, register_task
 from tests.policies import random_policy
 
 DSRL_SUITES = ("velocity", "bullet", "safety_gymnasium", "metadrive")
@@ -35,7 +35,7 @@ def infos():
 
 
 def test_the_table_is_dsrls(infos):
-    known = {name: task for name, task in tasks._TASKS.items() if task.suite in DSRL_SUITES}
+    known = {task.name: task for task in all_tasks() if task.suite in DSRL_SUITES}
     assert len(known) == 38
     assert set(known) == set(infos.DATASET_URLS)
     for name, task in known.items():
@@ -61,11 +61,56 @@ def test_unknown_task_names_the_nearest(typo, meant):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["PointGoal1", "easysparse"])
-def test_a_simulator_that_is_not_wired_up_says_so(name):
-    for make in (make_env, make_simulator):
-        with pytest.raises(UserError, match=f"{name}.*not wired up.*velocity, bullet"):
-            make(name)
+# observations and actions of DSRL's data sets
+SIZES = {
+    "AntVelocity": (27, 8),
+    "HalfCheetahVelocity": (17, 6),
+    "HopperVelocity": (11, 3),
+    "SwimmerVelocity": (8, 2),
+    "Walker2dVelocity": (17, 6),
+    "AntCircle": (34, 8),
+    "AntRun": (33, 8),
+    "BallCircle": (8, 2),
+    "BallRun": (7, 2),
+    "CarCircle": (8, 2),
+    "CarRun": (7, 2),
+    "DroneCircle": (18, 4),
+    "DroneRun": (17, 4),
+    **{f"Point{goal}": (size, 2) for goal, size in (("Goal1", 60), ("Goal2", 60), ("Circle1", 28), ("Circle2", 28))},
+    **{f"Point{goal}": (76, 2) for goal in ("Button1", "Button2", "Push1", "Push2")},
+    **{f"Car{goal}": (size, 2) for goal, size in (("Goal1", 72), ("Goal2", 72), ("Circle1", 40), ("Circle2", 40))},
+    **{f"Car{goal}": (88, 2) for goal in ("Button1", "Button2", "Push1", "Push2")},
+    **{road + traffic: (259, 2) for road in ("easy", "medium", "hard") for traffic in ("sparse", "mean", "dense")},
+}
+PACKAGES = {"bullet": "pybullet", "safety_gymnasium": "safety_gymnasium", "metadrive": "metadrive"}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_task_runs_by_its_name(name):
+    package = PACKAGES.get(get_task(name).suite, "gymnasium")
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    env = make_env(name)
+    observations, actions = SIZES[name]
+    assert env.observation_space.shape == env.reset(seed=0)[0].shape == (observations,)
+    assert env.action_space.shape == (actions,)
+    assert (env.action_space.low == -1).all()
+    assert (env.action_space.high == 1).all()
+    for action in np.random.default_rng(0).uniform(-1, 1, (5, actions)).astype(np.float32):
+        observation, reward, _, truncated, info = env.step(action)
+        assert observation.shape == (observations,)
+        assert np.isfinite([*observation, reward, info["cost"]]).all()
+        assert isinstance(info["cost"], float)
+        assert info["cost"] >= 0
+        assert not truncated
+    env.close()
+
+
+def test_which_tasks_are_cheap():
+    cheap = {task.suite for task in all_tasks() if task.cheap}
+    assert cheap == {"builtin", "velocity", "bullet"}
+    assert not Task("Mine", "gymnasium", None, "Mine-v0", 10).cheap
+    assert {task.suite for task in all_tasks() if task.environments_per_process} == {"metadrive"}
 
 
 def test_importing_costs_no_simulator():

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
@@ -17,7 +18,7 @@ from drcorl_ray.errors import UserError
 from drcorl_ray.experiment import train
 from drcorl_ray.policy import PopulationPolicy, load_policy, load_population
 from drcorl_ray.run_directory import RunDirectory, read_log, read_results
-from drcorl_ray.stages import TaskData, pretrain_seeds
+from drcorl_ray.stages import TaskData, load_artifacts, pretrain_seeds
 from drcorl_ray.train import _all_reduce, curve_steps, extract, pretrain
 from tests.method.helpers import extract as extract_steps
 from tests.method.helpers import make_learner, make_spec, make_table, small_config
@@ -29,8 +30,8 @@ POPULATION = "population=[{seed: 1, k: 0.5}, {seed: 2, beta_0: 0.3, cost_limit: 
 
 def run_stages(config) -> tuple[TaskData, RunDirectory, PopulationPolicy]:
     run, data = RunDirectory.prepare(config), TaskData.open(task_store(config, config.tasks[0]))
-    artifact = pretrain(config, data, run, pretrain_seeds(config.members()))
-    return data, run, load_population(extract(config, data, run, config.members(), artifact))[0]
+    artifacts = pretrain(config, data, run, pretrain_seeds(config.members()))
+    return data, run, load_population(extract(config, data, run, config.members(), artifacts))[0]
 
 
 def assert_equal_policies(one: PopulationPolicy, other: PopulationPolicy, tolerance: float = 0.0):
@@ -70,6 +71,34 @@ def test_ray_train_equals_a_plain_loop_bitwise_also_after_kill_9(tmp_path):
     assert_equal_policies(policies, plain_policies(config, data))
     steps = [line["step"] for line in read_log(run.metrics) if line["stage"] == "extract"]
     assert steps == [*range(100, 2100, 100), 2020]  # each report once, in order
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_artifact_is_made_once_and_again_only_where_it_is_damaged_or_another_is_asked(tmp_path):
+    """Two runs ask for the same one at once: one trains, the other waits. Fault: no lock, or no second look after it."""
+    runs = [tmp_path / name for name in ("a", "b", "c")]
+    configs = [tiny_config(tmp_path, f"run.dir={run}") for run in runs]
+    data = TaskData.open(task_store(configs[0], "PointCircle"))
+    directories = [RunDirectory.prepare(config) for config in configs]
+
+    def ask(place: int, *seeds: int) -> list:
+        return pretrain(configs[place], data, directories[place], seeds)
+
+    with ThreadPoolExecutor(2) as threads:
+        [first], [second] = threads.map(lambda place: ask(place, 0), (0, 1))
+    assert first == second
+    assert len(list(tmp_path.glob("[ab]/ray/pretrain-*"))) == 1
+    content = first.read_bytes()
+    first.write_bytes(content[: len(content) // 2])
+    assert ask(2, 0, 1)[0] == first  # one job makes the damaged one and a new one
+    again, made = load_artifacts([first]), len(list(runs[2].glob("ray/pretrain-*")))
+    first.write_bytes(content)
+    assert all(torch.equal(tensor, again.tensors[name]) for name, tensor in load_artifacts([first]).tensors.items())
+    assert made == 1
+    assert ask(2, 1, 0)[1] == first
+    assert len(list(runs[2].glob("ray/pretrain-*"))) == 1  # nothing was missing
 
 
 @pytest.mark.ray

@@ -12,7 +12,7 @@ from drcorl_ray.data.store import read_store
 from drcorl_ray.envs.point_circle_data import generate_dataset
 from drcorl_ray.method.learner import Learner
 from drcorl_ray.policy import PopulationPolicy
-from drcorl_ray.stages import Placement, TaskData, advance, build_learner, build_pretrainer, pretrain_seeds
+from drcorl_ray.stages import Placement, Pretrained, TaskData, advance, build_learner, build_pretrainer, pretrain_seeds
 
 TINY = [
     "pretrain.steps=60",
@@ -34,6 +34,8 @@ TINY = [
     "search.configurations=5",
     "search.members_per_pack=2",
     "search.episodes=2",
+    "search.winners=2",
+    "search.fresh_episodes=3",
     "run.wandb=disabled",
 ]
 
@@ -55,9 +57,10 @@ def plain_learner(config: Config, data: TaskData) -> Learner:
     replay = Replay(data.manifest)
     replay.insert(read_store(data.store))
     members = config.members()
-    pretrainer = build_pretrainer(config, data, pretrain_seeds(members), Placement())
+    seeds = pretrain_seeds(members)
+    pretrainer = build_pretrainer(config, data, seeds, Placement())
     advance(pretrainer, replay.sample, config.pretrain.batch_size, 0, pretrainer.total_steps)
-    learner = build_learner(config, data, members, pretrainer.result(), Placement())
+    learner = build_learner(config, data, members, Pretrained(tuple(seeds), pretrainer.result()), Placement())
     advance(learner, replay.sample, config.extract.batch_size, 0, learner.total_steps)
     return learner
 

@@ -7,7 +7,6 @@ from typing import Any
 import gymnasium
 
 from drcorl_ray.envs.simulator import GymSimulator, Simulator, user_env
-from drcorl_ray.errors import UserError
 from drcorl_ray.tasks import Task, get_task
 
 __all__ = ["Simulator", "make_env", "make_simulator"]
@@ -16,7 +15,7 @@ __all__ = ["Simulator", "make_env", "make_simulator"]
 def make_env(task: Task | str) -> gymnasium.Env[Any, Any]:
     """The task's environment: actions in [-1, 1], each step's cost in info["cost"], cut at the task's episode length.
 
-    UserError for an unknown task, a missing package, or a simulator that this release does not run.
+    UserError for an unknown task or a missing package.
     """
     task = get_task(task) if isinstance(task, str) else task
     return gymnasium.wrappers.TimeLimit(_endless_env(task), task.episode_length)
@@ -52,10 +51,13 @@ def _endless_env(task: Task) -> gymnasium.Env[Any, Any]:
             from drcorl_ray.envs.bullet import BulletEnv
 
             return BulletEnv(task)
+        case "safety_gymnasium":
+            from drcorl_ray.envs.navigation import NavigationEnv
+
+            return NavigationEnv(task)
+        case "metadrive":
+            from drcorl_ray.envs.metadrive import MetaDriveEnv
+
+            return MetaDriveEnv(task)
         case "gymnasium":
             return user_env(task)
-        case _:
-            raise UserError(
-                f"{task.name}: the {task.suite} simulator is not wired up in this release, which runs velocity, bullet, "
-                "PointCircle and register_task environments; train without online evaluation or choose such a task"
-            )

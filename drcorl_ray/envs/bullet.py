@@ -15,6 +15,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from drcorl_ray.envs.global_state import numpy_seeded
 from drcorl_ray.errors import UserError
 from drcorl_ray.tasks import Task
 
@@ -28,7 +29,7 @@ class BulletEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     def __init__(self, task: Task) -> None:
         kind = "Run" if task.name.endswith("Run") else "Circle"
         agent = _AGENTS[task.name.removesuffix(kind)]
-        with _seeded(0), _plain_streams(), warnings.catch_warnings(action="ignore"):
+        with numpy_seeded(0), _plain_streams(), warnings.catch_warnings(action="ignore"):
             super().__init__(_builder(task)(agent, f"{kind}Task", {}, _WORLDS[kind]))
             self.env.reset()  # pybullet keeps the first reset's state and restores it at each later one
 
@@ -37,8 +38,12 @@ class BulletEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             joint.disable_motor()
         if seed is None:
             return self.env.reset()
-        with _seeded(seed):
+        with numpy_seeded(seed):
             return self.env.reset()
+
+    def step(self, action: np.ndarray) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return observation, reward, terminated, truncated, {**info, "cost": float(info["cost"])}
 
 
 def _builder(task: Task) -> Any:
@@ -57,14 +62,3 @@ def _plain_streams() -> Iterator[None]:
     """The process's own stdout and stderr: bullet-safety-gym hides pybullet's banner from those, and breaks on any others."""
     with open(1, "w", closefd=False) as out, open(2, "w", closefd=False) as err, redirect_stdout(out), redirect_stderr(err):
         yield
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Numpy's global state seeded for a while, then put back."""
-    state = np.random.get_state()  # noqa: NPY002
-    np.random.seed(seed)  # noqa: NPY002
-    try:
-        yield
-    finally:
-        np.random.set_state(state)  # noqa: NPY002

@@ -88,3 +88,6 @@ class Multiplier:
 
     def select(self, index: Tensor) -> Multiplier:
         return Multiplier(self.value[index], self.integral[index], self.previous_cost[index])
+
+    def join(self, other: Multiplier) -> Multiplier:
+        return Multiplier(*(torch.cat([mine, vars(other)[name]]) for name, mine in vars(self).items()))

@@ -24,6 +24,7 @@ from drcorl_ray.method.spec import DataSpec, Hyperparameters
 from drcorl_ray.metrics import COST_EPSILON
 from drcorl_ray.policy import PopulationPolicy
 
+_PER_MEMBER = ("sources", "conditions", "estimation_observations", "average", "estimate", "region_counts")
 _STEP_OFFSET = 1 << 40  # extraction draws other numbers than pretraining at the same step
 
 
@@ -279,11 +280,24 @@ class Learner:
         index = torch.tensor(list(members), device=self.sources.device)
         for part in self.trainables.values():
             part.select(index)
-        for name in ("sources", "conditions", "estimation_observations", "average", "estimate", "region_counts"):
+        for name in _PER_MEMBER:
             setattr(self, name, getattr(self, name)[index])
         self.noise_weights = self._behaviour_model()
         self.hyper = self.hyper.select(index)
         self.multiplier = self.multiplier.select(index)
+
+    def join(self, other: Learner) -> None:
+        """Take in another population's members, at the same step and from the same `pretrained`, behind its own."""
+        assert torch.equal(self.estimates, other.estimates)
+        for name, part in self.trainables.items():
+            part.join(other.trainables[name])
+        for name in _PER_MEMBER:
+            setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
+        self.noise_weights = self._behaviour_model()
+        self.hyper = self.hyper.join(other.hyper)
+        self.multiplier = self.multiplier.join(other.multiplier)
+        self.stochastic |= other.stochastic
+        self.pessimistic |= other.pessimistic
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor a resumed extraction needs beyond the constructor's arguments."""

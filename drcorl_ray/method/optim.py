@@ -69,6 +69,15 @@ class Trainable:
         self.target_flat = None if self.target_flat is None else self.target_flat[rows]
         self._bind()
 
+    def join(self, other: Trainable) -> None:
+        """Take in another population's members, at the same step, behind its own."""
+        assert torch.equal(self.updates, other.updates)
+        for name in ("flat", "moment_1", "moment_2"):
+            setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
+        if self.target_flat is not None and other.target_flat is not None:
+            self.target_flat = torch.cat([self.target_flat, other.target_flat])
+        self._bind()
+
 
 def flat_gradients(loss: Tensor, trainables: Sequence[Trainable]) -> list[Tensor]:
     """Gradients [G, N] of a sum of members' losses with respect to each of the trainables: each row is its member's own."""

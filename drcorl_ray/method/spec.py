@@ -79,6 +79,9 @@ class Hyperparameters:
     def select(self, index: Tensor) -> Hyperparameters:
         return Hyperparameters(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
+    def join(self, other: Hyperparameters) -> Hyperparameters:
+        return Hyperparameters(**{name: torch.cat([tensor, vars(other)[name]]) for name, tensor in vars(self).items()})
+
 
 def behaviour_condition(
     spec: DataSpec, quantile: float | None, reward_rates: np.ndarray, cost_rates: np.ndarray

@@ -1,0 +1,30 @@
+"""The report of a run: report.html, report.md and its pictures, and a table on the terminal, all made from results.json.
+
+A search adds what lies beside it: Optuna's studies and the packs' metrics logs; where they are missing it is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from drcorl_ray.checkpoint import write_bytes
+from drcorl_ray.report.tables import print_table
+from drcorl_ray.run_directory import RunDirectory, read_results
+
+__all__ = ["print_table", "rebuild", "write_report"]
+
+
+def rebuild(run: Path) -> None:
+    """launch/report.py: write the report of a finished run again; UserError where there is none."""
+    write_report(RunDirectory(run), read_results(run))
+
+
+def write_report(run: RunDirectory, results: Mapping[str, Any]) -> None:
+    """Write the report's files and print its table. results: what results.json holds, or will."""
+    from drcorl_ray.report.write import write_files  # matplotlib, plotly and Optuna take seconds to import
+
+    for name, content in write_files(run, results).items():
+        write_bytes(run.path / name, content.encode())
+    print_table(results)

@@ -1,0 +1,163 @@
+"""A report's PNGs, by matplotlib: curves, scatter, importances, parallel coordinates, Pareto fronts."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+
+from drcorl_ray.report.study import Judged, Studied, pareto_front, quiet, ranked_keys
+from drcorl_ray.report.tables import EDGE, Row, is_winner
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLORS = {"drcorl": "tab:blue", "bc": "tab:red", "bc_safe": "tab:orange"}
+_MOST_COLUMNS = 4
+_MOST_STUDIES = 6
+
+
+def _grid(panels: int, width: float = 4.8, height: float = 3.8) -> tuple[Figure, list[Axes]]:
+    """A figure of that many panels, at most four side by side."""
+    columns = max(1, min(panels, _MOST_COLUMNS))
+    rows = max(1, -(-panels // columns))
+    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained")
+    shown = list(axes.flat)
+    for axis in shown[max(panels, 1) :]:
+        axis.set_axis_off()
+    return figure, shown[: max(panels, 1)]
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path
+
+
+def _unsafe_side(axis: Axes) -> None:
+    axis.axvline(1.0, color="black", linestyle="--", linewidth=1)
+    axis.axvspan(1.0, EDGE * 1.03, color="tab:red", alpha=0.06)
+    axis.set_xlim(-0.05, EDGE * 1.03)
+    axis.grid(alpha=0.3)
+
+
+def curves(path: Path, lines: Sequence[Mapping[str, Any]]) -> Path:
+    """True normalised reward and cost along the training, a line a member, the limit drawn."""
+    figure, axes = _grid(2)
+    for curve in lines:
+        for axis, name in zip(axes, ("normalized_reward", "normalized_cost"), strict=True):
+            for member, values in enumerate(curve[name]):
+                label = f"{curve['task']}: {curve.get('label', member)}"
+                axis.plot(curve["steps"], values, marker="o", markersize=3, label=label)
+    for axis, label in zip(axes, ("normalised reward", "normalised cost"), strict=True):
+        axis.set(xlabel="extraction step", ylabel=label)
+        axis.grid(alpha=0.3)
+    low, high = axes[0].get_ylim()
+    axes[0].set_ylim(min(low, 0.0), max(high, 1.0))
+    axes[1].axhline(1.0, color="black", linestyle="--", linewidth=1)
+    axes[1].annotate("cost limit", (0.02, 1.0), xycoords=("axes fraction", "data"), va="bottom")
+    axes[1].set_ylim(bottom=0)
+    if sum(len(curve["normalized_cost"]) for curve in lines) <= 8:
+        axes[0].legend(fontsize=8)
+    return _save(figure, path)
+
+
+def scatter(path: Path, tasks: Sequence[str], rows: Sequence[Row], references: Sequence[Row]) -> Path:
+    """Every evaluated policy, reward against cost, a panel a task, the unsafe side shaded; hollow: stopped early."""
+    figure, axes = _grid(len(tasks))
+    for axis, task in zip(axes, tasks, strict=False):
+        shown = [row for row in rows if row["task"] == task]
+        for algorithm in sorted({row["algorithm"] for row in shown}):
+            points = [row for row in shown if row["algorithm"] == algorithm and not is_winner(row)]
+            _points(axis, [row for row in points if row.get("state") != "stopped"], algorithm, hollow=False)
+            _points(axis, [row for row in points if row.get("state") == "stopped"], algorithm, hollow=True)
+        winners = [row for row in shown if is_winner(row)]
+        axis.scatter(
+            [min(row["normalized_cost"], EDGE) for row in winners], [row["normalized_reward"] for row in winners],
+            marker="*", s=180, color="gold", edgecolor="black", label="winner, fresh" if winners else None, zorder=3,
+        )  # fmt: skip
+        for value in {reference["normalized_reward"] for reference in references if reference["task"] == task}:
+            axis.axhline(value, color="tab:green", linestyle=":", linewidth=1)
+            axis.annotate(
+                "best safe episode of the data", (EDGE, value), ha="right", va="bottom", fontsize=8, color="tab:green"
+            )
+        _unsafe_side(axis)
+        axis.set(xlabel=f"normalised cost (▸: over {EDGE:g})", ylabel="normalised reward", title=task)
+        if shown:
+            axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    return _save(figure, path)
+
+
+def _points(axis: Axes, rows: Sequence[Row], algorithm: str, *, hollow: bool) -> None:
+    if not rows:
+        return
+    costs, rewards = (np.array([row[f"normalized_{name}"] for row in rows]) for name in ("cost", "reward"))
+    beyond, color = costs > EDGE, COLORS.get(algorithm, "tab:blue")
+    style = {"edgecolor": color, "facecolor": "none" if hollow else color, "alpha": 0.8}
+    axis.scatter(costs[~beyond], rewards[~beyond], label=f"{algorithm}, stopped" if hollow else algorithm, **style)
+    axis.scatter(np.full(beyond.sum(), EDGE), rewards[beyond], marker=">", **style)
+
+
+def importances(path: Path, shares: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Path:
+    """shares: {study: {"reward" | "cost": {key: share}}}; a panel a study, a pair of bars a key."""
+    figure, axes = _grid(len(shares))
+    for axis, (study, by_score) in zip(axes, shares.items(), strict=False):
+        keys = ranked_keys(by_score)
+        places = np.arange(len(keys))
+        for offset, (score, found) in zip((0.2, -0.2), by_score.items(), strict=False):
+            color = {"reward": "tab:blue", "cost": "tab:orange"}[score]
+            axis.barh(places + offset, [found.get(key, 0.0) for key in keys], 0.4, color=color, label=f"for the {score}")
+        axis.set_yticks(places, keys)
+        axis.set(xlabel="importance (PED-ANOVA)", title=study, xlim=(0, 1))
+        axis.legend(fontsize=8, loc="lower right")
+    return _save(figure, path)
+
+
+def parallel(path: Path, studies: Sequence[Studied]) -> Path:
+    """Optuna's own picture of each study, one below the other (the first six)."""
+    with quiet():
+        rows = [_parallel(study) for study in studies[:_MOST_STUDIES]]
+    width = max(row.shape[1] for row in rows)
+    padded = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
+    plt.imsave(path, np.concatenate(padded))
+    return path
+
+
+def _parallel(study: Studied) -> np.ndarray:
+    """Pixels [H, W, 4]."""
+    from optuna.visualization.matplotlib import plot_parallel_coordinate
+
+    assert study.optuna is not None
+    axis: Any = plot_parallel_coordinate(study.optuna, target_name="reward")
+    axis.set_title(study.name, loc="left", y=1.03)
+    axis.set_title("")
+    figure = axis.figure
+    figure.set_size_inches(12, 4)
+    figure.subplots_adjust(left=0.06, right=1.0, bottom=0.2, top=0.86)  # the labels are slanted
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, format="rgba")
+    plt.close(figure)
+    return np.frombuffer(buffer.getvalue(), np.uint8).reshape(4 * 110, 12 * 110, 4)
+
+
+def pareto(path: Path, studies: Mapping[str, Sequence[Judged]]) -> Path:
+    """studies: {name: judged configurations}; the front among the finished ones."""
+    figure, axes = _grid(len(studies))
+    for axis, (name, configurations) in zip(axes, studies.items(), strict=False):
+        finished = [point for point in configurations if point.state == "complete"]
+        front = [finished[index] for index in pareto_front([(point.reward, point.cost) for point in finished])]
+        axis.scatter([min(point.cost, EDGE) for point in finished], [point.reward for point in finished], alpha=0.5)
+        axis.plot(
+            [min(point.cost, EDGE) for point in front], [point.reward for point in front],
+            drawstyle="steps-post", marker="o", color="tab:purple", label="Pareto front",
+        )  # fmt: skip
+        _unsafe_side(axis)
+        axis.set(xlabel="normalised cost", ylabel="normalised reward", title=name)
+        axis.legend(fontsize=8)
+    return _save(figure, path)

@@ -1,0 +1,220 @@
+"""A report's words and numbers: which rows are shown, their cells, the verdict, what the search cost.
+
+`results` is what results.json holds; a row with a `configuration` and selection `last` is one that a search judged.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from drcorl_ray.progress import wide_console
+
+Row = Mapping[str, Any]
+Results = Mapping[str, Any]
+
+BASELINES = ("bc", "bc_safe")
+EDGE = 3.0  # normalised costs beyond it are drawn on it
+LEGEND = (
+    "Reward and cost are normalised (Eq. 26): the dataset's extreme returns are 0 and 1, the cost limit is 1; safe cells are "
+    "marked. last: the policy at the end of training, chosen by nobody. search_winner: chosen among the search's "
+    "configurations by online episodes (search score), then evaluated on fresh ones (fresh score)."
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """safe: whether the row's cell shows a safe score; None where it shows no score."""
+
+    title: str
+    text: Callable[[Row], str]
+    safe: Callable[[Row], bool | None] = lambda row: None
+
+
+def _score(title: str, prefix: str = "") -> list[Column]:
+    def safe(row: Row) -> bool | None:
+        return row[f"{prefix}normalized_cost"] <= 1 if f"{prefix}normalized_cost" in row else None
+
+    def text(name: str, form: str) -> Callable[[Row], str]:
+        return lambda row: format(row[prefix + name], form) if prefix + name in row else "–"
+
+    return [
+        Column(f"{title}reward", text("normalized_reward", ".3f"), safe),
+        Column(f"{title}cost", text("normalized_cost", ".2f"), safe),
+    ]
+
+
+_HEAD = [Column("task", lambda row: row["task"]), Column("algorithm", lambda row: row["algorithm"])]
+_LIMIT = Column("limit", lambda row: f"{row['cost_limit']:g}")
+_TAIL = [
+    Column("safe", lambda row: "yes" if row["normalized_cost"] <= 1 else "no"),
+    Column("episode cost", lambda row: f"{row['cost_mean']:.1f} ± {row['cost_std']:.1f}"),
+    Column("length", lambda row: f"{row['length_mean']:.0f}"),
+    Column("episodes", lambda row: str(row["episodes"])),
+]
+_CONFIGURATION = Column("config", lambda row: str(row.get("configuration", "–")))
+_TRAINING = [*_HEAD, _LIMIT, Column("selection", lambda row: row["selection"]), *_score(""), *_TAIL]
+_SEARCH = [*_HEAD, _CONFIGURATION, _LIMIT, *_score("search ", "search_"), *_score("fresh "), *_TAIL]
+_JUDGED = [
+    Column("study", lambda row: row.get("study", "")),
+    _HEAD[0],
+    _CONFIGURATION,
+    Column("state", lambda row: row.get("state", "complete")),
+    _LIMIT,
+    *_score(""),
+    *_TAIL,
+    Column("steps", lambda row: str(row.get("member_steps", "–"))),
+]
+
+
+def is_search(results: Results) -> bool:
+    return bool(results["run"].get("search"))
+
+
+def is_judged(row: Row) -> bool:
+    return row["selection"] == "last" and "configuration" in row
+
+
+def is_winner(row: Row) -> bool:
+    return row["selection"] == "search_winner"
+
+
+def task_names(results: Results) -> list[str]:
+    """Every task with a row or a study, in the order of the alphabet."""
+    studies = (results["run"].get("search") or {}).get("studies", [])
+    return sorted({row["task"] for row in results["rows"]} | {task for study in studies for task in study["tasks"]})
+
+
+def top_rows(results: Results) -> list[Row]:
+    """Rows of the first table: winners and baselines of a search, everything of a training run."""
+    rows = [row for row in results["rows"] if not (is_search(results) and is_judged(row))]
+    return sorted(rows, key=_order)
+
+
+def top_columns(results: Results) -> list[Column]:
+    return _SEARCH if is_search(results) else _TRAINING
+
+
+def judged_rows(results: Results) -> list[Row]:
+    rows = [row for row in results["rows"] if is_search(results) and is_judged(row)]
+    return sorted(rows, key=lambda row: (row["task"], row["configuration"]))
+
+
+def judged_columns(keys: Sequence[str]) -> list[Column]:
+    """keys: the hyper-parameters to show, a column each."""
+    return [*_JUDGED, *(Column(key, lambda row, key=key: setting(row["config"].get(key))) for key in keys)]
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    return row["task"], row["cost_limit"], not is_winner(row), row["algorithm"] in BASELINES, row["algorithm"]
+
+
+def varied_keys(rows: Iterable[Row]) -> list[str]:
+    """Hyper-parameters whose value is not the same in all these rows, baselines left out."""
+    seen: dict[str, set[str]] = {}
+    for row in rows:
+        if row["algorithm"] not in BASELINES:
+            for key, value in row["config"].items():
+                seen.setdefault(key, set()).add(json.dumps(value))
+    return [key for key, values in seen.items() if len(values) > 1]
+
+
+def setting(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "–" if value is None else str(value)
+
+
+def settings(row: Row, keys: Iterable[str]) -> list[str]:
+    return [f"{key} = {setting(row['config'][key])}" for key in keys if key in row["config"]]
+
+
+def row_name(row: Row) -> str:
+    if "configuration" in row:
+        return f"configuration {row['configuration']}"
+    return row["algorithm"] if row["algorithm"] in BASELINES else f"member {row['member']}"
+
+
+def verdict(results: Results) -> tuple[str, list[str]]:
+    """One sentence for the run, one for each task: is there a safe policy, by the fresh score?"""
+    found = [_task_verdict(task, results) for task in task_names(results)]
+    safe, what = sum(ok for ok, _ in found), "winner" if is_search(results) else "policy"
+    headline = f"A safe {what} on {safe} of {len(found)} task{'s' if len(found) != 1 else ''}."
+    return headline, [sentence for _, sentence in found]
+
+
+def _task_verdict(task: str, results: Results) -> tuple[bool, str]:
+    rows = [row for row in results["rows"] if row["task"] == task and row["algorithm"] not in BASELINES]
+    if is_search(results):
+        rows = [row for row in rows if is_winner(row)][:1]  # the crowned one comes first; the best fresh score would be luck
+    if not rows:
+        return False, f"{task}: no policy finished"
+    safe = [row for row in rows if row["normalized_cost"] <= 1]
+    best = max(safe, key=lambda row: row["normalized_reward"]) if safe else min(rows, key=lambda row: row["normalized_cost"])
+    score = f"{row_name(best)}, reward {best['normalized_reward']:.3f} at cost {best['normalized_cost']:.2f}"
+    several = f", {len(safe)} of {len(rows)} members safe" if len(rows) > 1 else ""
+    return bool(safe), f"{task}: {score} ({'safe' if safe else 'not safe'}{several})"
+
+
+def references(results: Results) -> list[str]:
+    return [
+        f"{reference['task']}: the data's best episode within the limit {reference['cost_limit']:g} "
+        f"has normalised reward {reference['normalized_reward']:.3f}"
+        for reference in results["run"].get("references", [])
+    ]
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+WALL_PARTS = {"pretraining_s": "pretraining", "packs_s": "packs", "evaluation_s": "evaluation", "overhead_s": "the rest"}
+
+
+def cost_rows(cost: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a search cost, (what, how much); a figure that the run does not know has no row."""
+    device = cost.get("device", "device")
+    entries: list[tuple[str, str, Callable[[Any], str]]] = [
+        ("wall_s", "wall time", duration),
+        *((key, f"wall time: {label}", duration) for key, label in WALL_PARTS.items()),
+        ("pretraining_device_s", f"{device} seconds: pretraining", "{:,.0f}".format),
+        ("packs_device_s", f"{device} seconds: packs", "{:,.0f}".format),
+        ("slots", "packs side by side", str),
+        ("member_steps", "member-steps of extraction", "{:,}".format),
+        ("online_episodes", "online episodes", "{:,}".format),
+        ("packs", "packs", "{:,}".format),
+        ("configurations", "configurations judged", "{:,}".format),
+        ("stopped", "of them stopped early", "{:,}".format),
+    ]
+    return [(label, form(cost[key])) for key, label, form in entries if cost.get(key) is not None]
+
+
+def print_table(results: Results) -> None:
+    """The first table on the terminal, safe rows green."""
+    left_out = ("length", "episodes") if is_search(results) else ()  # the terminal is narrow
+    columns = [column for column in top_columns(results) if column.title not in left_out]
+    table = Table(*(column.title.replace(" ", "\n") for column in columns))
+    for row in top_rows(results):
+        cells = (escape(column.text(row)) for column in columns)
+        table.add_row(*cells, style="green" if row["normalized_cost"] <= 1 else "red")
+    wide_console().print(table, *map(escape, references(results)), sep="\n", highlight=False)
+
+
+def markdown_table(columns: Sequence[Column], rows: Iterable[Row]) -> list[str]:
+    """Safe scores are bold."""
+    lines = ["| " + " | ".join(column.title for column in columns) + " |", "|" + " --- |" * len(columns)]
+    for row in rows:
+        cells = (f"**{column.text(row)}**" if column.safe(row) else plain(column.text(row)) for column in columns)
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")

@@ -1,0 +1,78 @@
+"""Puts a report together: the pictures, the Markdown text, the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from drcorl_ray.report import pictures
+from drcorl_ray.report.page import Page
+from drcorl_ray.report.study import Studied, importances, judged, offline_curves, read_studies
+from drcorl_ray.report.tables import (
+    LEGEND,
+    Results,
+    cost_rows,
+    is_search,
+    markdown_table,
+    plain,
+    references,
+    task_names,
+    top_columns,
+    top_rows,
+    verdict,
+)
+from drcorl_ray.run_directory import RunDirectory
+
+Shares = Mapping[str, Mapping[str, Mapping[str, float]]]
+
+
+def write_files(run: RunDirectory, results: Results) -> dict[str, str]:
+    """Write the pictures; the texts {file name: content} are returned."""
+    page = read_page(run, results)
+    shares = {name: found for name, found in page.shares.items() if found}
+    drawn = _pictures(run.path, results, page.studies, shares)
+    return {"report.md": _markdown(run.path.name, results, drawn), "report.html": page.html()}
+
+
+def read_page(run: RunDirectory, results: Results) -> Page:
+    """The page of a run, with all that lies beside its results."""
+    studies = read_studies(run, results)
+    shares = {study.name: importances(study) for study in studies}
+    return Page(run.path.name, results, studies, shares, offline_curves(run, results))
+
+
+def _pictures(folder: Path, results: Results, studies: Sequence[Studied], shares: Shares) -> list[tuple[str, Path]]:
+    """(title, file) of every picture that this run has something for; an older one that it has nothing for is removed."""
+    about = results["run"]
+    curves = [curve for curve in about.get("curves", []) if curve["steps"]]
+    several = [study for study in studies if any(trial.params for trial in study.finished())]
+    path = {name: folder / f"{name}.png" for name in ("curves", "scatter", "importances", "parallel", "pareto")}
+    for file in path.values():
+        file.unlink(missing_ok=True)
+    drawn = []
+    if curves:
+        drawn.append(("Learning curves", pictures.curves(path["curves"], curves)))
+    known = about.get("references", [])
+    drawn.append(("Reward against cost", pictures.scatter(path["scatter"], task_names(results), results["rows"], known)))
+    if is_search(results) and about["search"].get("multi_objective"):
+        fronts = {study.name: judged(results, study.name) for study in studies}
+        drawn.append(("Pareto front", pictures.pareto(path["pareto"], fronts)))
+    if shares:
+        drawn.append(("Which hyper-parameters matter", pictures.importances(path["importances"], shares)))
+    if several:
+        drawn.append(("Parallel coordinates", pictures.parallel(path["parallel"], several)))
+    return drawn
+
+
+def _markdown(name: str, results: Results, drawn: Sequence[tuple[str, Path]]) -> str:
+    sentence, by_task = verdict(results)
+    lines = [f"# {plain(name)}", "", sentence, "", *(f"- {plain(line)}" for line in by_task), ""]
+    lines += [*markdown_table(top_columns(results), top_rows(results)), ""]
+    lines += [*(f"- {plain(line)}" for line in references(results)), "", LEGEND, "", "Everything, to look into: report.html"]
+    for title, path in drawn:
+        lines += ["", f"## {title}", "", f"![{title}]({path.name})"]
+    cost = (results["run"].get("search") or {}).get("cost")
+    if cost:
+        lines += ["", "## What the search cost", "", "| what | how much |", "| --- | --- |"]
+        lines += [f"| {what} | {much} |" for what, much in cost_rows(cost)]
+    return "\n".join(lines) + "\n"

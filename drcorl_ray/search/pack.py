@@ -1,0 +1,136 @@
+"""What a Tune trial does: train one pack of members on one task, then judge them by online episodes.
+
+Its state lies in RUN/packs/STUDY-NUMBER/TASK: killed at any moment and started again, by Tune or by a resumed search, it goes
+on from its last report, and a finished one only repeats its result.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from drcorl_ray.checkpoint import read_json, write_json
+from drcorl_ray.config import Config, MemberConfig
+from drcorl_ray.data.replay import Replay
+from drcorl_ray.data.store import read_store
+from drcorl_ray.experiment import SEARCH_SEEDS, episode_seeds
+from drcorl_ray.method.learner import Learner
+from drcorl_ray.metrics import normalized_cost, normalized_reward
+from drcorl_ray.policy import load_population
+from drcorl_ray.rollout import evaluate
+from drcorl_ray.run_directory import MetricsLog, RunDirectory
+from drcorl_ray.search.plan import POPULATION, RESULT, STATE, Member, Pack, pack_folder, read_pack
+from drcorl_ray.stages import Placement, TaskData, advance, build_learner, load_artifacts, load_stage, save_stage
+from drcorl_ray.train import curve_steps
+
+Report = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class PackTrainer:
+    """Trains and judges packs of a search; stores and artifacts: of each task."""
+
+    config: Config
+    run: RunDirectory
+    stores: Mapping[str, Path]
+    artifacts: Mapping[str, tuple[Path, ...]]
+
+    def __call__(self, study: str, number: int, task: str, report: Report = lambda step: None) -> dict[str, Any]:
+        """The result of a pack on a task; `report` is called with the step at each report."""
+        pack = read_pack(pack_folder(self.run.packs, study, number))
+        folder = self._folder(pack.study, pack.number, task)
+        if not (folder / RESULT).exists():
+            began = time.time()
+            data, replay = _task_data(self.stores[task], self._placement.device)
+            self._train(pack, data, replay, folder, report)
+            judged = self._judge(pack, data, folder)
+            write_json(folder / RESULT, judged | {"began": began, "ended": time.time()})
+        return read_json(folder / RESULT)
+
+    def _folder(self, study: str, number: int, task: str) -> Path:
+        return pack_folder(self.run.packs, study, number) / task
+
+    def members(self, members: Sequence[Member]) -> list[MemberConfig]:
+        return [self.config.member_with(member.params) for member in members]
+
+    @property
+    def _placement(self) -> Placement:
+        return Placement("cuda" if self.config.scaling.use_gpu else "cpu")
+
+    def _train(self, pack: Pack, data: TaskData, replay: Replay, folder: Path, report: Report) -> None:
+        config, name = self.config, str(folder.relative_to(self.run.packs))
+        torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
+        learner, step = self._learner(pack, data, folder)
+        log = MetricsLog(folder / "metrics.jsonl", data.task.name, f"{pack.study} pack {pack.number}", pack.stop, step)
+        while step < pack.stop:
+            stop = min(pack.stop, (step // config.scaling.report_steps + 1) * config.scaling.report_steps)
+            log.write(stop, advance(learner, replay.sample, config.extract.batch_size, step, stop))
+            step = stop
+            if step in curve_steps(config):
+                learner.policies().save_population(self.run.curve(name, step), {"step": step})
+            save_stage(folder / STATE, learner, step)
+            report(step)
+        learner.policies().save_population(folder / POPULATION, {"finite": learner.finite().tolist()})
+
+    def _learner(self, pack: Pack, data: TaskData, folder: Path) -> tuple[Learner, int]:
+        """The pack's learner at the step to go on from: its own last report, its members' sources, or the pretraining."""
+        pretrained = load_artifacts(self.artifacts[data.task.name])
+
+        def build(members: Sequence[Member]) -> Learner:
+            return build_learner(self.config, data, self.members(members), pretrained, self._placement)
+
+        if (folder / STATE).exists():
+            learner = build(pack.members)
+            return learner, load_stage(folder / STATE, learner)
+        survivors = []
+        for number, places in pack.sources().items():
+            source = build(read_pack(pack_folder(self.run.packs, pack.study, number)).members)
+            load_stage(self._folder(pack.study, number, data.task.name) / STATE, source)
+            source.select(places)
+            survivors.append(source)
+        if not survivors:
+            return build(pack.members), 0
+        learner = survivors[0]
+        for other in survivors[1:]:
+            learner.join(other)
+        return learner, pack.start
+
+    def _judge(self, pack: Pack, data: TaskData, folder: Path) -> dict[str, Any]:
+        """Each member's scores on the search's episodes, None for one that is not finite."""
+        policies, meta = load_population(folder / POPULATION)
+        finite = np.flatnonzero(meta["finite"]).tolist()
+        seeds = episode_seeds(SEARCH_SEEDS, self.config.search.episodes)
+        results: list[dict[str, Any]] = [
+            {"number": member.number, "params": member.params, "normalized_reward": None, "normalized_cost": None}
+            for member in pack.members
+        ]
+        if finite:
+            stats = evaluate(policies.select(finite), data.task, seeds)
+            limits = np.array([member.cost_limit for member in self.members(pack.members)])[finite]
+            rewards = normalized_reward(stats.returns, data.spec.return_min, data.spec.return_max).mean(1)
+            costs = normalized_cost(stats.costs, limits[:, None]).mean(1)
+            for place, member in enumerate(finite):
+                results[member] |= {
+                    "normalized_reward": float(rewards[place]),
+                    "normalized_cost": float(costs[place]),
+                    "returns": stats.returns[place].tolist(),
+                    "costs": stats.costs[place].tolist(),
+                    "lengths": stats.lengths[place].tolist(),
+                }
+        return {"members": results, "seeds": seeds}
+
+
+@functools.lru_cache(maxsize=1)
+def _task_data(store: Path, device: str) -> tuple[TaskData, Replay]:
+    """A task and its resident data; a Tune actor, which is used again, keeps the last task's."""
+    data = TaskData.open(store)
+    replay = Replay(data.manifest, device=device)
+    replay.insert(read_store(store))
+    return data, replay

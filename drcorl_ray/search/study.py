@@ -1,0 +1,182 @@
+"""One Optuna study: which configuration is asked next, what its score was, and which one is best.
+
+The study lies in Optuna's journal storage, and its trials are numbered as the configurations are. Asking for a number that
+was asked before gives the same configuration, also where a killed process left the trial half made: the sampler is seeded
+anew for each number.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from drcorl_ray.config import RangeConfig, SearchConfig
+
+COST_CONSTRAINT = "normalized_cost - 1"  # feasible where ≤ 0
+
+
+@dataclass(frozen=True)
+class Score:
+    """A configuration's normalised reward and cost (Eq. 26), both None where its policy is not finite."""
+
+    reward: float | None
+    cost: float | None
+
+    @property
+    def finite(self) -> bool:
+        return all(value is not None and math.isfinite(value) for value in (self.reward, self.cost))
+
+    def merit(self) -> tuple[bool, float]:
+        """Sorts safe ones first, by reward; then the others, by how little they are over the limit."""
+        assert self.reward is not None
+        assert self.cost is not None
+        return (True, self.cost) if self.cost > 1 else (False, -self.reward)
+
+
+def load_study(path: Path, name: str, *, multi_objective: bool = False) -> optuna.Study:
+    """The study in a journal; Optuna's own tools open it too: `JournalStorage(JournalFileBackend(path))`."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    directions = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE][: 1 + multi_objective]
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    return optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+
+
+class SearchStudy:
+    """A search's study. first_points are asked before the sampler's own, each cut to what the space allows."""
+
+    def __init__(
+        self, path: Path, name: str, settings: SearchConfig, first_points: Sequence[Mapping[str, Any]], seed: int
+    ) -> None:
+        self.path, self.name, self.settings, self._seed = path, name, settings, seed
+        self.optuna = load_study(path, name, multi_objective=settings.multi_objective)
+        points = [fit(settings.space, point) for point in first_points]
+        if settings.sampler == "grid":
+            points = [*(point for point in points if point in grid(settings.space)), *grid(settings.space)]
+        points = [point for place, point in enumerate(points) if point not in points[:place]]
+        self.configurations = (
+            min(settings.configurations, len(points)) if settings.sampler == "grid" else settings.configurations
+        )
+        for point in points[len(self._trials()) : self.configurations]:
+            self.optuna.enqueue_trial(point)
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self.optuna.get_trials(deepcopy=False)
+
+    def ask(self, number: int) -> dict[str, Any]:
+        """Configuration `number`, one more than the last one asked or one that was asked before: {key: value}."""
+        trials = self._trials()
+        if number < len(trials) and trials[number].state.is_finished():
+            return trials[number].params
+        half_made = number < len(trials) and trials[number].state == TrialState.RUNNING
+        with warnings.catch_warnings(action="ignore"):  # of experimental samplers
+            self.optuna.sampler = sampler(self.settings, self._seed, number)
+            trial = Trial(self.optuna, trials[number]._trial_id) if half_made else self.optuna.ask()
+            assert trial.number == number, f"{self.path}: trial {trial.number} was asked where {number} was due"
+            chosen: dict[str, Any] = {}
+            for key, entry in self.settings.space.items():
+                if entry.matters(chosen):
+                    chosen[key] = _suggest(trial, key, entry)
+        return chosen
+
+    def tell(self, number: int, score: Score, steps: int, *, stopped: bool) -> None:
+        """Tell a configuration's score after `steps` steps; telling again changes nothing."""
+        frozen = self._trials()[number]
+        if frozen.state.is_finished():
+            return
+        if not score.finite:
+            self.optuna.tell(number, state=TrialState.FAIL)
+            return
+        assert score.reward is not None
+        assert score.cost is not None
+        trial = Trial(self.optuna, frozen._trial_id)
+        trial.set_user_attr("normalized_reward", score.reward)
+        trial.set_user_attr("normalized_cost", score.cost)
+        trial.set_user_attr("member_steps", steps)
+        if not self.settings.multi_objective:
+            trial.set_constraint(COST_CONSTRAINT, score.cost - 1.0)
+        with warnings.catch_warnings(action="ignore"):  # of CMA-ES and constraints, see _objective
+            if stopped:
+                trial.report(self._objective(score), steps)
+                self.optuna.tell(number, state=TrialState.PRUNED)
+            elif self.settings.multi_objective:
+                self.optuna.tell(number, [score.reward, score.cost])
+            else:
+                self.optuna.tell(number, self._objective(score))
+
+    def _objective(self, score: Score) -> float:
+        """The reward; CMA-ES knows no constraints, so what it is told falls as the cost exceeds the limit."""
+        assert score.reward is not None
+        assert score.cost is not None
+        return score.reward - max(0.0, score.cost - 1.0) if self.settings.sampler == "cmaes" else score.reward
+
+    def score(self, number: int) -> Score:
+        """What `tell` was told."""
+        attributes = self._trials()[number].user_attrs
+        return Score(attributes.get("normalized_reward"), attributes.get("normalized_cost"))
+
+    def states(self) -> list[TrialState]:
+        return [trial.state for trial in self._trials()]
+
+    def ranking(self) -> list[int]:
+        """Numbers of the configurations that were trained to the end and are finite, the best first."""
+        complete = [trial.number for trial in self._trials() if trial.state == TrialState.COMPLETE]
+        return sorted(complete, key=lambda number: self.score(number).merit())
+
+
+def sampler(settings: SearchConfig, seed: int, number: int) -> optuna.samplers.BaseSampler:
+    """Optuna's sampler as it asks for configuration `number`."""
+    each: Any = [seed, number]
+    match settings.sampler:
+        case "tpe":
+            return optuna.samplers.TPESampler(seed=each, multivariate=True, group=True)
+        case "cmaes":
+            return optuna.samplers.CmaEsSampler(seed=each, warn_independent_sampling=False)
+        case "qmc":  # one sequence for the whole study, whose place Optuna keeps in the storage
+            return optuna.samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
+        case "random" | "grid":  # a grid's points are all enqueued
+            return optuna.samplers.RandomSampler(seed=each)
+
+
+def fit(space: Mapping[str, RangeConfig], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of the values that the space can hold: ranges are clamped, choices and conditions must match."""
+    point: dict[str, Any] = {}
+    for key, entry in space.items():
+        value = values.get(key)
+        if not entry.matters(point):
+            continue
+        if entry.choices is not None:
+            if value in entry.choices:
+                point[key] = value
+        elif value is not None and entry.low is not None and entry.high is not None:
+            point[key] = min(max(value, entry.low), entry.high)
+    return point
+
+
+def grid(space: Mapping[str, RangeConfig]) -> list[dict[str, Any]]:
+    """Every combination of a space of choices, each once; a key that does not matter in one is left out of it."""
+    points: list[dict[str, Any]] = []
+    for values in itertools.product(*(entry.choices or [] for entry in space.values())):
+        point = fit(space, dict(zip(space, values, strict=True)))
+        if point not in points:
+            points.append(point)
+    return points
+
+
+def _suggest(trial: Trial, key: str, entry: RangeConfig) -> Any:
+    if entry.choices is not None:
+        return trial.suggest_categorical(key, entry.choices)
+    assert entry.low is not None
+    assert entry.high is not None
+    return trial.suggest_float(key, entry.low, entry.high, log=entry.log)

@@ -1,0 +1,239 @@
+"""Whole searches through Ray: winners on fresh seeds, retrained alone; kills of driver, trial and node lose nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from optuna.trial import TrialState
+
+from drcorl_ray.checkpoint import load_arrays
+from drcorl_ray.config_file import load_config
+from drcorl_ray.experiment import train
+from drcorl_ray.policy import load_policy, load_population
+from drcorl_ray.rollout import evaluate
+from drcorl_ray.run_directory import RunDirectory, read_log, read_results
+from drcorl_ray.search import search
+from drcorl_ray.search.cost import covered, most_at_once
+from drcorl_ray.search.driver import open_studies, stops
+from drcorl_ray.search.plan import POPULATION, RESULT, STATE, read_packs
+from drcorl_ray.search.study import load_study
+from tests.tiny import tiny_arguments, tiny_config
+
+ROOT = Path(__file__).resolve().parents[2]
+HALVING = ["search.rungs=[0.5]", "search.members_per_pack=4", "search.configurations=8", "search.concurrent_packs=1"]
+
+
+def test_the_papers_settings_are_among_the_first_points(tmp_path):
+    space = "search.space={beta_0: {low: 0.001, high: 0.1}, policy_class: {choices: [dirac, gaussian_constant]}}"
+    config = tiny_config(tmp_path, space, "member.cost_limit=30")
+    [(study, tasks)] = open_studies(config, RunDirectory.prepare(config), config.tasks)
+    assert tasks == ["PointCircle"]
+    assert [study.ask(0), study.ask(1)] == [
+        {"beta_0": 0.01, "policy_class": "dirac"},  # the configured member
+        {"beta_0": 0.02, "policy_class": "gaussian_constant"},
+    ]
+
+
+def test_rungs_are_shares_of_the_policy_steps(tmp_path):
+    config = tiny_config(tmp_path, "extract.steps=100", "extract.critic_steps=40", "search.rungs=[0.25, 0.5]")
+    assert stops(config) == [65, 90, 140]
+
+
+def test_covered_and_busiest_by_hand():
+    intervals = [(0.0, 2.0), (1.0, 3.0), (5.0, 6.0), (5.5, 5.75)]
+    assert covered(intervals) == 4.0
+    assert covered([(4.0, 3.0)]) == 0.0
+    assert most_at_once(intervals) == 2
+    assert most_at_once([(0.0, 1.0), (1.0, 2.0)]) == 1
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_search_ends_in_winners_that_train_again_to_the_same_policy(tmp_path):
+    config = tiny_config(tmp_path, "member.cost_limit=200", *HALVING)
+    run = search(config)
+    results = read_results(run.path)
+    rows = results["rows"]
+    judged = [row for row in rows if row["algorithm"] == "drcorl" and row["selection"] == "last"]
+    complete = [row for row in judged if row["state"] == "complete"]
+    assert sorted(row["configuration"] for row in judged) == list(range(8))
+    trials = load_study(run.study("PointCircle"), "PointCircle").get_trials()
+    pruned = {trial.number for trial in trials if trial.state == TrialState.PRUNED}
+    assert {row["configuration"] for row in judged if row["state"] == "stopped"} == pruned
+    assert len(complete) == 4
+    assert {row["member_steps"] for row in complete} == {80}
+    assert {row["member_steps"] for row in judged if row["state"] == "stopped"} == {50}
+    assert {row["online_episodes"] for row in judged} == {2, 4}
+
+    winners = [row for row in rows if row["selection"] == "search_winner"]
+    best = sorted((row for row in complete if row["normalized_cost"] <= 1), key=lambda row: -row["normalized_reward"])
+    assert {row["configuration"] for row in winners} == {row["configuration"] for row in best[:2]}
+    winner = winners[0]
+    searched = next(row for row in judged if row["configuration"] == winner["configuration"])
+    assert winner["search_normalized_reward"] == searched["normalized_reward"]
+    assert winner["online_episodes"] == 4 * 2 * 3
+    again = evaluate(load_policy(run.path / winner["policy"]).population, "PointCircle", range(1_000_000, 1_000_003))
+    assert winner["reward_mean"] == float(again.returns.mean())
+    assert not np.isclose(winner["reward_mean"], searched["reward_mean"])  # fresh seeds, not the search's
+    assert [len(values) for values in results["run"]["curves"][0]["normalized_reward"]] == [3]
+
+    cost = results["run"]["search"]["cost"]
+    assert (cost["packs"], cost["configurations"], cost["stopped"]) == (3, 8, 4)
+    assert cost["member_steps"] == 8 * 50 + 4 * 30 == sum(row["member_steps"] for row in judged)
+    assert cost["online_episodes"] == 24
+    parts = [cost[name] for name in ("pretraining_s", "packs_s", "evaluation_s", "overhead_s")]
+    assert sum(parts) == pytest.approx(cost["wall_s"])
+    assert all(part > 0 for part in parts)
+    assert not list(run.packs.rglob(STATE))
+
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "shared" / "pretrained").glob("*.safetensors")}
+    alone = train(load_config([str(run.path / winner["config_file"]), f"run.dir={tmp_path / 'alone'}"]))
+    [row] = [row for row in read_results(alone.path)["rows"] if row["algorithm"] == "drcorl"]
+    assert row["config"] == winner["config"]
+    one, other = (load_policy(folder / r["policy"]).population for folder, r in ((run.path, winner), (alone.path, row)))
+    for a, b in zip((*one.weights, *one.biases), (*other.weights, *other.biases), strict=True):
+        assert a.tobytes() == b.tobytes()
+    assert before == {path: path.stat().st_mtime_ns for path in before}  # the pretraining was shared
+
+
+def launch(arguments: list[str]) -> subprocess.Popen:
+    command = [sys.executable, "launch/tune.py", *arguments]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, text=True
+    )
+
+
+def wait_for(happened, driver: subprocess.Popen | None = None) -> None:
+    deadline = time.monotonic() + 240
+    while not happened():
+        assert time.monotonic() < deadline
+        assert driver is None or driver.poll() is None, driver.stdout.read()
+        time.sleep(0.05)
+
+
+def outcome(run: Path) -> list[tuple]:
+    """What a search found: every configuration's parameters, state and scores, and every pack's policies."""
+    trials = load_study(run / "studies" / "PointCircle.journal", "PointCircle").get_trials()
+    weights = {path.relative_to(run): load_arrays(path)[0] for path in sorted((run / "packs").rglob(POPULATION))}
+    populations = [(path, {name: x.tobytes() for name, x in arrays.items()}) for path, arrays in weights.items()]
+    return [(trial.params, trial.values, trial.state) for trial in trials] + populations
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_kill_9_of_the_driver_in_the_middle_of_a_search_changes_nothing(tmp_path):
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "straight").mkdir()
+    extra = [*HALVING, "extract.steps=400", "evaluation.baselines=[]"]
+    arguments = tiny_arguments(tmp_path / "killed", *extra)
+    driver = launch(arguments)
+    run = tmp_path / "killed" / "run"
+    wait_for(lambda: list(run.glob("packs/*-0001/*/state.safetensors")), driver)  # the second pack is under way
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    first = (run / "packs" / "PointCircle-0000" / "PointCircle" / RESULT).read_bytes()
+
+    refused = launch(arguments)
+    output, _ = refused.communicate(timeout=120)
+    assert refused.returncode == 2
+    assert "run.resume=true" in output
+
+    resumed = launch([*arguments, "run.resume=true"])
+    output, _ = resumed.communicate(timeout=400)
+    assert resumed.returncode == 0, output
+    assert (run / "packs" / "PointCircle-0000" / "PointCircle" / RESULT).read_bytes() == first
+    straight = launch(tiny_arguments(tmp_path / "straight", *extra))
+    output, _ = straight.communicate(timeout=400)
+    assert straight.returncode == 0, output
+    assert outcome(run) == outcome(tmp_path / "straight" / "run")
+
+
+def trial_processes() -> list[psutil.Process]:
+    children = psutil.Process().children(recursive=True)
+    return [process for process in children if process.is_running() and "ImplicitFunc" in " ".join(process.cmdline())]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_kill_9_of_a_trial_goes_on_from_its_last_report(tmp_path):
+    config = tiny_config(
+        tmp_path, "search.configurations=2", "extract.steps=600", "evaluation.baselines=[]", "evaluation.curve_points=0"
+    )
+    log = tmp_path / "run" / "packs" / "PointCircle-0000" / "PointCircle" / "metrics.jsonl"
+    killed: list[tuple[int, int]] = []
+
+    def kill() -> None:
+        wait_for(lambda: len(read_log(log)) >= 3)
+        [trial] = trial_processes()
+        os.kill(trial.pid, signal.SIGKILL)
+        killed.append((trial.pid, read_log(log)[-1]["step"]))
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    run = search(config)
+    killer.join()
+    assert len(killed) == 1
+    steps = [line["step"] for line in read_log(log)]
+    assert steps == sorted(set(steps))  # no report twice
+    assert steps[-1] == 620
+    assert killed[0][1] < 620
+    [pack] = read_packs(run.packs, "PointCircle")
+    alone = train(load_config([str(run.member("PointCircle", 0)), f"run.dir={tmp_path / 'alone'}"]))
+    whole, _ = load_population(run.packs / "PointCircle-0000" / "PointCircle" / POPULATION)
+    single, _ = load_population(alone.population("PointCircle"))
+    assert whole.weights[0][pack.members[0].number].tobytes() == single.weights[0][0].tobytes()
+
+
+NODE_SEARCH = """
+import json, sys, threading, time
+import ray
+from ray.cluster_utils import Cluster
+from drcorl_ray.cluster import prepare_environment
+prepare_environment()
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+node = cluster.add_node(num_cpus=1)
+ray.init(address=cluster.address, log_to_driver=False)
+from pathlib import Path
+from drcorl_ray.config_file import load_config
+from drcorl_ray.search import search
+config = load_config(json.loads(sys.argv[1]))
+packs = Path(config.run.dir) / "packs"
+
+def remove():
+    while len(list(packs.glob("*-000[01]/*/state.safetensors"))) < 2:
+        time.sleep(0.05)
+    cluster.remove_node(node, allow_graceful=False)
+    print("node removed", flush=True)
+
+threading.Thread(target=remove, daemon=True).start()
+search(config)
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_kill_9_of_a_node_costs_only_time(tmp_path):
+    """Two nodes of one CPU, a pack on each; one node's raylet is killed: its pack goes on elsewhere from its last report."""
+    extra = ["search.configurations=4", "extract.steps=6000", "scaling.report_steps=200", "evaluation.curve_points=0"]
+    arguments = tiny_arguments(tmp_path, *extra, "evaluation.baselines=[]", "scaling.cpus_per_worker=0.6")
+    command = [sys.executable, "-c", NODE_SEARCH, json.dumps(arguments)]
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "node removed" in done.stdout
+    study = load_study(tmp_path / "run" / "studies" / "PointCircle.journal", "PointCircle")
+    assert [trial.state for trial in study.get_trials()] == [TrialState.COMPLETE] * 4
+    for log in (tmp_path / "run").glob("packs/*/*/metrics.jsonl"):
+        steps = [line["step"] for line in read_log(log)]
+        assert steps == sorted(set(steps))

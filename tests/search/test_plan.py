@@ -1,0 +1,188 @@
+"""The order of packs: every configuration once, successive halving by hand, kills, and a planted constrained optimum."""
+
+import shutil
+from collections import Counter
+from contextlib import suppress
+
+import pytest
+from optuna.trial import TrialState
+
+from drcorl_ray.checkpoint import read_json
+from drcorl_ray.config import SearchConfig
+from drcorl_ray.search.plan import FATES, RESULT, STATE, read_packs
+from drcorl_ray.search.study import COST_CONSTRAINT, Score
+from tests.search.fakes import answer, make_plan, run
+
+SPACE = {"k": {"low": 0.0, "high": 4.0}, "beta_0": {"low": 0.0, "high": 0.1}}
+
+
+def settings(**changes) -> SearchConfig:
+    basic = {"space": SPACE, "configurations": 10, "members_per_pack": 4, "concurrent_packs": 2}
+    return SearchConfig.model_validate(basic | changes)
+
+
+def by_k(params: dict, task: str) -> Score:
+    return Score(params["k"], 0.5)
+
+
+def numbers(packs) -> list[list[int]]:
+    return [[member.number for member in pack.members] for pack in packs]
+
+
+def test_packs_hold_every_configuration_once(tmp_path):
+    plan = make_plan(tmp_path, settings())
+    assert [pack.number for pack, _ in plan.jobs()] == [0, 1]  # no more than concurrent_packs
+    assert numbers(pack for pack, _ in run(plan, by_k)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert plan.jobs() == []
+    assert plan.study.states() == [TrialState.COMPLETE] * 10
+    assert list(read_packs(tmp_path / "packs", "s")) == [pack for pack, _ in _again(plan, tmp_path)]
+
+
+def _again(plan, folder):
+    shutil.rmtree(folder / "packs")
+    shutil.rmtree(folder / "studies")
+    return run(make_plan(folder, plan.study.settings), by_k)
+
+
+def test_what_is_asked_does_not_depend_on_which_pack_finishes_first(tmp_path):
+    """Fault: tell results as they come in."""
+    packs = []
+    for last_first in (False, True):
+        plan = make_plan(tmp_path / str(last_first), settings(configurations=40, rungs=[0.5]), stops=(50, 100))
+        done = run(plan, by_k, last_first=last_first)
+        packs.append(sorted((pack for pack, _ in done), key=lambda pack: pack.number))
+    assert packs[0] == packs[1]
+
+
+def test_successive_halving_by_hand(tmp_path):
+    """Packs of 4, a third of them survives (rounded up), survivors wait until a pack is full, the rest goes on at the end."""
+    plan = make_plan(tmp_path, settings(configurations=10, concurrent_packs=1, reduction_factor=3), stops=(40, 100))
+    rewards = [5, 9, 1, 2, 8, 7, 3, 4, 0, 6]
+    points = {tuple(plan.study.ask(number).items()): reward for number, reward in enumerate(rewards)}
+    done = [pack for pack, _ in run(plan, lambda params, task: Score(points[tuple(params.items())], 0.5))]
+    assert numbers(done) == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 4, 5], [8, 9], [9]]
+    assert [(pack.rung, pack.start, pack.stop) for pack in done] == [
+        (0, 0, 40), (0, 0, 40), (1, 40, 100), (0, 0, 40), (1, 40, 100),
+    ]  # fmt: skip
+    assert [member.source for member in done[2].members] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert done[2].sources() == {0: [0, 1], 1: [0, 1]}
+    stopped = {2, 3, 6, 7, 8}
+    trials = plan.study.optuna.get_trials()
+    assert {trial.number for trial in trials if trial.state == TrialState.PRUNED} == stopped
+    assert [trial.user_attrs["member_steps"] for trial in trials] == [40 if n in stopped else 100 for n in range(10)]
+    assert list(tmp_path.rglob(STATE)) == []  # nobody needs a state any more
+    assert read_json(plan.folder(0) / FATES) == {"0": "goes on", "1": "goes on", "2": "stopped", "3": "stopped"}
+    assert read_json(plan.folder(2) / FATES) == dict.fromkeys("0145", "complete")
+
+
+def test_the_unsafe_are_stopped_before_the_poor(tmp_path):
+    plan = make_plan(tmp_path, settings(configurations=4), stops=(50, 100))
+    costs = {tuple(plan.study.ask(n).items()): cost for n, cost in enumerate([0.5, 3.0, 1.1, 0.9])}
+    done = run(plan, lambda params, task: Score(costs[tuple(params.items())], costs[tuple(params.items())]))
+    assert numbers(pack for pack, _ in done)[-1] == [0, 3]  # the unsafe had the higher rewards
+
+
+def test_a_member_that_is_not_finite_fails_alone(tmp_path):
+    plan = make_plan(tmp_path, settings(configurations=4), stops=(50, 100))
+    lost = tuple(plan.study.ask(2).items()) if plan.study.ask(0) and plan.study.ask(1) else ()
+    run(plan, lambda params, task: Score(None, None) if tuple(params.items()) == lost else by_k(params, task))
+    assert Counter(plan.study.states()) == {TrialState.FAIL: 1, TrialState.PRUNED: 1, TrialState.COMPLETE: 2}
+    assert plan.study.states()[2] == TrialState.FAIL
+
+
+def test_shared_configurations_are_judged_on_all_tasks(tmp_path):
+    """Mean reward, worst cost; lost on one task is lost."""
+    plan = make_plan(tmp_path, settings(configurations=3, members_per_pack=3), tasks=("a", "b"))
+    scores = {
+        "a": [Score(0.2, 0.1), Score(0.9, 0.5), Score(0.5, 0.5)],
+        "b": [Score(0.4, 0.3), Score(0.9, 1.5), Score(None, None)],
+    }
+    place = {tuple(plan.study.ask(n).items()): n for n in range(3)}
+    done = run(plan, lambda params, task: scores[task][place[tuple(params.items())]])
+    assert [task for _, task in done] == ["a", "b"]
+    trials = plan.study.optuna.get_trials()
+    assert [trial.value for trial in trials] == pytest.approx([0.3, 0.9, None])
+    assert [trial.constraints.get(COST_CONSTRAINT) for trial in trials[:2]] == pytest.approx([-0.7, 0.5])
+    assert plan.study.ranking() == [0, 1]
+
+
+@pytest.mark.parametrize("concurrent", [1, 3])
+def test_a_search_killed_after_every_result_asks_and_tells_the_same(tmp_path, concurrent):
+    """Each session does one job and dies; every other one dies while it tells its results. Fault: tell twice, ask anew."""
+    changes = {"configurations": 26, "concurrent_packs": concurrent, "rungs": [0.5]}
+    straight = make_plan(tmp_path / "straight", settings(**changes), stops=(50, 100))
+    expected = run(straight, by_k)
+    trained = []
+    while True:
+        plan = make_plan(tmp_path / "killed", settings(**changes), stops=(50, 100))
+        if len(trained) % 2:
+            _die_while_telling(plan)
+            plan = make_plan(tmp_path / "killed", settings(**changes), stops=(50, 100))
+        job = run(plan, by_k, trials=1)
+        if not job:
+            break
+        trained += job
+    assert sorted(trained, key=lambda job: job[0].number) == sorted(expected, key=lambda job: job[0].number)
+    for one, other in zip(straight.study.optuna.get_trials(), plan.study.optuna.get_trials(), strict=True):
+        assert (one.params, one.values, one.state) == (other.params, other.values, other.state)
+
+
+def _die_while_telling(plan) -> None:
+    """Between "told Optuna" and "saved": the first configuration of a pack is told, the others are not."""
+    told = []
+    tell = plan.study.tell
+
+    def dying(*arguments, **named):
+        if told:
+            raise KeyboardInterrupt
+        told.append(tell(*arguments, **named))
+
+    plan.study.tell = dying
+    with suppress(KeyboardInterrupt):
+        plan.jobs()
+
+
+def planted(params: dict, task: str) -> Score:
+    """The reward rises with k and falls with β's distance from .06; safe below k = 2.5: the best safe point is (2.5, .06)."""
+    reward = params["k"] / 4.0 - 40.0 * (params["beta_0"] - 0.06) ** 2 * 25.0
+    return Score(reward, params["k"] / 2.5)
+
+
+def unconstrained(params: dict, task: str) -> Score:
+    return Score(planted(params, task).reward, 0.0)
+
+
+BEST_SAFE = planted({"k": 2.5, "beta_0": 0.06}, "").reward
+
+
+def search_planted(folder, seed: int, objective) -> dict:
+    plan = make_plan(folder, settings(configurations=80, members_per_pack=8), seed=seed)
+    run(plan, objective)
+    return plan.study.ask(plan.study.ranking()[0])
+
+
+@pytest.mark.slow
+def test_the_planted_best_safe_point_is_found_over_20_seeds(tmp_path):
+    """A search without the constraint ends at an unsafe point every time."""
+    for seed in range(20):
+        found = search_planted(tmp_path / f"constrained-{seed}", seed, planted)
+        assert planted(found, "").cost <= 1, seed
+        assert planted(found, "").reward > BEST_SAFE - 0.1, (seed, found)
+        blind = search_planted(tmp_path / f"blind-{seed}", seed, unconstrained)
+        assert planted(blind, "").cost > 1, seed
+
+
+def test_the_constraint_draws_the_questions_to_the_safe_side(tmp_path):
+    """Not only the ranking: Optuna itself asks mostly safe configurations once it has learnt. Fault: tell no constraint."""
+    plan = make_plan(tmp_path, settings(configurations=64, members_per_pack=8))
+    run(plan, planted)
+    late = [plan.study.score(number) for number in range(32, 64)]
+    assert sum(score.cost <= 1 for score in late) >= 16
+
+
+def test_results_are_read_from_disk_alone(tmp_path):
+    plan = make_plan(tmp_path, settings(configurations=4))
+    [(pack, task)] = plan.jobs()
+    answer(plan, pack, task, by_k)
+    assert (plan.folder(0) / task / RESULT).exists()
+    assert make_plan(tmp_path, settings(configurations=4)).jobs() == []
