@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+
+from drcorl_ray.errors import UserError
 
 _ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else every worker started under `uv run` builds its own environment
@@ -26,14 +29,40 @@ def prepare_environment() -> None:
 def connect() -> None:
     """Join the cluster of RAY_ADDRESS, or the one that `ray start` made this machine part of; else start Ray here.
 
-    Does nothing when connected. (`address="auto"` would also join any other program's private Ray on this machine.)
+    Does nothing when connected. UserError where RAY_ADDRESS names a cluster that does not answer; one that `ray start` left
+    behind and that is dead is passed over. (`address="auto"` would also join any other program's private Ray here.)
     """
     import ray
 
     if not ray.is_initialized():
         ray.init(
+            address=_answering_address(),
             include_dashboard=False,  # of a Ray started here; a joined cluster keeps its own
             log_to_driver=False,
             logging_level=logging.ERROR,
             runtime_env={"env_vars": dict(_ENVIRONMENT)},
         )
+
+
+def _answering_address() -> str | None:
+    """What to give to `ray.init`: None to let it look, "local" where it would find a dead cluster and wait for it."""
+    from ray._private.utils import read_ray_address
+
+    named = os.environ.get("RAY_ADDRESS")
+    if named and ("://" in named or named in ("auto", "local")):
+        return None
+    address = named or read_ray_address()
+    if not address or _answers(address):
+        return None
+    if named:
+        raise UserError(f"RAY_ADDRESS={named}: no Ray answers there; start it, or unset RAY_ADDRESS to start one here")
+    return "local"
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, ValueError):
+        return False
+    return True

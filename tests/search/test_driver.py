@@ -218,6 +218,8 @@ def remove():
 
 threading.Thread(target=remove, daemon=True).start()
 search(config)
+ray.shutdown()
+cluster.shutdown()
 """
 
 

@@ -1,0 +1,51 @@
+"""Joining a cluster: a dead one is not waited for."""
+
+import socket
+
+import pytest
+
+from drcorl_ray import cluster
+from drcorl_ray.errors import UserError
+
+
+@pytest.fixture
+def listening():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def dead_address() -> str:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def left_behind(monkeypatch, address: str | None) -> None:
+    """What `ray start` wrote down."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray._private.utils.read_ray_address", lambda: address)
+
+
+def test_a_dead_cluster_of_ray_start_is_passed_over(monkeypatch):
+    """Fault: leave the search to ray.init, which waits a minute for it and then gives up."""
+    left_behind(monkeypatch, dead_address())
+    assert cluster._answering_address() == "local"
+
+
+def test_a_live_one_is_joined_and_none_is_looked_for_by_ray(monkeypatch, listening):
+    left_behind(monkeypatch, listening)
+    assert cluster._answering_address() is None
+    left_behind(monkeypatch, None)
+    assert cluster._answering_address() is None
+
+
+def test_a_dead_named_cluster_is_the_users_error(monkeypatch, listening):
+    dead = dead_address()
+    monkeypatch.setenv("RAY_ADDRESS", dead)
+    with pytest.raises(UserError, match=f"RAY_ADDRESS={dead}: no Ray answers"):
+        cluster._answering_address()
+    for named in (listening, "ray://head:10001", "auto", "local"):
+        monkeypatch.setenv("RAY_ADDRESS", named)
+        assert cluster._answering_address() is None
