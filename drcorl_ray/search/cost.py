@@ -9,8 +9,8 @@ from typing import Any
 
 from drcorl_ray.run_directory import read_log
 from drcorl_ray.search.plan import Pack
+from drcorl_ray.search.record import SearchRecord
 from drcorl_ray.search.tuner import pack_resources
-from drcorl_ray.search.winners import SearchRecord
 from drcorl_ray.tasks import Task
 
 Interval = tuple[float, float]

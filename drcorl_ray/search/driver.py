@@ -20,9 +20,10 @@ from drcorl_ray.search.cost import Ledger
 from drcorl_ray.search.member_runs import MemberRuns
 from drcorl_ray.search.pack import PackTrainer
 from drcorl_ray.search.plan import SearchPlan
+from drcorl_ray.search.record import SearchRecord, configuration_rows
 from drcorl_ray.search.study import SearchStudy
 from drcorl_ray.search.tuner import run_packs
-from drcorl_ray.search.winners import SearchRecord, configuration_rows, fresh_episodes, winner_curves, winner_rows
+from drcorl_ray.search.winners import fresh_episodes, winner_curves, winner_rows
 from drcorl_ray.stages import TaskData, pretrain_seeds
 from drcorl_ray.tracking import Tracker
 from drcorl_ray.train import pretrain_tasks

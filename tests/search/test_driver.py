@@ -16,13 +16,14 @@ from optuna.trial import TrialState
 
 from drcorl_ray.checkpoint import load_arrays
 from drcorl_ray.config_file import load_config
+from drcorl_ray.errors import UserError
 from drcorl_ray.experiment import train
 from drcorl_ray.policy import load_policy, load_population
 from drcorl_ray.rollout import evaluate
 from drcorl_ray.run_directory import RunDirectory, read_log, read_results
 from drcorl_ray.search import search
 from drcorl_ray.search.cost import covered, most_at_once
-from drcorl_ray.search.driver import open_studies, stops
+from drcorl_ray.search.driver import open_studies, open_tasks, reference_members, stops
 from drcorl_ray.search.plan import POPULATION, RESULT, STATE, read_packs
 from drcorl_ray.search.study import load_study
 from tests.tiny import tiny_arguments, tiny_config
@@ -40,6 +41,26 @@ def test_the_papers_settings_are_among_the_first_points(tmp_path):
         {"beta_0": 0.01, "policy_class": "dirac"},  # the configured member
         {"beta_0": 0.02, "policy_class": "gaussian_constant"},
     ]
+
+
+def test_tasks_that_are_not_available_are_left_out_only_if_asked(tmp_path):
+    names = "task.name=[PointCircle, HopperVelocity]"
+    data = f"data.dataset={{PointCircle: {tmp_path / 'tiny.hdf5'}, HopperVelocity: {tmp_path / 'absent.hdf5'}}}"
+    with pytest.raises(UserError, match=r"absent\.hdf5"):
+        open_tasks(tiny_config(tmp_path, names, data))
+    tasks = open_tasks(tiny_config(tmp_path, names, data, "task.skip_unavailable=true"))
+    assert [data.task.name for data in tasks] == ["PointCircle"]
+    nothing = tiny_config(tmp_path, "task.name=HopperVelocity", data, "task.skip_unavailable=true")
+    with pytest.raises(UserError, match="none of the 1 tasks is available"):
+        open_tasks(nothing)
+
+
+def test_every_seed_and_limit_that_is_compared_is_pretrained_and_cloned(tmp_path):
+    space = "search.space={seed: {choices: [4, 2]}, cost_limit: {choices: [10, 30]}, k: {choices: [0.0]}}"
+    members = reference_members(tiny_config(tmp_path, space, "search.sampler=grid"))
+    assert [(member.seed, member.cost_limit) for member in members] == [(4, 10), (4, 30), (2, 10), (2, 30)]
+    own = reference_members(tiny_config(tmp_path, "run.seed=7", "search.space={cost_limit: {low: 5, high: 50}}"))
+    assert [(member.seed, member.cost_limit) for member in own] == [(7, 10.0)]
 
 
 def test_rungs_are_shares_of_the_policy_steps(tmp_path):

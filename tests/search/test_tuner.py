@@ -1,0 +1,63 @@
+"""What Tune is handed: packs of all studies, each once; a pack that failed for good ends nothing else."""
+
+import pytest
+
+from drcorl_ray.config import ScalingConfig, SearchConfig
+from drcorl_ray.search.plan import SearchPlan
+from drcorl_ray.search.study import Score, SearchStudy
+from drcorl_ray.search.tuner import PackSearch, Searcher, pack_resources
+from tests.search.fakes import answer
+
+pytestmark = pytest.mark.ray  # imports Ray, though it starts none
+SETTINGS = SearchConfig.model_validate(
+    {"space": {"k": {"low": 0.0, "high": 1.0}}, "configurations": 4, "members_per_pack": 2, "concurrent_packs": 1}
+)
+
+
+def two_plans(folder) -> list[SearchPlan]:
+    studies = [SearchStudy(folder / f"{name}.journal", name, SETTINGS, [], 0) for name in ("a", "b")]
+    return [SearchPlan(study, folder / "packs", [f"task-{study.name}"], [100]) for study in studies]
+
+
+def job(study: str, number: int) -> dict:
+    return {"study": study, "number": number, "task": f"task-{study}"}
+
+
+def finish(searcher: PackSearch, plan: SearchPlan, trial: str) -> None:
+    pack, task = plan.jobs()[0]
+    answer(plan, pack, task, lambda params, task: Score(0.1, 0.1))
+    searcher.on_trial_complete(trial, {"step": -1})
+
+
+def test_packs_of_all_studies_are_handed_out_once(tmp_path):
+    a, b = two_plans(tmp_path)
+    searcher = PackSearch([a, b])
+    assert [searcher.suggest("1"), searcher.suggest("2")] == [job("a", 0), job("b", 0)]
+    assert searcher.suggest("3") is None  # both studies wait for their oldest pack
+    finish(searcher, b, "2")
+    assert searcher.suggest("3") == job("b", 1)
+    finish(searcher, a, "1")
+    assert searcher.suggest("4") == job("a", 1)
+    finish(searcher, a, "4")
+    finish(searcher, b, "3")
+    assert searcher.suggest("5") == Searcher.FINISHED
+
+
+def test_a_pack_that_failed_for_good_is_left_to_a_resumed_search(tmp_path):
+    """Fault: hand it out for ever, or end the search while others run."""
+    a, b = two_plans(tmp_path)
+    searcher = PackSearch([a, b])
+    for trial in ("1", "2"):
+        searcher.suggest(trial)
+    searcher.on_trial_complete("1", error=True)
+    assert searcher.suggest("3") is None
+    finish(searcher, b, "2")
+    assert searcher.suggest("3") == job("b", 1)
+    finish(searcher, b, "3")
+    assert searcher.suggest("4") == Searcher.FINISHED
+    assert PackSearch(two_plans(tmp_path)).suggest("again") == job("a", 0)
+
+
+def test_a_pack_books_a_share_of_a_gpu():
+    assert pack_resources(ScalingConfig(cpus_per_worker=0.5)) == {"CPU": 0.5}
+    assert pack_resources(ScalingConfig(use_gpu=True, gpus_per_pack=0.25)) == {"CPU": 1.0, "GPU": 0.25}
