@@ -16,6 +16,7 @@ import torch
 import torch.distributed
 from filelock import FileLock, Timeout
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from torch import Tensor
 
 from drcorl_ray.config import Config, MemberConfig
@@ -165,7 +166,7 @@ def _fit(
     """
     identity = hashlib.sha256(" ".join(path.stem for path in artifacts).encode()).hexdigest()[:16]
     windowed = config.data.window_rows is not None and config.data.window_rows < data.manifest.rows
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         _worker_loop,
         train_loop_config={
             "config": config.model_dump(),
@@ -202,6 +203,18 @@ def _fit(
             f"{stage} of {data.task.name} failed ({' '.join(str(reason).split())[-400:]}); "
             f"mend it and add run.resume=true run.dir={run.path}"
         ) from error
+
+
+class _Trainer(TorchTrainer):
+    """Without the callback that frees the workers' resources should the controller alone die.
+
+    Where Ray's State API does not answer (no dashboard) it holds up the end of every job for 12 s (Ray 2.60), and our driver
+    ends with its controller anyway, which frees them too.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
 
 class Feed:
