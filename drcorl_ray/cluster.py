@@ -13,6 +13,7 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # ray.train.report blocks until the controller's next poll (Ray 2.60)
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # a busy or growing cluster may take its time
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # keep relative paths meaning what they mean in the driver
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # we keep our own metrics log

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from drcorl_ray.data.dsrl import Filters
 from drcorl_ray.errors import UserError
+from drcorl_ray.tasks import all_tasks, canonical_name
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
@@ -224,7 +225,7 @@ class SearchConfig(Section):
     multi_objective: bool = Field(
         default=False, description="search the Pareto front of reward and cost, in place of reward under the limit"
     )
-    configurations: PositiveInt = Field(default=8, description="member configurations per task (shared: in all)")
+    configurations: PositiveInt = Field(default=8, description="configurations per task (shared: in all; grid: all it has)")
     members_per_pack: PositiveInt = Field(default=4, description="P, members trained side by side in one Tune trial")
     concurrent_packs: PositiveInt = Field(
         default=2, description="packs of one task under way before the oldest one's results must be in"
@@ -263,6 +264,8 @@ class SearchConfig(Section):
     def _sampler_can(self) -> SearchConfig:
         if self.multi_objective and self.sampler == "cmaes":
             raise ValueError("sampler=cmaes knows one objective only; leave multi_objective out, or use tpe")
+        if self.rungs and self.members_per_pack == 1:
+            raise ValueError("rungs cut a pack, and members_per_pack=1 leaves nothing to cut")
         if self.multi_objective and self.rungs:
             raise ValueError("rungs stop members by their reward under the limit; a multi_objective search has none")
         ranges = [key for key, entry in self.space.items() if entry.choices is None]
@@ -275,8 +278,8 @@ class SearchConfig(Section):
         if not self.space:
             raise ValueError("space: nothing is searched; name at least one key of member")
         for key, entry in self.space.items():
-            if key == "seed" and self.sampler != "grid":
-                raise ValueError("space.seed: seeds are not searched, only compared; use sampler=grid, or another run.seed")
+            if key in ("seed", "cost_limit") and self.sampler != "grid":
+                raise ValueError(f"space.{key}: {key}s are not searched, only compared; use sampler=grid and choices")
             if key not in MemberConfig.model_fields:
                 raise ValueError(f"space.{key} is not a key of member{nearest(key, MemberConfig.model_fields)}")
             for value in entry.examples():
@@ -353,9 +356,11 @@ class Config(Section):
     def _condition_is_trained(self) -> Config:
         """A behaviour model can only be asked for what its training showed it."""
         asked = [overrides.get(_QUANTILE, self.member.behaviour_reward_quantile) for overrides in self.population or [{}]]
-        searched = _QUANTILE in self.search.space
-        if self.pretrain.condition_dropout == 1.0 and (searched or any(value is not None for value in asked)):
-            raise ValueError(f"pretrain.condition_dropout=1 trains a plain behaviour model; set member.{_QUANTILE}=null")
+        searched = self.search.space[_QUANTILE].examples() if _QUANTILE in self.search.space else []
+        asked += searched
+        if self.pretrain.condition_dropout == 1.0 and any(value is not None for value in asked):
+            where = f"take {_QUANTILE} out of search.space" if searched else f"set member.{_QUANTILE}=null"
+            raise ValueError(f"pretrain.condition_dropout=1 trains a plain behaviour model; {where}")
         if self.pretrain.condition_dropout == 0.0 and any(value is None for value in asked):
             raise ValueError(f"pretrain.condition_dropout=0 trains no plain behaviour model; give member.{_QUANTILE}")
         return self
@@ -366,9 +371,19 @@ class Config(Section):
             raise ValueError(f"task.name lists a task twice: {', '.join(self.tasks)}")
         return self
 
+    @model_validator(mode="after")
+    def _datasets_of_tasks(self) -> Config:
+        known = {*self.tasks, *(task.name for task in all_tasks())}
+        for name in self.data.dataset if isinstance(self.data.dataset, dict) else {}:
+            if canonical_name(name) not in known:
+                raise ValueError(f"data.dataset names {name!r}, which is no task{nearest(name, known)}")
+        return self
+
     @property
     def tasks(self) -> list[str]:
-        return [self.task.name] if isinstance(self.task.name, str) else list(self.task.name)
+        """The tasks' own names, also where the user wrote environment ids."""
+        names = [self.task.name] if isinstance(self.task.name, str) else self.task.name
+        return [canonical_name(name) for name in names]
 
     def members(self) -> list[MemberConfig]:
         """The population of launch/train.py: `member` with each entry of `population` laid over it."""
@@ -383,7 +398,9 @@ class Config(Section):
 
     def dataset_of(self, task: str) -> str | None:
         """The dataset file the user named for a task, if any."""
-        return self.data.dataset.get(task) if isinstance(self.data.dataset, dict) else self.data.dataset
+        if not isinstance(self.data.dataset, dict):
+            return self.data.dataset
+        return {canonical_name(name): file for name, file in self.data.dataset.items()}.get(task)
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

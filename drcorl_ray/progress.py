@@ -15,6 +15,7 @@ from drcorl_ray.run_directory import RunDirectory, read_log
 
 _POLL_S = 0.5
 _WIDTH = 118
+_FINISHED_BARS = 6  # that stay on the screen: a terminal shows no more bars than it has lines
 
 
 def wide_console(*, stderr: bool = False) -> Console:
@@ -48,6 +49,7 @@ class Watcher:
     def __init__(self, run: RunDirectory, bars: Progress, log: Callable[[Mapping[str, Any]], None]) -> None:
         self._run, self._bars, self._log = run, bars, log
         self._seen: dict[Path, int] = {}
+        self._sizes: dict[Path, int] = {}
         self._tasks: dict[tuple[str, str], TaskID] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="drcorl-watcher", daemon=True)
@@ -67,7 +69,10 @@ class Watcher:
 
     def _read(self) -> None:
         for path in self._run.logs():
-            lines = read_log(path)
+            size = path.stat().st_size
+            if self._sizes.get(path) == size:
+                continue
+            self._sizes[path], lines = size, read_log(path)
             seen = min(self._seen.get(path, 0), len(lines))  # a resumed stage has taken back its unfinished reports
             for line in lines[seen:]:
                 self._show(line)
@@ -79,6 +84,9 @@ class Watcher:
         if key not in self._tasks:
             self._tasks[key] = self._bars.add_task(f"{key[0]}: {key[1]}", total=line["total_steps"], note="")
         self._bars.update(self._tasks[key], completed=line["step"], note=_note(line["metrics"]))
+        finished = [task for task in self._bars.tasks if task.finished and task.visible]
+        for task in finished[:-_FINISHED_BARS]:
+            self._bars.update(task.id, visible=False)
 
 
 def _note(metrics: Mapping[str, list[float | None]]) -> str:

@@ -1,6 +1,6 @@
 """The two stages of a run without Ray: what a task's store tells the learner, and how a stage is built, advanced and saved.
 
-Ray Train (train.py) and Ray Tune (search.py) only add shards, reports and restarts around this.
+Ray Train (train.py) and Ray Tune (search/pack.py) only add shards, reports and restarts around this.
 """
 
 from __future__ import annotations
@@ -62,9 +62,10 @@ class TaskData:
     cost_rates: np.ndarray
 
     @classmethod
-    def open(cls, store: Path) -> TaskData:
+    def open(cls, store: Path, task: Task | None = None) -> TaskData:
+        """task: the store's own, given where it may not be registered (in another process)."""
         manifest = load_manifest(store)
-        task = get_task(manifest.task)
+        task = task or get_task(manifest.task)
         scalars = read_store(store, ("reward_rates", "cost_rates", "costs"))
         rates = scalars["reward_rates"]
         if manifest.max_return <= manifest.min_return:

@@ -6,6 +6,7 @@ Names are DSRL's short ones (`HalfCheetahVelocity`, `PointGoal1`, `AntCircle`, `
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,6 +65,11 @@ def all_tasks() -> list[Task]:
     return list(_TASKS.values())
 
 
+def canonical_name(name: str) -> str:
+    """A task's own name for its name or environment id; a name that is not known comes back as it is."""
+    return next((task.name for task in _TASKS.values() if name in (task.name, task.environment_id)), name)
+
+
 def register_task(
     name: str,
     environment_id: str,
@@ -81,7 +87,9 @@ def register_task(
     environment is made, in rollout actors too. UserError where the name or id is taken, or a value is not usable.
     """
     task = Task(name, "gymnasium", None, environment_id, episode_length, return_min, return_max, cost_min, cost_max)
-    if not name or not environment_id or episode_length < 1:
+    if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
+        raise UserError(f"register_task({name!r}): a name of letters, digits, '_', '-' and '.' expected; it names files")
+    if not environment_id or episode_length < 1:
         raise UserError(f"register_task({name!r}): give a name, a gymnasium id and an episode length of at least 1 step")
     taken = next((other for other in _TASKS.values() if {name, environment_id} & {other.name, other.environment_id}), task)
     if taken != task:

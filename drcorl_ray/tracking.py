@@ -36,7 +36,7 @@ class Tracker:
         try:
             self._run = self._init(run.path.name, "launch", config.model_dump())
         except Exception as error:
-            self._give_up(error)
+            self.give_up(error)
 
     def _init(self, name: str, kind: str, config: Mapping[str, Any], **named: Any) -> Any:
         import wandb
@@ -47,7 +47,8 @@ class Tracker:
             reinit="create_new", **named,
         )  # fmt: skip
 
-    def _give_up(self, error: Exception) -> None:
+    def give_up(self, error: Exception) -> None:
+        """Switch off, and say why."""
         self._run, self._mode = None, "disabled"
         console.print(f"[yellow]Weights & Biases is off: {' '.join(str(error).split())[:200]}")
 
@@ -62,7 +63,7 @@ class Tracker:
         try:
             self._run.log(flat)
         except Exception as error:
-            self._give_up(error)
+            self.give_up(error)
 
     def member(
         self,
@@ -78,15 +79,15 @@ class Tracker:
             import wandb
 
             # Written again after a kill it is the same run; 64 characters of few kinds are allowed.
-            launch = hashlib.sha256(str(self._directory.path).encode()).hexdigest()[:16]
-            identity = f"{re.sub(r'[^0-9A-Za-z-]', '-', name)[:40]}-{launch}"
+            digest = hashlib.sha256(f"{self._directory.path} {name}".encode()).hexdigest()[:16]
+            identity = f"{re.sub(r'[^0-9A-Za-z-]', '-', name)[:40]}-{digest}"
             run = self._init(name, "member", config, id=identity, resume="allow", settings=wandb.Settings(**_SLIM))
             for step, metrics in history:
                 run.log({key: value for key, value in metrics.items() if value is not None}, step=step)
             run.summary.update(dict(summary))
             run.finish()
         except Exception as error:
-            self._give_up(error)
+            self.give_up(error)
 
     def __enter__(self) -> Tracker:
         return self
@@ -96,7 +97,7 @@ class Tracker:
             if self._run is not None:
                 self._run.finish()
         except Exception as error:
-            self._give_up(error)
+            self.give_up(error)
 
 
 def _logged_in() -> bool:

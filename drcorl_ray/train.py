@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,18 +50,25 @@ BuildStage = Callable[[Config, TaskData, Placement], Stage]
 Finish = Callable[[Stage], None]
 
 
-def pretrain(config: Config, data: TaskData, run: RunDirectory, seeds: Sequence[int], log: Path | None = None) -> list[Path]:
+def pretrain(
+    config: Config,
+    data: TaskData,
+    run: RunDirectory,
+    seeds: Sequence[int],
+    log: Path | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> list[Path]:
     """The pretrained artifacts of a task, one per seed: those in run.storage if sound, the others made by one Ray Train job.
 
-    Of several runs that want the same one at once, the first to lock it makes it and the others wait for it; the lock goes
-    with its process.
+    Of several runs that want the same one at once, the first to lock it makes it and the others wait for it (until
+    `cancelled`); the lock goes with its process.
     """
     root = Path(config.run.storage).expanduser().absolute()
     paths = {seed: artifact_path(root, data, config.pretrain, seed) for seed in seeds}
     if missing := _missing(paths):
         with ExitStack() as locks:
             for seed in sorted(missing):
-                locks.enter_context(_locked(missing[seed], data.task.name))
+                locks.enter_context(_locked(missing[seed], data.task.name, cancelled))
             if missing := _missing(paths):  # another run may have made them meanwhile
                 _make_artifacts(config, data, run, missing, log or run.metrics)
     return list(paths.values())
@@ -69,18 +77,34 @@ def pretrain(config: Config, data: TaskData, run: RunDirectory, seeds: Sequence[
 def pretrain_tasks(
     config: Config, tasks: Sequence[TaskData], run: RunDirectory, seeds: Sequence[int]
 ) -> list[tuple[Path, ...]]:
-    """`pretrain` for every task, as many at a time as the cluster has room for beside Ray Data's own work."""
+    """`pretrain` for every task, as many at a time as the cluster has room for beside Ray Data's own work.
+
+    Ctrl-C and the first error end them all; what they had reported is gone on from by a resumed run.
+    """
 
     def one(data: TaskData) -> tuple[Path, ...]:
-        return tuple(pretrain(config, data, run, seeds, run.pretraining_log(data.task.name)))
+        return tuple(pretrain(config, data, run, seeds, run.pretraining_log(data.task.name), cancelled.is_set))
 
-    with ThreadPoolExecutor(_room(config)) as threads:
-        return list(threads.map(one, tasks))
+    cancelled = threading.Event()
+    room = min(_room(config), len(tasks))
+    if room == 1:  # in the main thread Ray Train answers a Ctrl-C itself
+        return [one(data) for data in tasks]
+    threads = ThreadPoolExecutor(room)
+    jobs = [threads.submit(one, data) for data in tasks]
+    try:
+        for job in as_completed(jobs):
+            job.result()
+    except BaseException:
+        cancelled.set()
+        threads.shutdown(wait=False, cancel_futures=True)
+        ray.shutdown()
+        raise
+    return [job.result() for job in jobs]
 
 
 def _room(config: Config) -> int:
     """Train jobs that fit side by side. One more than fits would wait for its workers until Ray Train gives up."""
-    scaling, cluster = config.scaling, ray.cluster_resources()
+    scaling, cluster = config.scaling, ray.available_resources()
     rooms = [(cluster.get("CPU", 1.0) - 1.0) / (scaling.workers * scaling.cpus_per_worker)]
     if scaling.use_gpu:
         rooms.append(cluster.get("GPU", 1.0) / scaling.workers)
@@ -99,14 +123,14 @@ def _missing(paths: Mapping[int, Path]) -> dict[int, Path]:
 
 
 @contextmanager
-def _locked(path: Path, task: str) -> Iterator[None]:
+def _locked(path: Path, task: str, cancelled: Callable[[], bool]) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_suffix(".lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
         console.print(f"{task}: another run is pretraining it; waiting for its artifact")
-        lock.acquire()
+        lock.acquire(cancel_check=cancelled)
     try:
         yield
     finally:

@@ -1,6 +1,6 @@
 """Roll out policy files in their task's simulator: a table of reward, cost and length on fresh episodes.
 
-python launch/evaluate.py runs/RUN/policies/PointCircle-winner-0-000.safetensors evaluation.episodes=50
+python launch/evaluate.py runs/RUN/policies/PointCircle-winner-0007.safetensors evaluation.episodes=50
 """
 
 import sys

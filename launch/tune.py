@@ -1,6 +1,6 @@
 """Search DRCORL's hyper-parameters with Ray Tune and Optuna: pretrain once per task, then packs of members side by side.
 
-python launch/tune.py                                              # the quickstart: built-in task, two minutes
+python launch/tune.py                                              # the quickstart, on the built-in task
 python launch/tune.py tune_configs/velocity.yaml task.name=HopperVelocity data.dataset=FILE.hdf5
 """
 

@@ -146,7 +146,9 @@ def test_unknown_keys_of_a_file_name_the_file(tmp_path):
         ("search.space={k: {choices: []}}", "search.space.k"),
         ("search.space={k: {choices: [1, .nan]}}", "space.k: nan"),
         ("search.space={policy_class: {choices: [dirac, gausian]}}", "space.policy_class: 'gausian'"),
-        ("search.space={cost_limit: {low: -1, high: 10}}", "space.cost_limit: -1.0"),
+        ("search.space={alpha: {low: -1, high: 10}}", "space.alpha: -1.0"),
+        ("search.space={cost_limit: {choices: [10, 20]}}", "cost_limits are not searched, only compared"),
+        ("data.dataset={PointCircl: a.hdf5}", "data.dataset names 'PointCircl', which is no task; did you mean 'PointCircle"),
         ("search.space={slack_minus: {low: 0, high: 2}}", "space.slack_minus: 2.0"),
         ("search.space={seed: {low: 0, high: 5}}", "space.seed"),
         ("search.space={}", "nothing is searched"),
@@ -159,6 +161,7 @@ def test_unknown_keys_of_a_file_name_the_file(tmp_path):
         ("search.sampler=grid", "sampler=grid needs choices, and space.k is a range"),
         ("search.rungs=[0.5, 0.25]", "rungs must rise"),
         ("search.rungs=[1.0]", "search.rungs"),
+        ("search={rungs: [0.5], members_per_pack: 1}", "leaves nothing to cut"),
         ("search.points=[{kk: 1}]", "points.0.kk is not a key of the space; did you mean 'k'?"),
         ("search.points=[{k: 1}, {k: 9}]", "points.1.k: 9 is outside of space.k"),
         ("run.seed=2020-13-45", "run.seed=2020-13-45: not valid YAML"),
@@ -318,3 +321,13 @@ def test_any_bytes_load_or_are_refused(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
     path.write_bytes(content)
     loads_or_refuses([str(path)])
+
+
+def test_tasks_go_by_their_own_names():
+    """Environment ids are the same tasks. Fault: compare the names as they are written."""
+    identity = "OfflineHopperVelocityGymnasium-v1"
+    config = load_config([f"task.name={identity}", f"data.dataset={{{identity}: a.hdf5, BallRun: b.hdf5}}"])
+    assert config.tasks == ["HopperVelocity"]
+    assert config.dataset_of("HopperVelocity") == "a.hdf5"
+    with pytest.raises(UserError, match="lists a task twice"):
+        load_config([f"task.name=[HopperVelocity, {identity}]"])

@@ -33,6 +33,7 @@ from drcorl_ray.stages import (
     save_artifacts,
     save_stage,
 )
+from drcorl_ray.tasks import get_task
 from tests.data.helpers import SOURCE, make_columns
 from tests.method.helpers import make_spec, small_config
 
@@ -262,6 +263,16 @@ def test_extraction_goes_on_through_a_file_bitwise(tmp_path, stop):
     assert {name: value.tobytes() for name, value in again.items()} == {
         name: value.tobytes() for name, value in metrics.items()
     }
+
+
+def test_a_users_own_task_is_opened_where_it_is_not_registered(tmp_path):
+    """In another process. Fault: look its name up there."""
+    own = dataclasses.replace(get_task("PointCircle"), name="SomebodysTask")
+    store = tmp_path / "store"
+    convert(make_dataset(make_columns(200)), store, task="SomebodysTask", source=SOURCE)
+    with pytest.raises(UserError, match="unknown task"):
+        TaskData.open(store)
+    assert TaskData.open(store, own).task == own
 
 
 # ---- pretrained artifacts ----------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Training through Ray equals training without it; killed workers, several workers and rolling windows change nothing."""
 
+import dataclasses
 import os
 import signal
 import threading
@@ -19,7 +20,7 @@ from drcorl_ray.experiment import train
 from drcorl_ray.policy import PopulationPolicy, load_policy, load_population
 from drcorl_ray.run_directory import RunDirectory, read_log, read_results
 from drcorl_ray.stages import TaskData, load_artifacts, pretrain_seeds
-from drcorl_ray.train import _all_reduce, curve_steps, extract, pretrain
+from drcorl_ray.train import _all_reduce, _room, curve_steps, extract, pretrain, pretrain_tasks
 from tests.method.helpers import extract as extract_steps
 from tests.method.helpers import make_learner, make_spec, make_table, small_config
 from tests.method.helpers import pretrain as pretrain_steps
@@ -99,6 +100,24 @@ def test_an_artifact_is_made_once_and_again_only_where_it_is_damaged_or_another_
     assert made == 1
     assert ask(2, 1, 0)[1] == first
     assert len(list(runs[2].glob("ray/pretrain-*"))) == 1  # nothing was missing
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_tasks_are_pretrained_side_by_side(tmp_path):
+    """Two Ray Train jobs at once in one driver, each with its own log; the same artifact as one alone."""
+    config = tiny_config(tmp_path, "scaling.cpus_per_worker=0.5")
+    data, run = TaskData.open(task_store(config, "PointCircle")), RunDirectory.prepare(config)
+    other = dataclasses.replace(data, task=dataclasses.replace(data.task, name="Other"))
+    assert _room(config) == 2
+    [[first], [second]] = pretrain_tasks(config, [data, other], run, [0])
+    assert first != second
+    one, two = load_artifacts([first]), load_artifacts([second])
+    assert all(torch.equal(tensor, two.tensors[name]) for name, tensor in one.tensors.items())
+    for task in ("PointCircle", "Other"):
+        lines = read_log(run.pretraining_log(task))
+        assert [(line["task"], line["step"]) for line in lines] == [(task, step) for step in range(20, 181, 20)]
 
 
 @pytest.mark.ray

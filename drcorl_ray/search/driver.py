@@ -22,7 +22,7 @@ from drcorl_ray.search.pack import PackTrainer
 from drcorl_ray.search.plan import SearchPlan
 from drcorl_ray.search.record import SearchRecord, configuration_rows
 from drcorl_ray.search.study import SearchStudy
-from drcorl_ray.search.tuner import run_packs
+from drcorl_ray.search.tuner import check_room, run_packs
 from drcorl_ray.search.winners import fresh_episodes, winner_curves, winner_rows
 from drcorl_ray.stages import TaskData, pretrain_seeds
 from drcorl_ray.tracking import Tracker
@@ -39,6 +39,7 @@ def search(config: Config) -> RunDirectory:
     by_name = {data.task.name: data for data in tasks}
     studies = open_studies(config, run, list(by_name))
     connect()
+    check_room(config.scaling)
     with (
         progress_bars() as bars,
         Tracker(config, run) as tracker,
@@ -50,7 +51,7 @@ def search(config: Config) -> RunDirectory:
             artifacts = pretrain_tasks(config, tasks, run, pretrain_seeds(reference_members(config)))
         cpus = config.scaling.cpus_per_worker
         clones = [start_baselines(config, data, reference_members(config), cpus) for data in tasks]
-        stores = {name: data.store for name, data in by_name.items()}
+        stores = {name: (data.task, data.store) for name, data in by_name.items()}
         trainer = PackTrainer(config, run, stores, dict(zip(stores, artifacts, strict=True)))
         run_packs(trainer, [SearchPlan(study, run.packs, judges, stops(config)) for study, judges in studies])
         with ledger.phase("evaluation"):
@@ -116,8 +117,7 @@ def reference_members(config: Config) -> list[MemberConfig]:
     own = config.member_with({})
 
     def compared(key: str) -> list[Any]:
-        entry = config.search.space.get(key)
-        return [getattr(own, key)] if entry is None or entry.choices is None else entry.choices
+        return config.search.space[key].examples() if key in config.search.space else [getattr(own, key)]
 
     pairs = itertools.product(compared("seed"), compared("cost_limit"))
     return [config.member_with({"seed": seed, "cost_limit": limit}) for seed, limit in pairs]

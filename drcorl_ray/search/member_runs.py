@@ -21,7 +21,10 @@ _TRACKED = "tracked"  # marks a pack whose members are all written
 
 
 class MemberRuns:
-    """Follows the fates of a search's packs while the context is open; what is left at its end is written then."""
+    """Follows the fates of a search's packs while the context is open; what is left at its end is written then.
+
+    Like the tracker it never takes the search down with it.
+    """
 
     def __init__(self, config: Config, run: RunDirectory, tracker: Tracker) -> None:
         self._config, self._run, self._tracker = config, run, tracker
@@ -32,16 +35,23 @@ class MemberRuns:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self._write()
+        if kind is None:  # of an interrupted search the resumed one writes the rest
+            self._write()
 
     def _follow(self) -> None:
         while not self._stop.wait(_POLL_S):
             self._write()
 
     def _write(self) -> None:
+        try:
+            self._write_fates()
+        except Exception as error:
+            self._tracker.give_up(error)
+
+    def _write_fates(self) -> None:
         for fates in sorted(self._run.packs.glob(f"*/{FATES}")):
             folder = fates.parent
             if (folder / _TRACKED).exists():

@@ -28,6 +28,7 @@ from drcorl_ray.rollout import evaluate
 from drcorl_ray.run_directory import MetricsLog, RunDirectory
 from drcorl_ray.search.plan import POPULATION, RESULT, STATE, Member, Pack, pack_folder, read_pack
 from drcorl_ray.stages import Placement, TaskData, advance, build_learner, load_artifacts, load_stage, save_stage
+from drcorl_ray.tasks import Task
 from drcorl_ray.train import curve_steps
 
 Report = Callable[[int], None]
@@ -35,11 +36,14 @@ Report = Callable[[int], None]
 
 @dataclass(frozen=True)
 class PackTrainer:
-    """Trains and judges packs of a search; stores and artifacts: of each task."""
+    """Trains and judges packs of a search.
+
+    By task name: its store, with the task itself, since a user's own is registered in the driver alone; its artifacts.
+    """
 
     config: Config
     run: RunDirectory
-    stores: Mapping[str, Path]
+    stores: Mapping[str, tuple[Task, Path]]
     artifacts: Mapping[str, tuple[Path, ...]]
 
     def __call__(self, study: str, number: int, task: str, report: Report = lambda step: None) -> dict[str, Any]:
@@ -48,7 +52,7 @@ class PackTrainer:
         folder = self._folder(pack.study, pack.number, task)
         if not (folder / RESULT).exists():
             began = time.time()
-            data, replay = _task_data(self.stores[task], self._placement.device)
+            data, replay = _task_data(*self.stores[task], self._placement.device)
             self._train(pack, data, replay, folder, report)
             judged = self._judge(pack, data, folder)
             write_json(folder / RESULT, judged | {"began": began, "ended": time.time()})
@@ -128,9 +132,9 @@ class PackTrainer:
 
 
 @functools.lru_cache(maxsize=1)
-def _task_data(store: Path, device: str) -> tuple[TaskData, Replay]:
+def _task_data(task: Task, store: Path, device: str) -> tuple[TaskData, Replay]:
     """A task and its resident data; a Tune actor, which is used again, keeps the last task's."""
-    data = TaskData.open(store)
+    data = TaskData.open(store, task)
     replay = Replay(data.manifest, device=device)
     replay.insert(read_store(store))
     return data, replay

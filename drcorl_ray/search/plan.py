@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from drcorl_ray.checkpoint import read_json, write_json
+from drcorl_ray.errors import UserError
 from drcorl_ray.search.study import Score, SearchStudy
 
 STATE, RESULT, POPULATION = "state.safetensors", "result.json", "population.safetensors"  # of a pack on a task
@@ -60,6 +61,7 @@ def pack_folder(packs: Path, study: str, number: int) -> Path:
 
 def read_pack(folder: Path) -> Pack:
     content = read_json(folder / PACK)
+    del content["tasks"]
     members = [Member(m["number"], m["params"], m["source"] and (m["source"][0], m["source"][1])) for m in content["members"]]
     return Pack(**content | {"members": tuple(members)})
 
@@ -100,11 +102,22 @@ class SearchPlan:
         while True:
             if len(self._under_way) < self._settings.concurrent_packs and (pack := self._next_pack()) is not None:
                 self._under_way.append(pack)
-                write_json(self.folder(pack.number) / PACK, asdict(pack))
+                self._record(pack)
             elif self._under_way and (scores := self._scores(self._under_way[0])) is not None:
                 self._tell(self._under_way.popleft(), scores)
             else:
                 return
+
+    def _record(self, pack: Pack) -> None:
+        """Write what a pack holds; UserError where a resumed search would have it hold something else."""
+        folder = self.folder(pack.number)
+        if not (folder / PACK).exists():
+            write_json(folder / PACK, asdict(pack) | {"tasks": self.tasks})
+        elif read_pack(folder) != pack or read_json(folder / PACK)["tasks"] != self.tasks:
+            raise UserError(
+                f"{folder / PACK}: the search was begun with other tasks or by another release; "
+                "make the same tasks available again, or choose another run.dir"
+            )
 
     def _next_pack(self) -> Pack | None:
         size = self._settings.members_per_pack

@@ -69,8 +69,8 @@ class SearchRecord:
         return policy
 
     def episodes(self, number: int) -> int:
-        """Online episodes that judged a configuration on one task."""
-        return self.config.search.episodes * len(self.path[number])
+        """Online episodes that judged a configuration, on all tasks of the study."""
+        return self.config.search.episodes * len(self.path[number]) * len(self.tasks)
 
     def complete(self, number: int) -> bool:
         """Whether a configuration was trained to the end, and not stopped by a rung."""

@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from drcorl_ray.config import RangeConfig, SearchConfig
 
 COST_CONSTRAINT = "normalized_cost - 1"  # feasible where ≤ 0
+_ASKED = "asked"  # user attribute of a trial whose parameters are all there
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,7 @@ class SearchStudy:
         if settings.sampler == "grid":
             points = [*(point for point in points if point in grid(settings.space)), *grid(settings.space)]
         points = [point for place, point in enumerate(points) if point not in points[:place]]
-        self.configurations = (
-            min(settings.configurations, len(points)) if settings.sampler == "grid" else settings.configurations
-        )
+        self.configurations = len(points) if settings.sampler == "grid" else settings.configurations
         for point in points[len(self._trials()) : self.configurations]:
             self.optuna.enqueue_trial(point)
 
@@ -77,17 +76,21 @@ class SearchStudy:
     def ask(self, number: int) -> dict[str, Any]:
         """Configuration `number`, one more than the last one asked or one that was asked before: {key: value}."""
         trials = self._trials()
-        if number < len(trials) and trials[number].state.is_finished():
-            return trials[number].params
-        half_made = number < len(trials) and trials[number].state == TrialState.RUNNING
+        frozen = trials[number] if number < len(trials) else None
+        if frozen is not None and _ASKED in frozen.user_attrs:
+            return frozen.params
         with warnings.catch_warnings(action="ignore"):  # of experimental samplers
             self.optuna.sampler = sampler(self.settings, self._seed, number)
-            trial = Trial(self.optuna, trials[number]._trial_id) if half_made else self.optuna.ask()
+            if frozen is not None and frozen.state == TrialState.RUNNING:
+                trial = _begun_again(self.optuna, frozen)
+            else:
+                trial = self.optuna.ask()
             assert trial.number == number, f"{self.path}: trial {trial.number} was asked where {number} was due"
             chosen: dict[str, Any] = {}
             for key, entry in self.settings.space.items():
                 if entry.matters(chosen):
                     chosen[key] = _suggest(trial, key, entry)
+        trial.set_user_attr(_ASKED, True)
         return chosen
 
     def tell(self, number: int, score: Score, steps: int, *, stopped: bool) -> None:
@@ -143,10 +146,31 @@ def sampler(settings: SearchConfig, seed: int, number: int) -> optuna.samplers.B
             return optuna.samplers.TPESampler(seed=each, multivariate=True, group=True)
         case "cmaes":
             return optuna.samplers.CmaEsSampler(seed=each, warn_independent_sampling=False)
-        case "qmc":  # one sequence for the whole study, whose place Optuna keeps in the storage
-            return optuna.samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
+        case "qmc":
+            return _NumberedQMC(seed, number)
         case "random" | "grid":  # a grid's points are all enqueued
             return optuna.samplers.RandomSampler(seed=each)
+
+
+class _NumberedQMC(optuna.samplers.QMCSampler):
+    """One sequence for the whole study, a configuration's place in it being its number."""
+
+    def __init__(self, seed: int, number: int) -> None:
+        each: Any = [seed, number]
+        other = optuna.samplers.RandomSampler(seed=each)  # of conditional keys
+        super().__init__(seed=seed, scramble=True, independent_sampler=other, warn_independent_sampling=False)
+        self._number = number
+
+    def _find_sample_id(self, study: optuna.Study, search_space: dict[str, Any]) -> int:
+        return self._number
+
+
+def _begun_again(study: optuna.Study, frozen: FrozenTrial) -> Trial:
+    """A trial whose asking was cut short, as it was before the first of its parameters."""
+    trial = Trial(study, frozen._trial_id)
+    trial._cached_frozen_trial.params = {}
+    trial._cached_frozen_trial.distributions = {}
+    return trial
 
 
 def fit(space: Mapping[str, RangeConfig], values: Mapping[str, Any]) -> dict[str, Any]:

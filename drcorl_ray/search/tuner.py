@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune.search import Searcher
 
+from drcorl_ray.checkpoint import read_json, write_json
 from drcorl_ray.config import ScalingConfig
 from drcorl_ray.errors import UserError
 from drcorl_ray.search.pack import PackTrainer
 from drcorl_ray.search.plan import SearchPlan
 
+_MISTAKE = "mistake.json"  # a user's error, left by the pack that met it
 _ENDLESS = 1_000_000  # trials; the plans say when they are finished
 
 
@@ -59,12 +62,26 @@ def pack_resources(scaling: ScalingConfig) -> dict[str, float]:
     return {"CPU": scaling.cpus_per_worker} | ({"GPU": scaling.gpus_per_pack} if scaling.use_gpu else {})
 
 
+def check_room(scaling: ScalingConfig) -> None:
+    """UserError where no machine of the cluster is large enough for one pack: it would wait for ever."""
+    if Path("~/ray_bootstrap_config.yaml").expanduser().exists():
+        return  # the head of a cluster that grows by demand (`ray up`)
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    wanted = pack_resources(scaling)
+    if not any(all(machine.get(name, 0.0) >= amount for name, amount in wanted.items()) for machine in machines):
+        largest = {name: max(machine.get(name, 0.0) for machine in machines) for name in wanted}
+        raise UserError(f"scaling: a pack books {wanted}, and the largest machine here has {largest}; lower the shares")
+
+
 def run_packs(trainer: PackTrainer, plans: Sequence[SearchPlan]) -> None:
     """Run all packs of a search through Tune, as many at a time as fit; UserError when one failed for good."""
     scaling, run = trainer.config.scaling, trainer.run
 
     def trainable(job: dict[str, Any]) -> None:
-        trainer(job["study"], job["number"], job["task"], lambda step: tune.report({"step": step}))
+        try:
+            trainer(job["study"], job["number"], job["task"], lambda step: tune.report({"step": step}))
+        except UserError as error:  # trying again would not help
+            write_json(run.ray / _MISTAKE, {"error": str(error)})
         tune.report({"step": -1})  # a pack that had finished before reports too
 
     tuner = tune.Tuner(
@@ -83,9 +100,12 @@ def run_packs(trainer: PackTrainer, plans: Sequence[SearchPlan]) -> None:
             verbose=0,
         ),
     )
-    errors = tuner.fit().errors
+    (run.ray / _MISTAKE).unlink(missing_ok=True)
+    errors = [getattr(error, "cause", error) for error in tuner.fit().errors]
+    if (run.ray / _MISTAKE).exists():
+        errors.append(read_json(run.ray / _MISTAKE)["error"])
     if errors:
-        reason = " ".join(str(errors[0]).split())[-400:]
+        reason = " ".join(str(errors[-1]).split())[-400:]
         raise UserError(f"{len(errors)} packs failed ({reason}); mend it and add run.resume=true run.dir={run.path}")
     if any(plan.jobs() for plan in plans):  # Tune takes a first Ctrl-C for the end of the work
         raise KeyboardInterrupt

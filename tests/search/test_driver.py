@@ -50,7 +50,8 @@ def test_tasks_that_are_not_available_are_left_out_only_if_asked(tmp_path):
         open_tasks(tiny_config(tmp_path, names, data))
     tasks = open_tasks(tiny_config(tmp_path, names, data, "task.skip_unavailable=true"))
     assert [data.task.name for data in tasks] == ["PointCircle"]
-    nothing = tiny_config(tmp_path, "task.name=HopperVelocity", data, "task.skip_unavailable=true")
+    absent = f"data.dataset={tmp_path / 'absent.hdf5'}"
+    nothing = tiny_config(tmp_path, "task.name=HopperVelocity", absent, "task.skip_unavailable=true")
     with pytest.raises(UserError, match="none of the 1 tasks is available"):
         open_tasks(nothing)
 
@@ -59,7 +60,7 @@ def test_every_seed_and_limit_that_is_compared_is_pretrained_and_cloned(tmp_path
     space = "search.space={seed: {choices: [4, 2]}, cost_limit: {choices: [10, 30]}, k: {choices: [0.0]}}"
     members = reference_members(tiny_config(tmp_path, space, "search.sampler=grid"))
     assert [(member.seed, member.cost_limit) for member in members] == [(4, 10), (4, 30), (2, 10), (2, 30)]
-    own = reference_members(tiny_config(tmp_path, "run.seed=7", "search.space={cost_limit: {low: 5, high: 50}}"))
+    own = reference_members(tiny_config(tmp_path, "run.seed=7"))
     assert [(member.seed, member.cost_limit) for member in own] == [(7, 10.0)]
 
 

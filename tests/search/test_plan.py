@@ -9,6 +9,7 @@ from optuna.trial import TrialState
 
 from drcorl_ray.checkpoint import read_json
 from drcorl_ray.config import SearchConfig
+from drcorl_ray.errors import UserError
 from drcorl_ray.search.plan import FATES, RESULT, STATE, read_packs
 from drcorl_ray.search.study import COST_CONSTRAINT, Score
 from tests.search.fakes import answer, make_plan, run
@@ -140,6 +141,14 @@ def _die_while_telling(plan) -> None:
     plan.study.tell = dying
     with suppress(KeyboardInterrupt):
         plan.jobs()
+
+
+def test_a_resumed_search_with_other_tasks_is_refused(tmp_path):
+    """Its packs would hold other members than their results are of. Fault: write the pack's file again."""
+    run(make_plan(tmp_path, settings(), tasks=("a",)), by_k, trials=1)
+    with pytest.raises(UserError, match="begun with other tasks"):
+        make_plan(tmp_path, settings(), tasks=("a", "b")).jobs()
+    assert len(make_plan(tmp_path, settings(), tasks=("a",)).jobs()) == 2
 
 
 def planted(params: dict, task: str) -> Score:

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from optuna_dashboard import wsgi
 
 from drcorl_ray.config import RangeConfig, SearchConfig
-from drcorl_ray.search.study import COST_CONSTRAINT, Score, SearchStudy, fit, grid, load_study, sampler
+from drcorl_ray.search.study import COST_CONSTRAINT, Score, SearchStudy, _suggest, fit, grid, load_study, sampler
 
 SPACE = {
     "beta_schedule": {"choices": ["constant", "sqrt", "linear"]},
@@ -73,6 +73,47 @@ def test_a_killed_process_changes_nothing_that_is_asked(tmp_path, kind, multi_ob
             study.tell(number, judge(params[-1]), 100, stopped=number % 3 == 1 and not multi_objective)
     assert len({tuple(point.items()) for point in params}) == 25
     assert len(killed.states()) == 25
+
+
+@pytest.mark.parametrize("kind", ["tpe", "cmaes", "qmc", "random"])
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_process_killed_between_two_parameters_changes_nothing_either(tmp_path, monkeypatch, kind, after):
+    """Fault: keep the parameters that are there and draw the others anew."""
+    straight, killed = open_study(tmp_path, "a", sampler=kind), open_study(tmp_path, "b", sampler=kind)
+    params = []
+    for number in range(20):
+        params.append(straight.ask(number))
+        if number % 3 == 2:
+            with monkeypatch.context() as patch:
+                patch.setattr("drcorl_ray.search.study._suggest", dying_after(after))
+                with pytest.raises(InterruptedError):
+                    killed.ask(number)
+            killed = open_study(tmp_path, "b", sampler=kind)
+        assert killed.ask(number) == params[-1]
+        for study in (straight, killed):
+            study.tell(number, judge(params[-1]), 100, stopped=False)
+
+
+def dying_after(calls: int):
+    left = [calls]
+
+    def suggest(trial, key, entry):
+        if not left[0]:
+            raise InterruptedError
+        left[0] -= 1
+        return _suggest(trial, key, entry)
+
+    return suggest
+
+
+@pytest.mark.parametrize("kind", ["tpe", "cmaes", "qmc", "random"])
+def test_every_key_is_drawn_anew_each_time(tmp_path, kind):
+    """Conditional ones too. Fault: QMC's independent sampler with one seed for the whole study."""
+    study = open_study(tmp_path, sampler=kind, points=POINTS[:1])
+    asked = [study.ask(number) for number in range(25)]
+    for key in ("beta_1", "k", "beta_0"):
+        values = [params[key] for params in asked if key in params]
+        assert len(set(values)) == len(values) > 5, key
 
 
 def test_what_is_told(tmp_path):

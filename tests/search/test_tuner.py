@@ -3,10 +3,16 @@
 import pytest
 
 from drcorl_ray.config import ScalingConfig, SearchConfig
+from drcorl_ray.data.source import task_store
+from drcorl_ray.errors import UserError
+from drcorl_ray.run_directory import RunDirectory
+from drcorl_ray.search.pack import PackTrainer
 from drcorl_ray.search.plan import SearchPlan
 from drcorl_ray.search.study import Score, SearchStudy
-from drcorl_ray.search.tuner import PackSearch, Searcher, pack_resources
+from drcorl_ray.search.tuner import PackSearch, Searcher, check_room, pack_resources, run_packs
+from drcorl_ray.stages import TaskData
 from tests.search.fakes import answer
+from tests.tiny import tiny_config
 
 pytestmark = pytest.mark.ray  # imports Ray, though it starts none
 SETTINGS = SearchConfig.model_validate(
@@ -56,6 +62,31 @@ def test_a_pack_that_failed_for_good_is_left_to_a_resumed_search(tmp_path):
     finish(searcher, b, "3")
     assert searcher.suggest("4") == Searcher.FINISHED
     assert PackSearch(two_plans(tmp_path)).suggest("again") == job("a", 0)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_the_user_can_mend_in_a_pack_is_one_line(tmp_path):
+    """Fault: the tail of a traceback, after as many tries as max_failures."""
+    config = tiny_config(tmp_path, "search.configurations=2")
+    data, run = TaskData.open(task_store(config, "PointCircle")), RunDirectory.prepare(config)
+    study = SearchStudy(run.study("PointCircle"), "PointCircle", config.search, [], 0)
+    artifacts = {"PointCircle": (tmp_path / "absent.safetensors",)}
+    trainer = PackTrainer(config, run, {"PointCircle": (data.task, data.store)}, artifacts)
+    with pytest.raises(UserError) as caught:
+        run_packs(trainer, [SearchPlan(study, run.packs, ["PointCircle"], [80])])
+    assert f"1 packs failed ({tmp_path / 'absent.safetensors'}: cannot be read" in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+    assert "run.resume=true" in str(caught.value)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_pack_that_fits_nowhere_is_refused_at_once():
+    check_room(ScalingConfig(cpus_per_worker=2.0))
+    with pytest.raises(UserError, match=r"a pack books \{'CPU': 3.0\}, and the largest machine here has \{'CPU': 2.0\}"):
+        check_room(ScalingConfig(cpus_per_worker=3.0))
+    with pytest.raises(UserError, match="GPU"):
+        check_room(ScalingConfig(use_gpu=True, gpus_per_pack=2.0))
 
 
 def test_a_pack_books_a_share_of_a_gpu():
