@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
@@ -50,6 +51,10 @@ class RunConfig(Section):
     wandb: Literal["auto", "online", "offline", "disabled"] = Field(
         default="auto", description="Weights & Biases; auto: online when logged in, else offline"
     )
+
+    @property
+    def storage_folder(self) -> Path:
+        return Path(self.storage).expanduser().absolute()
 
 
 class TaskConfig(Section):

@@ -19,14 +19,13 @@ from drcorl_ray.config import Config, MemberConfig
 from drcorl_ray.data.source import task_store
 from drcorl_ray.envs import make_simulator
 from drcorl_ray.errors import UserError
-from drcorl_ray.metrics import normalized_cost, normalized_reward
 from drcorl_ray.policy import PopulationPolicy, load_population
 from drcorl_ray.progress import Watcher, console, progress_bars
 from drcorl_ray.report import write_report
 from drcorl_ray.results import Candidate, best_safe_episodes, describe_results, score
 from drcorl_ray.rollout import RolloutPool
 from drcorl_ray.run_directory import RunDirectory
-from drcorl_ray.stages import TaskData, pretrain_seeds
+from drcorl_ray.stages import TaskData, mean_scores, pretrain_seeds
 from drcorl_ray.tracking import Tracker
 from drcorl_ray.train import curve_steps, extract, pretrain
 
@@ -173,7 +172,6 @@ def roll_out_curves(
     {"task", "steps": [K], "normalized_reward", "normalized_cost": [P][K]}; a policy that is not finite has no value.
     """
     seeds = episode_seeds(CURVE_SEEDS, config.evaluation.curve_episodes)
-    limits = np.array(cost_limits)[:, None]
     steps, rewards, costs = [], [], []
     for step in curve_steps(config):
         policies = policies_at(step)
@@ -181,8 +179,7 @@ def roll_out_curves(
         reward, cost = (np.full(policies.members, np.nan) for _ in range(2))
         if finite:
             stats = pool.evaluate(policies.select(finite), data.task, seeds)
-            reward[finite] = normalized_reward(stats.returns, data.spec.return_min, data.spec.return_max).mean(1)
-            cost[finite] = normalized_cost(stats.costs, limits[finite]).mean(1)
+            reward[finite], cost[finite] = mean_scores(data, stats, [cost_limits[member] for member in finite])
         steps.append(step)
         rewards.append(reward)
         costs.append(cost)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from drcorl_ray.method.optim import Reduce, alone
 from drcorl_ray.method.pretrainer import Pretrainer
 from drcorl_ray.method.random import Draws, Stream
 from drcorl_ray.method.spec import DataSpec, behaviour_condition, estimation_rows
+from drcorl_ray.metrics import EpisodeStats, normalized_cost, normalized_reward
 from drcorl_ray.tasks import Task, get_task
 
 ARTIFACT_SCHEMA = 2
@@ -86,6 +87,20 @@ class TaskData:
             reward_rate_std=float(rates.std()) + 1e-6,
         )
         return cls(task, store, manifest, spec, rates, scalars["cost_rates"])
+
+
+def mean_scores(data: TaskData, stats: EpisodeStats, cost_limits: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Each member's mean normalised reward and cost over its episodes (Eq. 26), [P] and [P]."""
+    rewards = normalized_reward(stats.returns, data.spec.return_min, data.spec.return_max)
+    return rewards.mean(1), normalized_cost(stats.costs, np.array(cost_limits)[:, None]).mean(1)
+
+
+def report_intervals(step: int, total: int, report_steps: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of what is left from `step` to `total`, cut at the multiples of report_steps."""
+    while step < total:
+        stop = min(total, (step // report_steps + 1) * report_steps)
+        yield step, stop
+        step = stop
 
 
 def build_pretrainer(config: Config, data: TaskData, seeds: Sequence[int], placement: Placement) -> Pretrainer:

@@ -50,11 +50,9 @@ class Task:
 
 def get_task(name: str) -> Task:
     """The task of that name or environment id; UserError naming the nearest valid one."""
-    if name in _TASKS:
-        return _TASKS[name]
-    for task in _TASKS.values():
-        if task.environment_id == name:
-            return task
+    task = _find(name)
+    if task is not None:
+        return task
     near = difflib.get_close_matches(name, [*_TASKS, *(task.environment_id for task in _TASKS.values())], n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"valid names: {', '.join(_TASKS)}"
     raise UserError(f"unknown task {name!r}; {hint}")
@@ -67,7 +65,12 @@ def all_tasks() -> list[Task]:
 
 def canonical_name(name: str) -> str:
     """A task's own name for its name or environment id; a name that is not known comes back as it is."""
-    return next((task.name for task in _TASKS.values() if name in (task.name, task.environment_id)), name)
+    task = _find(name)
+    return name if task is None else task.name
+
+
+def _find(name: str) -> Task | None:
+    return _TASKS.get(name) or next((task for task in _TASKS.values() if task.environment_id == name), None)
 
 
 def register_task(

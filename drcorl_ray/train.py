@@ -40,6 +40,7 @@ from drcorl_ray.stages import (
     build_pretrainer,
     load_artifacts,
     load_stage,
+    report_intervals,
     save_artifacts,
     save_stage,
 )
@@ -63,8 +64,7 @@ def pretrain(
     Of several runs that want the same one at once, the first to lock it makes it and the others wait for it (until
     `cancelled`); the lock goes with its process.
     """
-    root = Path(config.run.storage).expanduser().absolute()
-    paths = {seed: artifact_path(root, data, config.pretrain, seed) for seed in seeds}
+    paths = {seed: artifact_path(config.run.storage_folder, data, config.pretrain, seed) for seed in seeds}
     if missing := _missing(paths):
         with ExitStack() as locks:
             for seed in sorted(missing):
@@ -286,15 +286,13 @@ def _worker_loop(job: dict[str, Any]) -> None:
     feed.seek(step)
     log = MetricsLog(job["log"], data.task.name, name, stage.total_steps, step) if rank == 0 else None
     keep = curve_steps(config) if name == "extract" and rank == 0 else []
-    while step < stage.total_steps:
-        stop = min(stage.total_steps, (step // config.scaling.report_steps + 1) * config.scaling.report_steps)
-        metrics = advance(stage, feed.sample, rows, step, stop)
-        step = stop
-        if step in keep and isinstance(stage, Learner):
-            stage.policies().save_population(run.curve(data.task.name, step), {"step": step})
+    for start, stop in report_intervals(step, stage.total_steps, config.scaling.report_steps):
+        metrics = advance(stage, feed.sample, rows, start, stop)
+        if stop in keep and isinstance(stage, Learner):
+            stage.policies().save_population(run.curve(data.task.name, stop), {"step": stop})
         if log is not None:
-            log.write(step, metrics)
-        _report(stage, step, rank)
+            log.write(stop, metrics)
+        _report(stage, stop, rank)
     feed.close()
     if rank == 0:
         job["finish"](stage)

@@ -16,7 +16,7 @@ from drcorl_ray.tasks import get_task
 def task_store(config: Config, task_name: str) -> Path:
     """The Parquet store of a task's dataset under run.storage, made now unless it is there."""
     task = get_task(task_name)
-    root = Path(config.run.storage).expanduser().absolute()
+    root = config.run.storage_folder
     return store_for(_dataset_file(config, task_name, root), root / "stores", task.name, config.data.filters)
 
 

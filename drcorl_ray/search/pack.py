@@ -1,7 +1,7 @@
 """What a Tune trial does: train one pack of members on one task, then judge them by online episodes.
 
 Its state lies in RUN/packs/STUDY-NUMBER/TASK: killed at any moment and started again, by Tune or by a resumed search, it goes
-on from its last report, and a finished one only repeats its result.
+on from its last report, and a finished one is not trained again.
 """
 
 from __future__ import annotations
@@ -16,18 +16,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from drcorl_ray.checkpoint import read_json, write_json
+from drcorl_ray.checkpoint import write_json
 from drcorl_ray.config import Config, MemberConfig
 from drcorl_ray.data.replay import Replay
 from drcorl_ray.data.store import read_store
 from drcorl_ray.experiment import SEARCH_SEEDS, episode_seeds
 from drcorl_ray.method.learner import Learner
-from drcorl_ray.metrics import normalized_cost, normalized_reward
 from drcorl_ray.policy import load_population
 from drcorl_ray.rollout import evaluate
 from drcorl_ray.run_directory import MetricsLog, RunDirectory
 from drcorl_ray.search.plan import POPULATION, RESULT, STATE, Member, Pack, pack_folder, read_pack
-from drcorl_ray.stages import Placement, TaskData, advance, build_learner, load_artifacts, load_stage, save_stage
+from drcorl_ray.stages import (
+    Placement,
+    TaskData,
+    advance,
+    build_learner,
+    load_artifacts,
+    load_stage,
+    mean_scores,
+    report_intervals,
+    save_stage,
+)
 from drcorl_ray.tasks import Task
 from drcorl_ray.train import curve_steps
 
@@ -46,8 +55,8 @@ class PackTrainer:
     stores: Mapping[str, tuple[Task, Path]]
     artifacts: Mapping[str, tuple[Path, ...]]
 
-    def __call__(self, study: str, number: int, task: str, report: Report = lambda step: None) -> dict[str, Any]:
-        """The result of a pack on a task; `report` is called with the step at each report."""
+    def __call__(self, study: str, number: int, task: str, report: Report) -> None:
+        """Leave the result of a pack on a task in its folder; `report` is called with the step at each report."""
         pack = read_pack(pack_folder(self.run.packs, study, number))
         folder = self._folder(pack.study, pack.number, task)
         if not (folder / RESULT).exists():
@@ -56,7 +65,6 @@ class PackTrainer:
             self._train(pack, data, replay, folder, report)
             judged = self._judge(pack, data, folder)
             write_json(folder / RESULT, judged | {"began": began, "ended": time.time()})
-        return read_json(folder / RESULT)
 
     def _folder(self, study: str, number: int, task: str) -> Path:
         return pack_folder(self.run.packs, study, number) / task
@@ -73,14 +81,13 @@ class PackTrainer:
         torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
         learner, step = self._learner(pack, data, folder)
         log = MetricsLog(folder / "metrics.jsonl", data.task.name, f"{pack.study} pack {pack.number}", pack.stop, step)
-        while step < pack.stop:
-            stop = min(pack.stop, (step // config.scaling.report_steps + 1) * config.scaling.report_steps)
-            log.write(stop, advance(learner, replay.sample, config.extract.batch_size, step, stop))
-            step = stop
-            if step in curve_steps(config):
-                learner.policies().save_population(self.run.curve(name, step), {"step": step})
-            save_stage(folder / STATE, learner, step)
-            report(step)
+        keep = curve_steps(config)
+        for start, stop in report_intervals(step, pack.stop, config.scaling.report_steps):
+            log.write(stop, advance(learner, replay.sample, config.extract.batch_size, start, stop))
+            if stop in keep:
+                learner.policies().save_population(self.run.curve(name, stop), {"step": stop})
+            save_stage(folder / STATE, learner, stop)
+            report(stop)
         learner.policies().save_population(folder / POPULATION, {"finite": learner.finite().tolist()})
 
     def _learner(self, pack: Pack, data: TaskData, folder: Path) -> tuple[Learner, int]:
@@ -117,9 +124,8 @@ class PackTrainer:
         ]
         if finite:
             stats = evaluate(policies.select(finite), data.task, seeds)
-            limits = np.array([member.cost_limit for member in self.members(pack.members)])[finite]
-            rewards = normalized_reward(stats.returns, data.spec.return_min, data.spec.return_max).mean(1)
-            costs = normalized_cost(stats.costs, limits[:, None]).mean(1)
+            members = self.members(pack.members)
+            rewards, costs = mean_scores(data, stats, [members[member].cost_limit for member in finite])
             for place, member in enumerate(finite):
                 results[member] |= {
                     "normalized_reward": float(rewards[place]),

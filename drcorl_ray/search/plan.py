@@ -38,9 +38,10 @@ class Member:
 
 @dataclass(frozen=True)
 class Pack:
-    """Members that train side by side from extraction step `start` to `stop`, where rung `rung` judges them."""
+    """Members that train side by side, on each task, from extraction step `start` to `stop`, where rung `rung` judges them."""
 
     study: str
+    tasks: tuple[str, ...]
     number: int
     rung: int
     start: int
@@ -61,9 +62,8 @@ def pack_folder(packs: Path, study: str, number: int) -> Path:
 
 def read_pack(folder: Path) -> Pack:
     content = read_json(folder / PACK)
-    del content["tasks"]
     members = [Member(m["number"], m["params"], m["source"] and (m["source"][0], m["source"][1])) for m in content["members"]]
-    return Pack(**content | {"members": tuple(members)})
+    return Pack(**content | {"tasks": tuple(content["tasks"]), "members": tuple(members)})
 
 
 def read_packs(packs: Path, study: str) -> Iterator[Pack]:
@@ -79,7 +79,7 @@ class SearchPlan:
     """The packs of one study, each trained on all of `tasks`. stops: extraction steps of the rungs, the last is the end."""
 
     def __init__(self, study: SearchStudy, packs: Path, tasks: Sequence[str], stops: Sequence[int]) -> None:
-        self.study, self.tasks = study, list(tasks)
+        self.study, self.tasks = study, tuple(tasks)
         self._packs, self._stops, self._settings = packs, list(stops), study.settings
         self._survivors: list[deque[Member]] = [deque() for _ in stops]
         self._under_way: deque[Pack] = deque()
@@ -112,8 +112,8 @@ class SearchPlan:
         """Write what a pack holds; UserError where a resumed search would have it hold something else."""
         folder = self.folder(pack.number)
         if not (folder / PACK).exists():
-            write_json(folder / PACK, asdict(pack) | {"tasks": self.tasks})
-        elif read_pack(folder) != pack or read_json(folder / PACK)["tasks"] != self.tasks:
+            write_json(folder / PACK, asdict(pack))
+        elif read_pack(folder) != pack:
             raise UserError(
                 f"{folder / PACK}: the search was begun with other tasks or by another release; "
                 "make the same tasks available again, or choose another run.dir"
@@ -139,7 +139,7 @@ class SearchPlan:
     def _pack(self, rung: int, members: Sequence[Member]) -> Pack:
         self._planned += 1
         start = self._stops[rung - 1] if rung else 0
-        return Pack(self.study.name, self._planned - 1, rung, start, self._stops[rung], tuple(members))
+        return Pack(self.study.name, self.tasks, self._planned - 1, rung, start, self._stops[rung], tuple(members))
 
     def _scores(self, pack: Pack) -> list[Score] | None:
         """Each member's mean reward and worst cost over the tasks; None while one has no result."""

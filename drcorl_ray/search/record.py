@@ -124,16 +124,12 @@ def member_settings(config: Config, task: str, member: MemberConfig) -> Config:
     dataset = config.dataset_of(task)
     return config.model_copy(
         update={
-            "run": config.run.model_copy(update={"dir": None, "resume": False, "storage": str(_absolute(config.run.storage))}),
+            "run": config.run.model_copy(update={"dir": None, "resume": False, "storage": str(config.run.storage_folder)}),
             "task": TaskConfig(name=task),
-            "data": config.data.model_copy(update={"dataset": dataset and str(_absolute(dataset))}),
+            "data": config.data.model_copy(update={"dataset": dataset and str(Path(dataset).expanduser().absolute())}),
             "member": member,
             "population": [],
             "search": SearchConfig(),
             "scaling": config.scaling.model_copy(update={"workers": 1}),
         }
     )
-
-
-def _absolute(path: str) -> Path:
-    return Path(path).expanduser().absolute()

@@ -124,18 +124,15 @@ class SearchStudy:
         assert score.cost is not None
         return score.reward - max(0.0, score.cost - 1.0) if self.settings.sampler == "cmaes" else score.reward
 
-    def score(self, number: int) -> Score:
-        """What `tell` was told."""
-        attributes = self._trials()[number].user_attrs
-        return Score(attributes.get("normalized_reward"), attributes.get("normalized_cost"))
-
-    def states(self) -> list[TrialState]:
-        return [trial.state for trial in self._trials()]
-
     def ranking(self) -> list[int]:
         """Numbers of the configurations that were trained to the end and are finite, the best first."""
-        complete = [trial.number for trial in self._trials() if trial.state == TrialState.COMPLETE]
-        return sorted(complete, key=lambda number: self.score(number).merit())
+        complete = [trial for trial in self._trials() if trial.state == TrialState.COMPLETE]
+        return [trial.number for trial in sorted(complete, key=lambda trial: told_score(trial).merit())]
+
+
+def told_score(trial: FrozenTrial) -> Score:
+    """What `SearchStudy.tell` was told of a trial."""
+    return Score(trial.user_attrs.get("normalized_reward"), trial.user_attrs.get("normalized_cost"))
 
 
 def sampler(settings: SearchConfig, seed: int, number: int) -> optuna.samplers.BaseSampler:

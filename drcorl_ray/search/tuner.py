@@ -11,13 +11,11 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from drcorl_ray.checkpoint import read_json, write_json
 from drcorl_ray.config import ScalingConfig
 from drcorl_ray.errors import UserError
 from drcorl_ray.search.pack import PackTrainer
 from drcorl_ray.search.plan import SearchPlan
 
-_MISTAKE = "mistake.json"  # a user's error, left by the pack that met it
 _ENDLESS = 1_000_000  # trials; the plans say when they are finished
 
 
@@ -78,11 +76,12 @@ def run_packs(trainer: PackTrainer, plans: Sequence[SearchPlan]) -> None:
     scaling, run = trainer.config.scaling, trainer.run
 
     def trainable(job: dict[str, Any]) -> None:
+        last: dict[str, Any] = {"step": -1}  # a pack that had finished before reports too
         try:
             trainer(job["study"], job["number"], job["task"], lambda step: tune.report({"step": step}))
-        except UserError as error:  # trying again would not help
-            write_json(run.ray / _MISTAKE, {"error": str(error)})
-        tune.report({"step": -1})  # a pack that had finished before reports too
+        except UserError as error:  # not raised: trying again would not help
+            last["mistake"] = str(error)
+        tune.report(last)
 
     tuner = tune.Tuner(
         tune.with_resources(trainable, pack_resources(scaling)),
@@ -100,10 +99,9 @@ def run_packs(trainer: PackTrainer, plans: Sequence[SearchPlan]) -> None:
             verbose=0,
         ),
     )
-    (run.ray / _MISTAKE).unlink(missing_ok=True)
-    errors = [getattr(error, "cause", error) for error in tuner.fit().errors]
-    if (run.ray / _MISTAKE).exists():
-        errors.append(read_json(run.ray / _MISTAKE)["error"])
+    trials = tuner.fit()
+    errors = [getattr(error, "cause", error) for error in trials.errors]
+    errors += [trial.metrics["mistake"] for trial in trials if trial.metrics and "mistake" in trial.metrics]
     if errors:
         reason = " ".join(str(errors[-1]).split())[-400:]
         raise UserError(f"{len(errors)} packs failed ({reason}); mend it and add run.resume=true run.dir={run.path}")

@@ -4,6 +4,7 @@ import hashlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -36,6 +37,17 @@ def assert_same_rows(one, other) -> None:
     assert len(one) == len(other)
     for mine, theirs in zip(one, other, strict=True):
         np.testing.assert_array_equal(mine, theirs)
+
+
+@contextmanager
+def numpys_global_state_left_alone() -> Iterator[None]:
+    """Fails where numpy's global state is another one afterwards."""
+    np.random.seed(123)  # noqa: NPY002
+    before = np.random.get_state()  # noqa: NPY002
+    yield
+    after = np.random.get_state()  # noqa: NPY002
+    assert before[2] == after[2]
+    np.testing.assert_array_equal(before[1], after[1])
 
 
 def digest(rows) -> str:

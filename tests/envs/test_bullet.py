@@ -9,32 +9,13 @@ from drcorl_ray.envs import make_env, make_simulator
 from drcorl_ray.errors import UserError
 from drcorl_ray.rollout import evaluate
 from drcorl_ray.tasks import get_task
+from tests.envs.episodes import assert_same_rows, episode, numpys_global_state_left_alone, rows
 from tests.policies import random_policy
 
 pytest.importorskip("pybullet", reason="bullet-safety-gym is installed on Python 3.11 only")
 
 AGENTS = ("Ant", "Ball", "Car", "Drone")
 NAMES = [agent + kind for agent in AGENTS for kind in ("Circle", "Run")]
-
-
-def episode(env, seed, count=60):
-    """Observations and rewards of an episode under actions drawn from the seed; a generator, so episodes can interleave."""
-    yield env.reset(seed=seed)[0]
-    for action in np.random.default_rng(seed).uniform(-1, 1, (count, *env.action_space.shape)).astype(np.float32):
-        observation, reward, terminated, _, info = env.step(action)
-        yield np.append(observation, (reward, info["cost"], terminated))
-        if terminated:
-            return
-
-
-def rows(name, seed):
-    return list(episode(make_env(name), seed))
-
-
-def assert_equal(one, other):
-    assert len(one) == len(other)
-    for mine, theirs in zip(one, other, strict=True):
-        np.testing.assert_array_equal(mine, theirs)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -46,7 +27,7 @@ def test_an_episode_ignores_neighbours_and_history(name):
     used = make_env(name)
     list(episode(used, 9))
     list(episode(used, 8, count=7))
-    assert_equal(list(episode(used, 3)), fresh[3])
+    assert_same_rows(list(episode(used, 3)), fresh[3])
 
     one, other = episode(used, 3), episode(make_env(name), 4)
     mixed = ([], [])
@@ -54,19 +35,15 @@ def test_an_episode_ignores_neighbours_and_history(name):
         np.random.random(3)  # the rest of the program draws too
         for rows_so_far, source in zip(mixed, (one, other), strict=True):
             rows_so_far += [row for row in [next(source, None)] if row is not None]
-    assert_equal(mixed[0], fresh[3])
-    assert_equal(mixed[1], fresh[4])
+    assert_same_rows(mixed[0], fresh[3])
+    assert_same_rows(mixed[1], fresh[4])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_numpys_global_state_is_left_alone(name):
-    np.random.seed(123)
-    before = np.random.get_state()
-    env = make_env(name)
-    list(episode(env, 5, count=5))
-    after = np.random.get_state()
-    assert before[2] == after[2]
-    np.testing.assert_array_equal(before[1], after[1])
+    with numpys_global_state_left_alone():
+        env = make_env(name)
+        list(episode(env, 5, count=5))
 
 
 def test_cost_is_leaving_the_corridor():

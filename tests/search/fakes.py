@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from optuna.trial import TrialState
+
 from drcorl_ray.checkpoint import write_json
 from drcorl_ray.config import SearchConfig
 from drcorl_ray.search.plan import RESULT, STATE, Pack, SearchPlan
-from drcorl_ray.search.study import Score, SearchStudy
+from drcorl_ray.search.study import Score, SearchStudy, told_score
 
 Objective = Callable[[dict, str], Score]
 
@@ -28,6 +30,14 @@ def answer(plan: SearchPlan, pack: Pack, task: str, objective: Objective) -> Non
     scores = [objective(member.params, task) for member in pack.members]
     members = [{"normalized_reward": score.reward, "normalized_cost": score.cost} for score in scores]
     write_json(folder / RESULT, {"members": members})
+
+
+def states(study: SearchStudy) -> list[TrialState]:
+    return [trial.state for trial in study.optuna.get_trials()]
+
+
+def told(study: SearchStudy, number: int) -> Score:
+    return told_score(study.optuna.get_trials()[number])
 
 
 def run(plan: SearchPlan, objective: Objective, trials: int | None = None, last_first: bool = False) -> list[tuple[Pack, str]]:

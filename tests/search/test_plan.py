@@ -12,7 +12,7 @@ from drcorl_ray.config import SearchConfig
 from drcorl_ray.errors import UserError
 from drcorl_ray.search.plan import FATES, RESULT, STATE, read_packs
 from drcorl_ray.search.study import COST_CONSTRAINT, Score
-from tests.search.fakes import answer, make_plan, run
+from tests.search.fakes import answer, make_plan, run, states, told
 
 SPACE = {"k": {"low": 0.0, "high": 4.0}, "beta_0": {"low": 0.0, "high": 0.1}}
 
@@ -35,7 +35,7 @@ def test_packs_hold_every_configuration_once(tmp_path):
     assert [pack.number for pack, _ in plan.jobs()] == [0, 1]  # no more than concurrent_packs
     assert numbers(pack for pack, _ in run(plan, by_k)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert plan.jobs() == []
-    assert plan.study.states() == [TrialState.COMPLETE] * 10
+    assert states(plan.study) == [TrialState.COMPLETE] * 10
     assert list(read_packs(tmp_path / "packs", "s")) == [pack for pack, _ in _again(plan, tmp_path)]
 
 
@@ -87,8 +87,8 @@ def test_a_member_that_is_not_finite_fails_alone(tmp_path):
     plan = make_plan(tmp_path, settings(configurations=4), stops=(50, 100))
     lost = tuple(plan.study.ask(2).items()) if plan.study.ask(0) and plan.study.ask(1) else ()
     run(plan, lambda params, task: Score(None, None) if tuple(params.items()) == lost else by_k(params, task))
-    assert Counter(plan.study.states()) == {TrialState.FAIL: 1, TrialState.PRUNED: 1, TrialState.COMPLETE: 2}
-    assert plan.study.states()[2] == TrialState.FAIL
+    assert Counter(states(plan.study)) == {TrialState.FAIL: 1, TrialState.PRUNED: 1, TrialState.COMPLETE: 2}
+    assert states(plan.study)[2] == TrialState.FAIL
 
 
 def test_shared_configurations_are_judged_on_all_tasks(tmp_path):
@@ -185,7 +185,7 @@ def test_the_constraint_draws_the_questions_to_the_safe_side(tmp_path):
     """Not only the ranking: Optuna itself asks mostly safe configurations once it has learnt. Fault: tell no constraint."""
     plan = make_plan(tmp_path, settings(configurations=64, members_per_pack=8))
     run(plan, planted)
-    late = [plan.study.score(number) for number in range(32, 64)]
+    late = [told(plan.study, number) for number in range(32, 64)]
     assert sum(score.cost <= 1 for score in late) >= 16
 
 

@@ -11,6 +11,7 @@ from optuna_dashboard import wsgi
 
 from drcorl_ray.config import RangeConfig, SearchConfig
 from drcorl_ray.search.study import COST_CONSTRAINT, Score, SearchStudy, _suggest, fit, grid, load_study, sampler
+from tests.search.fakes import states, told
 
 SPACE = {
     "beta_schedule": {"choices": ["constant", "sqrt", "linear"]},
@@ -72,7 +73,7 @@ def test_a_killed_process_changes_nothing_that_is_asked(tmp_path, kind, multi_ob
         for study in (straight, killed):
             study.tell(number, judge(params[-1]), 100, stopped=number % 3 == 1 and not multi_objective)
     assert len({tuple(point.items()) for point in params}) == 25
-    assert len(killed.states()) == 25
+    assert len(states(killed)) == 25
 
 
 @pytest.mark.parametrize("kind", ["tpe", "cmaes", "qmc", "random"])
@@ -129,9 +130,9 @@ def test_what_is_told(tmp_path):
     assert [trials[number].constraints[COST_CONSTRAINT] for number in (0, 1, 3)] == pytest.approx([-0.6, 0.5, -0.9])
     assert trials[3].intermediate_values == {50: 0.2}
     assert study.optuna.best_trial.number == 0  # Optuna's own word: the better reward is not feasible
-    assert study.score(1) == scores[1]
+    assert told(study, 1) == scores[1]
     study.tell(0, Score(0.0, 9.0), 100, stopped=False)  # told again after a kill: the first word stays
-    assert study.score(0) == scores[0]
+    assert told(study, 0) == scores[0]
 
 
 def test_safe_ones_rank_first_and_unsafe_ones_by_their_cost(tmp_path):
@@ -150,7 +151,7 @@ def test_cma_es_is_told_a_reward_that_falls_beyond_the_limit(tmp_path):
         study.ask(number)
         study.tell(number, score, 1, stopped=False)
     assert [trial.value for trial in study.optuna.get_trials()] == pytest.approx([0.5, 0.05])
-    assert study.score(1) == Score(0.8, 1.75)
+    assert told(study, 1) == Score(0.8, 1.75)
 
 
 def test_multi_objective_trials_hold_reward_and_cost(tmp_path):
