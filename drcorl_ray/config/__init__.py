@@ -1,0 +1,122 @@
+"""The configuration: one tree of frozen, validated sections (config_file.py reads it from YAML and arguments).
+
+Unknown keys are refused and the nearest valid one is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from drcorl_ray.config.base import Section, nearest, validate
+from drcorl_ray.config.search import RangeConfig, SearchConfig
+from drcorl_ray.config.sections import (
+    DataConfig,
+    EvaluationConfig,
+    ExtractConfig,
+    MemberConfig,
+    PretrainConfig,
+    RunConfig,
+    ScalingConfig,
+    TaskConfig,
+)
+from drcorl_ray.tasks import all_tasks, canonical_name
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "EvaluationConfig",
+    "ExtractConfig",
+    "MemberConfig",
+    "PretrainConfig",
+    "RangeConfig",
+    "RunConfig",
+    "ScalingConfig",
+    "SearchConfig",
+    "TaskConfig",
+    "validate",
+]
+
+_QUANTILE = "behaviour_reward_quantile"
+
+
+class Config(Section):
+    """The whole tree; `population` lists overrides of `member`, one mapping a member, for launch/train.py."""
+
+    run: RunConfig = RunConfig()
+    task: TaskConfig = TaskConfig()
+    data: DataConfig = DataConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    extract: ExtractConfig = ExtractConfig()
+    member: MemberConfig = MemberConfig()
+    population: list[dict[str, Any]] = Field(
+        default=[], description="overrides of `member`, one mapping per member; none: one member"
+    )
+    evaluation: EvaluationConfig = EvaluationConfig()
+    search: SearchConfig = SearchConfig()
+    scaling: ScalingConfig = ScalingConfig()
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Config:
+        for section in (self.pretrain, self.extract):
+            if section.batch_size % self.scaling.workers:
+                raise ValueError(f"batch_size {section.batch_size} is not divisible by scaling.workers {self.scaling.workers}")
+        return self
+
+    @model_validator(mode="after")
+    def _valid_population(self) -> Config:
+        for number, overrides in enumerate(self.population):
+            validate(MemberConfig, self.member.model_dump() | overrides, f"population.{number}")
+        return self
+
+    @model_validator(mode="after")
+    def _condition_is_trained(self) -> Config:
+        """A behaviour model can only be asked for what its training showed it."""
+        asked = [overrides.get(_QUANTILE, self.member.behaviour_reward_quantile) for overrides in self.population or [{}]]
+        searched = self.search.space[_QUANTILE].examples() if _QUANTILE in self.search.space else []
+        asked += searched
+        if self.pretrain.condition_dropout == 1.0 and any(value is not None for value in asked):
+            where = f"take {_QUANTILE} out of search.space" if searched else f"set member.{_QUANTILE}=null"
+            raise ValueError(f"pretrain.condition_dropout=1 trains a plain behaviour model; {where}")
+        if self.pretrain.condition_dropout == 0.0 and any(value is None for value in asked):
+            raise ValueError(f"pretrain.condition_dropout=0 trains no plain behaviour model; give member.{_QUANTILE}")
+        return self
+
+    @model_validator(mode="after")
+    def _tasks_once(self) -> Config:
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"task.name lists a task twice: {', '.join(self.tasks)}")
+        return self
+
+    @model_validator(mode="after")
+    def _datasets_of_tasks(self) -> Config:
+        known = {*self.tasks, *(task.name for task in all_tasks())}
+        for name in self.data.dataset if isinstance(self.data.dataset, dict) else {}:
+            if canonical_name(name) not in known:
+                raise ValueError(f"data.dataset names {name!r}, which is no task{nearest(name, known)}")
+        return self
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks' own names, also where the user wrote environment ids."""
+        names = [self.task.name] if isinstance(self.task.name, str) else self.task.name
+        return [canonical_name(name) for name in names]
+
+    def members(self) -> list[MemberConfig]:
+        """The population of launch/train.py: `member` with each entry of `population` laid over it."""
+        return [self.member_with(overrides) for overrides in self.population or [{}]]
+
+    def member_with(self, overrides: Mapping[str, Any]) -> MemberConfig:
+        """`member` with some keys replaced and its seed settled; UserError where one is invalid."""
+        values = self.member.model_dump() | dict(overrides)
+        if values["seed"] is None:
+            values["seed"] = self.run.seed
+        return validate(MemberConfig, values, "member")
+
+    def dataset_of(self, task: str) -> str | None:
+        """The dataset file the user named for a task, if any."""
+        if not isinstance(self.data.dataset, dict):
+            return self.data.dataset
+        return {canonical_name(name): file for name, file in self.data.dataset.items()}.get(task)
