@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,24 +17,24 @@ from drcorl_ray.baselines.behaviour_cloning import Clone, clone
 from drcorl_ray.checkpoint import write_json
 from drcorl_ray.cluster import connect
 from drcorl_ray.config import Config, MemberConfig
+from drcorl_ray.curves import load_curve_point, roll_out_curves
 from drcorl_ray.data.source import task_store
 from drcorl_ray.envs import make_simulator
 from drcorl_ray.errors import UserError
 from drcorl_ray.policy import PopulationPolicy, load_population
 from drcorl_ray.progress import Watcher, console, progress_bars
 from drcorl_ray.report import write_report
-from drcorl_ray.results import Candidate, best_safe_episodes, describe_results, score
-from drcorl_ray.rollout import RolloutPool
+from drcorl_ray.results import Candidate, Selection, best_safe_episodes, describe_results, score
+from drcorl_ray.rollout_pool import RolloutPool
 from drcorl_ray.run_directory import RunDirectory
-from drcorl_ray.stages import TaskData, mean_scores, pretrain_seeds
+from drcorl_ray.stages import TaskData, pretrain_seeds
 from drcorl_ray.tracking import Tracker
-from drcorl_ray.train import curve_steps, extract, pretrain
+from drcorl_ray.train import extract, pretrain
 
 Records = list[dict[str, Any]]
-PoliciesAt = Callable[[int], PopulationPolicy]
 
-# Episode seeds of the final evaluation, of the training curves and of a search's judgement never overlap.
-FRESH_SEEDS, CURVE_SEEDS, SEARCH_SEEDS = 1_000_000, 2_000_000, 3_000_000
+# No two purposes share episode seeds: see also curves.CURVE_SEEDS, evaluation.EVALUATION_SEEDS and online.ONLINE_SEEDS.
+FRESH_SEEDS, SEARCH_SEEDS = 1_000_000, 3_000_000
 
 
 def episode_seeds(first: int, episodes: int) -> list[int]:
@@ -53,21 +54,19 @@ def train(config: Config) -> RunDirectory:
         progress_bars() as bars,
         Tracker(config, run) as tracker,
         Watcher(run, bars, tracker.log),
-        RolloutPool(config.evaluation.actors) as pool,
+        RolloutPool.of(config) as pool,
     ):
         clones = start_baselines(config, data, members)
         artifacts = pretrain(config, data, run, pretrain_seeds(members))
         population = extract(config, data, run, members, artifacts)
         rows = evaluate_population(config, data, run, members, population, pool)
         rows += evaluate_baselines(data, run, clones, pool, config.evaluation.episodes)
-        limits = [member.cost_limit for member in members]
-        curves = [roll_out_curves(config, data, limits, _kept_policies(run, data), pool)]
-    finish(run, rows, started, {"curves": curves, "references": best_safe_episodes(data, limits)})
+        curve, calibration = roll_out_curves(
+            config, data, members, lambda step: load_curve_point(run.curve(data.task.name, step)), pool
+        )
+    references = best_safe_episodes(data, [member.cost_limit for member in members])
+    finish(run, rows, started, {"curves": [curve], "calibration": [calibration], "references": references})
     return run
-
-
-def _kept_policies(run: RunDirectory, data: TaskData) -> PoliciesAt:
-    return lambda step: load_population(run.curve(data.task.name, step))[0]
 
 
 def finish(run: RunDirectory, rows: Records, started: float, extra: Mapping[str, Any]) -> None:
@@ -96,20 +95,35 @@ def evaluate_population(
     if not sound:
         return []
     stats = pool.evaluate(policies.select(sound), data.task, episode_seeds(FRESH_SEEDS, config.evaluation.episodes))
-    candidates = [member_candidate(config, members[member]) for member in sound]
+    candidates = [
+        member_candidate(config, members[member], meta["online_episodes"][member], meta["appended_transitions"][member])
+        for member in sound
+    ]
     labels = [f"{config.run.algorithm}-{member:03d}" for member in sound]
     return score(run, data, policies.select(sound), candidates, stats, labels)
 
 
-def member_candidate(config: Config, member: MemberConfig, **columns: Any) -> Candidate:
+def member_candidate(
+    config: Config,
+    member: MemberConfig,
+    online_episodes: int,
+    appended: int,
+    selection: Selection = "last",
+    details: Mapping[str, Any] = MappingProxyType({}),
+) -> Candidate:
+    """online_episodes: spent on it in training and selection; appended: transitions it learnt from beside the dataset."""
     assert member.seed is not None
+    assert member.evaluation_mode is not None
+    online = {"online_staleness": config.evaluation.online_staleness, "appended_transitions": appended}
     return Candidate(
         config.run.algorithm,
         member.model_dump(),
         member.seed,
         member.cost_limit,
-        evaluation_mode=config.evaluation.mode,
-        **columns,
+        selection,
+        online_episodes,
+        member.evaluation_mode,
+        details if member.evaluation_mode == "offline" else {**details, **online},
     )
 
 
@@ -161,35 +175,3 @@ def evaluate_baselines(
 
 def _clone_label(candidate: Candidate) -> str:
     return f"{candidate.algorithm}-limit-{candidate.cost_limit:g}-seed-{candidate.seed}"
-
-
-def roll_out_curves(
-    config: Config, data: TaskData, cost_limits: Sequence[float], policies_at: PoliciesAt, pool: RolloutPool
-) -> dict[str, Any]:
-    """True reward and cost of policies along the training, measured afterwards: nothing is chosen by them.
-
-    policies_at: the population of P members, with their cost limits, after some steps.
-    {"task", "steps": [K], "normalized_reward", "normalized_cost": [P][K]}; a policy that is not finite has no value.
-    """
-    seeds = episode_seeds(CURVE_SEEDS, config.evaluation.curve_episodes)
-    steps, rewards, costs = [], [], []
-    for step in curve_steps(config):
-        policies = policies_at(step)
-        finite = np.flatnonzero(policies.finite()).tolist()
-        reward, cost = (np.full(policies.members, np.nan) for _ in range(2))
-        if finite:
-            stats = pool.evaluate(policies.select(finite), data.task, seeds)
-            reward[finite], cost[finite] = mean_scores(data, stats, [cost_limits[member] for member in finite])
-        steps.append(step)
-        rewards.append(reward)
-        costs.append(cost)
-
-    def by_member(values: list[np.ndarray]) -> list[list[float | None]]:
-        return [[None if np.isnan(x) else float(x) for x in member] for member in np.array(values).T]
-
-    return {
-        "task": data.task.name,
-        "steps": steps,
-        "normalized_reward": by_member(rewards),
-        "normalized_cost": by_member(costs),
-    }

@@ -24,7 +24,7 @@ _NOT_COMPARED = ("run.resume", "run.dir")  # the same run, however its directory
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """RUN/: config.yaml, metrics.jsonl, policies/, curves/, ray/ (checkpoints), results.json, report.html and .md, pictures.
+    """RUN/: config.yaml, metrics.jsonl, policies/, curves/, online/, ray/ (checkpoints), results.json, report.* and pictures.
 
     A search has in addition studies/, packs/STUDY-NUMBER/TASK/, pretraining/ (logs) and members/ (configurations).
     """
@@ -94,6 +94,10 @@ class RunDirectory:
     @property
     def policies(self) -> Path:
         return self.path / "policies"
+
+    def online(self, task: str) -> Path:
+        """What a training run's online evaluations spent and found; a pack of a search keeps them in its own folder."""
+        return self.path / "online" / task
 
     def curve(self, name: str, step: int) -> Path:
         """The population of a task, or of a pack of a search (STUDY-NUMBER/TASK), after `step` extraction steps."""

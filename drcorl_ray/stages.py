@@ -130,6 +130,7 @@ def build_learner(
         config.extract,
         members,
         pretrained.tensors,
+        evaluation=config.evaluation,
         sources=[pretrained.seeds.index(_seed(member)) for member in members],
         conditions=torch.from_numpy(np.stack(conditions)),
         estimation_observations=_estimation_observations(config, data, members),
@@ -171,16 +172,31 @@ def _estimation_observations(config: Config, data: TaskData, members: Sequence[M
     return torch.from_numpy(standardised[place].reshape(len(members), ESTIMATION_STATES, -1))
 
 
-def advance(stage: Stage, sample: Sampler, batch_rows: int, start: int, stop: int) -> dict[str, np.ndarray]:
-    """Steps start … stop − 1; each metric's mean [P] over the steps that reported it."""
+def advance(
+    stage: Stage,
+    sample: Sampler,
+    batch_rows: int,
+    start: int,
+    stop: int,
+    before: Callable[[int], object] = lambda step: None,
+) -> dict[str, np.ndarray]:
+    """Steps start … stop − 1, each after a call of `before`; each metric's mean [P] over the steps that reported it."""
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
     for step in range(start, stop):
+        before(step)
         draws = stage.draws(step)
         for name, value in stage.step(sample(draws, batch_rows), draws, step).items():
             sums[name] = sums[name] + value if name in sums else value
             counts[name] = counts.get(name, 0) + 1
     return {name: (total / counts[name]).cpu().numpy() for name, total in sums.items()}
+
+
+def save_last(path: Path, learner: Learner) -> None:
+    """Write the finished population, with which of it is finite and what it took from rollouts."""
+    online = learner.online
+    about = {"finite": learner.finite(), "online_episodes": online.spent, "appended_transitions": online.counts}
+    learner.policies().save_population(path, {name: values.tolist() for name, values in about.items()})
 
 
 def save_stage(path: Path, stage: Stage, step: int) -> None:

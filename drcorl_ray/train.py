@@ -7,12 +7,13 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
+import ray.train.collective
 import torch
 import torch.distributed
 from filelock import FileLock, Timeout
@@ -21,12 +22,15 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from torch import Tensor
 
 from drcorl_ray.config import Config, MemberConfig
+from drcorl_ray.curves import curve_steps, save_curve_point
 from drcorl_ray.data.replay import Batch, Replay
 from drcorl_ray.data.stream import Window, data_config, fill, stream_dataset
 from drcorl_ray.errors import UserError
 from drcorl_ray.method.learner import Learner
+from drcorl_ray.method.online import Evidence
 from drcorl_ray.method.pretrainer import Pretrainer
 from drcorl_ray.method.random import Draws
+from drcorl_ray.online import Before, online_evaluation
 from drcorl_ray.policy import load_population
 from drcorl_ray.progress import console
 from drcorl_ray.run_directory import MetricsLog, RunDirectory
@@ -42,6 +46,7 @@ from drcorl_ray.stages import (
     load_stage,
     report_intervals,
     save_artifacts,
+    save_last,
     save_stage,
 )
 
@@ -159,19 +164,11 @@ def extract(
 
     def finish(stage: Stage) -> None:
         assert isinstance(stage, Learner)
-        stage.policies().save_population(path, {"finite": stage.finite().tolist()})
+        save_last(path, stage)
 
     _fit(config, data, run, run.metrics, "extract", artifacts, build, finish)
     load_population(path)
     return path
-
-
-def curve_steps(config: Config) -> list[int]:
-    """Extraction steps at which the population is kept for the training curves: from the cloned start, on reports' steps."""
-    total, grid = config.extract.critic_steps + config.extract.steps, config.scaling.report_steps
-    points = config.evaluation.curve_points
-    wanted = (config.extract.critic_steps + config.extract.steps * i / points for i in range(points + 1 if points else 0))
-    return sorted({min(total, -(-int(step) // grid) * grid) for step in wanted} - {0})
 
 
 def _fit(
@@ -286,16 +283,36 @@ def _worker_loop(job: dict[str, Any]) -> None:
     feed.seek(step)
     log = MetricsLog(job["log"], data.task.name, name, stage.total_steps, step) if rank == 0 else None
     keep = curve_steps(config) if name == "extract" and rank == 0 else []
-    for start, stop in report_intervals(step, stage.total_steps, config.scaling.report_steps):
-        metrics = advance(stage, feed.sample, rows, start, stop)
-        if stop in keep and isinstance(stage, Learner):
-            stage.policies().save_population(run.curve(data.task.name, stop), {"step": stop})
-        if log is not None:
-            log.write(stop, metrics)
-        _report(stage, stop, rank)
+    with _rollouts(config, stage, data, run, rank) as before:
+        for start, stop in report_intervals(step, stage.total_steps, config.scaling.report_steps):
+            metrics = advance(stage, feed.sample, rows, start, stop, before)
+            if stop in keep and isinstance(stage, Learner):
+                save_curve_point(run.curve(data.task.name, stop), stage)
+            if log is not None:
+                log.write(stop, metrics)
+            _report(stage, stop, rank)
     feed.close()
     if rank == 0:
         job["finish"](stage)
+
+
+def _rollouts(config: Config, stage: Stage, data: TaskData, run: RunDirectory, rank: int) -> AbstractContextManager[Before]:
+    """The online evaluation of an extraction, by the first worker; pretraining has none."""
+    if isinstance(stage, Learner):
+        folder = run.online(data.task.name)
+        return online_evaluation(
+            config, stage, data.task, folder, stage.total_steps, leads=rank == 0, share=_from_first_worker
+        )
+    return nullcontext(lambda step: None)
+
+
+def _from_first_worker(evidence: Evidence | None) -> Evidence:
+    """The first worker's evidence, in every worker. A broadcast takes 1 kB at most, hence a reference to Ray's store."""
+    if ray.train.get_context().get_world_size() == 1:
+        assert evidence is not None
+        return evidence
+    sent = ray.train.collective.broadcast_from_rank_zero([ray.put(evidence)] if evidence else [])
+    return ray.get(sent[0])
 
 
 def _restore(stage: Stage) -> int:

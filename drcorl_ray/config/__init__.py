@@ -109,10 +109,11 @@ class Config(Section):
         return [self.member_with(overrides) for overrides in self.population or [{}]]
 
     def member_with(self, overrides: Mapping[str, Any]) -> MemberConfig:
-        """`member` with some keys replaced and its seed settled; UserError where one is invalid."""
+        """`member` with some keys replaced, its seed and evaluation mode settled; UserError where one is invalid."""
         values = self.member.model_dump() | dict(overrides)
-        if values["seed"] is None:
-            values["seed"] = self.run.seed
+        for key, default in (("seed", self.run.seed), ("evaluation_mode", self.evaluation.mode)):
+            if values[key] is None:
+                values[key] = default
         return validate(MemberConfig, values, "member")
 
     def dataset_of(self, task: str) -> str | None:

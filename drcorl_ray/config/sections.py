@@ -9,10 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from drcorl_ray.config.base import Fraction, NonNegative, Positive, Section, Widths
 from drcorl_ray.data.dsrl import Filters
+
+EvaluationMode = Literal["offline", "online", "hybrid"]
 
 
 class RunConfig(Section):
@@ -147,11 +149,34 @@ class MemberConfig(Section):
         default=0.8,
         description="reward rate asked of the behaviour model, a quantile of its low-cost rows; none: not conditioned (D7)",
     )
+    evaluation_mode: EvaluationMode | None = Field(
+        default=None, description="where this member's cost estimate comes from; none: evaluation.mode"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(default=None, description="seed of this member; none: run.seed")
 
 
 class EvaluationConfig(Section):
-    mode: Literal["offline"] = Field(default="offline", description="where the cost estimate of training comes from")
+    mode: EvaluationMode = Field(
+        default="offline",
+        description="where training's cost estimate comes from: the critics, rollouts, or rollouts that are learnt from too",
+    )
+    online_episodes: PositiveInt = Field(default=5, description="episodes a member spends on one online evaluation")
+    online_interval: PositiveInt = Field(default=250, description="policy steps between two online evaluations")
+    online_staleness: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="steps that learning goes on between an online evaluation's begin and its use; 0: it waits"
+    )
+    online_budget: Annotated[int, Field(ge=0)] = Field(
+        default=100, description="episodes a member may spend in training, repeated ones too; then its estimate is offline"
+    )
+    hybrid_episodes: PositiveInt = Field(
+        default=1, description="hybrid: episodes of an online evaluation whose transitions are appended to the member's replay"
+    )
+    hybrid_transitions: Annotated[int, Field(ge=0)] = Field(
+        default=10000, description="hybrid: transitions a member may append in all"
+    )
+    hybrid_share: Fraction = Field(
+        default=0.25, description="hybrid: share of a member's minibatch that its appended transitions take"
+    )
     episodes: PositiveInt = Field(default=20, description="fresh episodes per policy of the final evaluation")
     curve_points: Annotated[int, Field(ge=0)] = Field(
         default=5, description="policies along the training that are rolled out for the curves"
@@ -162,6 +187,17 @@ class EvaluationConfig(Section):
         default=["bc", "bc_safe"], description="behaviour cloning of all the data, of its episodes within the limit"
     )
 
+    @model_validator(mode="after")
+    def _parts_fit(self) -> EvaluationConfig:
+        if self.online_staleness > self.online_interval:
+            raise ValueError(
+                f"online_staleness {self.online_staleness} is above online_interval {self.online_interval}: "
+                "an evaluation must arrive before the next one does"
+            )
+        if self.hybrid_episodes > self.online_episodes:
+            raise ValueError(f"hybrid_episodes {self.hybrid_episodes} is above online_episodes {self.online_episodes}")
+        return self
+
 
 class ScalingConfig(Section):
     workers: PositiveInt = Field(default=1, description="data-parallel workers of Ray Train")
@@ -169,4 +205,10 @@ class ScalingConfig(Section):
     cpus_per_worker: Positive = Field(default=1.0, description="CPUs of a worker or pack; also its torch threads")
     gpus_per_pack: Positive = Field(default=1.0, description="share of a GPU that a pack owns when scaling.use_gpu is on")
     report_steps: PositiveInt = Field(default=500, description="steps between two reports, each with a checkpoint")
+    cpus_per_actor: NonNegative = Field(
+        default=0.0, description="CPUs that a rollout actor books; 0 fits any machine, a cluster grows by more than 0 alone"
+    )
+    actor_resource: str | None = Field(
+        default=None, description="custom Ray resource of the nodes on which rollout actors run; none: any node"
+    )
     max_failures: Annotated[int, Field(ge=0)] = Field(default=3, description="restarts of a failed worker or pack")

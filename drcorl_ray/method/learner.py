@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from drcorl_ray.config import ExtractConfig, MemberConfig, PretrainConfig
+from drcorl_ray.config import EvaluationConfig, ExtractConfig, MemberConfig, PretrainConfig
 from drcorl_ray.data.replay import Batch
 from drcorl_ray.method import critics, diffusion, schedules
 from drcorl_ray.method.adaptation import REGIONS, Decision, Multiplier, decide, manipulate
 from drcorl_ray.method.networks import Weights
+from drcorl_ray.method.online import Evidence, OnlineData
 from drcorl_ray.method.optim import Reduce, Trainable, alone, flat_gradients, reduce_together
 from drcorl_ray.method.policy import fold_condition, snapshot, standard_deviation
 from drcorl_ray.method.pretrainer import Architectures, Metrics, ensemble_q, noise_loss, row_conditions
@@ -25,6 +26,7 @@ from drcorl_ray.metrics import COST_EPSILON
 from drcorl_ray.policy import PopulationPolicy
 
 _PER_MEMBER = ("sources", "conditions", "estimation_observations", "average", "estimate", "region_counts")
+_ESTIMATE_ROWS = 256  # states of `offline_estimate` that are evaluated at once
 _STEP_OFFSET = 1 << 40  # extraction draws other numbers than pretraining at the same step
 
 
@@ -43,6 +45,7 @@ class Learner:
         members: Sequence[MemberConfig],
         pretrained: Mapping[str, Tensor],
         *,
+        evaluation: EvaluationConfig,
         sources: Sequence[int],
         conditions: Tensor,
         estimation_observations: Tensor,
@@ -68,6 +71,7 @@ class Learner:
         zeros = torch.zeros_like(self.hyper.cost_limit)
         self.multiplier = Multiplier.start(zeros)
         self.estimate, self.estimates = zeros.clone(), torch.zeros((), dtype=torch.float64, device=device)
+        self.online = OnlineData(spec, evaluation, members, device, dtype)
         self.region_counts = torch.zeros(len(members), len(REGIONS), dtype=torch.int64, device=device)
 
     def _start(self, pretrained: Mapping[str, Tensor], device: torch.device | str, dtype: torch.dtype) -> dict[str, Trainable]:
@@ -101,16 +105,23 @@ class Learner:
     def draws(self, step: int) -> Draws:
         return Draws(self.hyper.seed, step + _STEP_OFFSET, self.first_row)
 
-    def step(self, batch: Batch, draws: Draws, step: int, cost_estimate: Tensor | None = None) -> Metrics:
-        """One step of Algorithm 1 on a minibatch; metrics [P], detached.
+    def observe(self, evidence: Evidence) -> None:
+        """Take in what rollouts found: from now on their cost estimate holds, and minibatches mix in what was appended."""
+        self.online.take(evidence)
 
-        cost_estimate: [P] episode costs from elsewhere (rollouts), in place of the offline estimate.
+    def step(self, batch: Batch, draws: Draws, step: int) -> Metrics:
+        """One step of Algorithm 1 on a minibatch of the dataset; metrics [P], detached.
+
+        A hybrid member's critics and policy also see its appended transitions, the behaviour model never.
         """
+        dataset, batch = batch, self.online.mix(batch, draws)
         policy_step = step - self.extract.critic_steps
         progress = max(policy_step, 0) / self.extract.steps
         rate = schedules.cosine(progress, self.extract.final_learning_rate)
         actions, std = self._act(batch.observations, draws, Stream.POLICY_NOISE)
         losses, metrics = self._losses(batch, actions.detach(), draws)
+        if self.extract.update_diffusion:
+            losses["noise"] = self._noise_loss(dataset, draws)
         trained = [self.trainables[name] for name in losses]
         partial = flat_gradients(torch.stack(list(losses.values())).sum(), trained)
         if policy_step >= 0:
@@ -122,7 +133,7 @@ class Learner:
         for part, gradient in zip(trained, means, strict=False):
             part.descend(gradient, self.hyper.critic_learning_rate * rate)
         if policy_step >= 0:
-            metrics |= self._adapt(means[len(trained) :], cost_estimate, policy_step, progress, rate)
+            metrics |= self._adapt(means[len(trained) :], policy_step, progress, rate)
         for name in ("q_reward", "q_cost"):
             self.trainables[name].track(self.extract.target_step)
         return metrics | {f"critic/{name}_loss": loss.detach() for name, loss in losses.items()}
@@ -135,7 +146,7 @@ class Learner:
         return (mean + std * draws.normal(stream, *mean.shape[1:], dtype=mean.dtype), std) if self.stochastic else (mean, std)
 
     def _losses(self, batch: Batch, actions: Tensor, draws: Draws) -> tuple[dict[str, Tensor], Metrics]:
-        """Critic losses [P] (and the diffusion's where it goes on): TD on the policy's own actions (Eq. 19, App. C.1)."""
+        """Critic losses [P]: TD on the policy's own actions (Eq. 19, App. C.1)."""
         q_reward, q_cost = self.trainables["q_reward"], self.trainables["q_cost"]
         with torch.no_grad():
             next_actions = self._act(batch.next_observations, draws, Stream.NEXT_POLICY_NOISE)[0]
@@ -159,11 +170,12 @@ class Learner:
         if self.pessimistic:
             q_c_policy = ensemble_q(q_cost, q_cost.weights, batch.observations, actions)
             losses["q_cost"] = losses["q_cost"] + critics.pessimism(q_c_policy, alpha=self.hyper.alpha)
-        if self.extract.update_diffusion:
-            labels = row_conditions(batch, self.spec, draws, self.pretrain.condition_dropout)
-            losses["noise"] = noise_loss(self.trainables["noise"], batch, labels, draws, self.pretrain.noise_dropout)
         metrics = {"critic/q_reward": q_r.detach().mean((1, 2)), "critic/q_cost": q_c.detach().mean((1, 2))}
         return losses, metrics
+
+    def _noise_loss(self, dataset: Batch, draws: Draws) -> Tensor:
+        labels = row_conditions(dataset, self.spec, draws, self.pretrain.condition_dropout)
+        return noise_loss(self.trainables["noise"], dataset, labels, draws, self.pretrain.noise_dropout)
 
     def _policy_gradients(self, batch: Batch, actions: Tensor, std: Tensor, draws: Draws) -> list[Tensor]:
         """The parts of Eq. 23, each an ascent direction [P, N]: of Q_r, of Q_c, of log μ; and the mean norms [P] of ∇_a Q."""
@@ -207,13 +219,33 @@ class Learner:
             bound = critics.upper_confidence_bound(ensemble_q(q_cost, q_cost.target, observations, actions), k=self.hyper.k)
             return critics.episodic_cost(bound, discount=self.pretrain.cost_discount, episode_length=self.spec.episode_length)
 
-    def _adapt(
-        self, parts: Sequence[Tensor], cost_estimate: Tensor | None, policy_step: int, progress: float, rate: float
-    ) -> Metrics:
+    def offline_estimate(self) -> tuple[Tensor, Tensor]:
+        """What the critics expect of the averaged policies on all estimation states: episode cost and its deviation, [P] each.
+
+        The estimate with any k (Eq. 24-25, App. B.1) is mean + k · deviation.
+        """
+        actor, q_cost = self.trainables["actor"], self.trainables["q_cost"]
+        weights = self.nets.actor.layout.split(self.average)
+        means, deviations = [], []
+        with torch.no_grad():
+            for states in self.estimation_observations.split(_ESTIMATE_ROWS, dim=1):
+                q = ensemble_q(q_cost, q_cost.target, states, actor.network(weights, states)[0])
+                means.append(q.mean(1))
+                deviations.append(q.std(1, correction=0))
+        mean, deviation = (
+            critics.episodic_cost(
+                torch.cat(parts, dim=-1), discount=self.pretrain.cost_discount, episode_length=self.spec.episode_length
+            )
+            for parts in (means, deviations)
+        )
+        return mean, deviation
+
+    def _adapt(self, parts: Sequence[Tensor], policy_step: int, progress: float, rate: float) -> Metrics:
         """Safe adaptation and the policy's update from the averaged parts of the gradient (Algorithms 2-3, Eq. 12, 20-23)."""
         toward_reward, toward_cost, toward_behaviour, norm_reward, norm_cost, offline = parts
         hyper = self.hyper
-        cost = self._smoothed(offline if cost_estimate is None else cost_estimate) / (hyper.cost_limit + COST_EPSILON)
+        offline = self._smoothed(offline)
+        cost = self.online.known(offline) / (hyper.cost_limit + COST_EPSILON)
         self.multiplier.update(
             cost, proportional=hyper.pid_proportional, integral=hyper.pid_integral, derivative=hyper.pid_derivative
         )
@@ -243,6 +275,8 @@ class Learner:
         self.region_counts.scatter_add_(1, decision.region[:, None], torch.ones_like(decision.region[:, None]))
         return {
             "adaptation/cost_estimate": cost * (hyper.cost_limit + COST_EPSILON),
+            "adaptation/offline_estimate": offline,
+            "adaptation/online_episodes": self.online.episodes.to(cost.dtype),
             "adaptation/region": decision.region.to(cost.dtype),
             "adaptation/conflict": conflict.to(cost.dtype),
             "adaptation/multiplier": self.multiplier.value.clone(),
@@ -259,15 +293,15 @@ class Learner:
         return torch.where(decision.band[:, None], both, single), (gradient_r * gradient_c).sum(-1) < 0
 
     def _smoothed(self, estimate: Tensor) -> Tensor:
-        """Bias-corrected running average of the cost estimate, [P]."""
+        """Bias-corrected running average of the offline estimate (D16), [P]."""
         decay = self.extract.estimate_smoothing
         self.estimates += 1
         self.estimate.lerp_(estimate, 1.0 - decay)
         return self.estimate / (1.0 - decay**self.estimates).to(self.estimate.dtype)
 
-    def policies(self) -> PopulationPolicy:
-        """The averaged deterministic policies, as numpy."""
-        weights = self.nets.actor.layout.split(self.average)
+    def policies(self, parameters: Tensor | None = None) -> PopulationPolicy:
+        """The averaged deterministic policies, as numpy; or those of other actor parameters [P, N]."""
+        weights = self.nets.actor.layout.split(self.average if parameters is None else parameters)
         return snapshot(self.nets.actor, weights, self.spec.observation_mean, self.spec.observation_std)
 
     def finite(self) -> Tensor:
@@ -285,6 +319,7 @@ class Learner:
         self.noise_weights = self._behaviour_model()
         self.hyper = self.hyper.select(index)
         self.multiplier = self.multiplier.select(index)
+        self.online.select(index)
 
     def join(self, other: Learner) -> None:
         """Take in another population's members, at the same step and from the same `pretrained`, behind its own."""
@@ -296,6 +331,7 @@ class Learner:
         self.noise_weights = self._behaviour_model()
         self.hyper = self.hyper.join(other.hyper)
         self.multiplier = self.multiplier.join(other.multiplier)
+        self.online.join(other.online)
         self.stochastic |= other.stochastic
         self.pessimistic |= other.pessimistic
 
@@ -303,9 +339,13 @@ class Learner:
         """Every tensor a resumed extraction needs beyond the constructor's arguments."""
         state = {f"{name}.{key}": x for name, part in self.trainables.items() for key, x in part.state().items()}
         state |= {f"multiplier.{key}": x for key, x in vars(self.multiplier).items()}
+        state |= {f"online.{key}": x for key, x in self.online.state_dict().items()}
         names = ("average", "estimate", "estimates", "region_counts")
         return state | {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        online = {name.removeprefix("online."): x for name, x in state.items() if name.startswith("online.")}
+        self.online.load_state_dict(online)
         for name, tensor in self.state_dict().items():
-            tensor.copy_(state[name])
+            if not name.startswith("online."):
+                tensor.copy_(state[name])

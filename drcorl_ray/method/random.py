@@ -37,6 +37,7 @@ class Stream(IntEnum):
     ESTIMATE_NOISE = 11
     ESTIMATE_STATES = 12
     SAMPLING_NOISE = 13
+    APPENDED_ROWS = 14
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:

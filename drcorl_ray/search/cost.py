@@ -55,7 +55,7 @@ class Ledger:
             "pretraining_device_s": pretraining * scaling.workers * per_worker,
             "packs_device_s": sum(end - begin for begin, end in intervals) * resources[device],
             "member_steps": sum(len(pack.members) * (pack.stop - pack.start) for _, pack, *_ in spent),
-            "online_episodes": sum(len(pack.members) * len(result["seeds"]) for _, pack, _, result in spent),
+            "online_episodes": sum(record.episodes(number) for record in records for number in record.path),
             "packs": len(spent),
             "configurations": sum(len(record.path) for record in records),
             "stopped": sum(not record.complete(number) for record in records for number in record.path),

@@ -14,7 +14,7 @@ from drcorl_ray.errors import UserError
 from drcorl_ray.experiment import Records, evaluate_baselines, finish, open_task, start_baselines
 from drcorl_ray.progress import Watcher, console, progress_bars
 from drcorl_ray.results import best_safe_episodes
-from drcorl_ray.rollout import RolloutPool
+from drcorl_ray.rollout_pool import RolloutPool
 from drcorl_ray.run_directory import RunDirectory
 from drcorl_ray.search.cost import Ledger
 from drcorl_ray.search.member_runs import MemberRuns
@@ -45,7 +45,7 @@ def search(config: Config) -> RunDirectory:
         Tracker(config, run) as tracker,
         Watcher(run, bars, lambda line: tracker.log(line) if line["stage"] == "pretrain" else None),
         MemberRuns(config, run, tracker),
-        RolloutPool(config.evaluation.actors) as pool,
+        RolloutPool.of(config) as pool,
     ):
         with ledger.phase("pretraining"):
             artifacts = pretrain_tasks(config, tasks, run, pretrain_seeds(reference_members(config)))
@@ -56,13 +56,14 @@ def search(config: Config) -> RunDirectory:
         run_packs(trainer, [SearchPlan(study, run.packs, judges, stops(config)) for study, judges in studies])
         with ledger.phase("evaluation"):
             records = [SearchRecord.read(config, run, study, [by_name[name] for name in judges]) for study, judges in studies]
-            rows, curves = evaluate_search(records, pool)
+            rows, curves, calibration = evaluate_search(records, pool)
             for data, pending in zip(tasks, clones, strict=True):
                 rows += evaluate_baselines(data, run, pending, pool, fresh_episodes(config, data.task))
     limits = [row["cost_limit"] for row in rows]
     references = [reference for data in tasks for reference in best_safe_episodes(data, limits)]
     described = describe_search(records, ledger.cost(records, time.monotonic() - started))
-    finish(run, rows, started, {"curves": curves, "references": references, "search": described})
+    measured = {"curves": curves, "calibration": calibration, "references": references}
+    finish(run, rows, started, measured | {"search": described})
     return run
 
 
@@ -107,9 +108,10 @@ def open_studies(config: Config, run: RunDirectory, tasks: Sequence[str]) -> lis
 
 
 def paper_member(config: Config) -> MemberConfig:
-    """The member with the paper's own settings, at the configured cost limit."""
-    limit = {"cost_limit": config.member.cost_limit, "seed": config.run.seed}
-    return MemberConfig.model_validate(PRESETS["paper"]["member"] | limit)
+    """The member with the paper's own settings, at the configured cost limit and mode of evaluation."""
+    own = config.member_with({})
+    kept = {"cost_limit": own.cost_limit, "seed": config.run.seed, "evaluation_mode": own.evaluation_mode}
+    return MemberConfig.model_validate(PRESETS["paper"]["member"] | kept)
 
 
 def reference_members(config: Config) -> list[MemberConfig]:
@@ -129,14 +131,14 @@ def stops(config: Config) -> list[int]:
     return sorted({first + max(1, round(share * steps)) for share in (*config.search.rungs, 1.0)})
 
 
-def evaluate_search(records: Sequence[SearchRecord], pool: RolloutPool) -> tuple[Records, Records]:
-    """Rows of the winners and of all configurations; the winners' curves."""
+def evaluate_search(records: Sequence[SearchRecord], pool: RolloutPool) -> tuple[Records, Records, Records]:
+    """Rows of the winners and of all configurations; the winners' curves and calibration."""
     rows: Records = []
-    curves: Records = []
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for record in records:
         best, winning = winner_rows(record, pool)
         rows += winning
         for data in record.tasks:
             rows += configuration_rows(record, data)
-            curves += winner_curves(record, data, best, pool)
-    return rows, curves
+            pairs += winner_curves(record, data, best, pool)
+    return rows, [curve for curve, _ in pairs], [calibration for _, calibration in pairs]

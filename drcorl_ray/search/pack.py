@@ -18,14 +18,16 @@ import torch
 
 from drcorl_ray.checkpoint import write_json
 from drcorl_ray.config import Config, MemberConfig
+from drcorl_ray.curves import curve_steps, save_curve_point
 from drcorl_ray.data.replay import Replay
 from drcorl_ray.data.store import read_store
 from drcorl_ray.experiment import SEARCH_SEEDS, episode_seeds
 from drcorl_ray.method.learner import Learner
+from drcorl_ray.online import online_evaluation
 from drcorl_ray.policy import load_population
 from drcorl_ray.rollout import evaluate
 from drcorl_ray.run_directory import MetricsLog, RunDirectory
-from drcorl_ray.search.plan import POPULATION, RESULT, STATE, Member, Pack, pack_folder, read_pack
+from drcorl_ray.search.plan import ONLINE, POPULATION, RESULT, STATE, Member, Pack, pack_folder, read_pack
 from drcorl_ray.stages import (
     Placement,
     TaskData,
@@ -35,10 +37,10 @@ from drcorl_ray.stages import (
     load_stage,
     mean_scores,
     report_intervals,
+    save_last,
     save_stage,
 )
 from drcorl_ray.tasks import Task
-from drcorl_ray.train import curve_steps
 
 Report = Callable[[int], None]
 
@@ -82,13 +84,14 @@ class PackTrainer:
         learner, step = self._learner(pack, data, folder)
         log = MetricsLog(folder / "metrics.jsonl", data.task.name, f"{pack.study} pack {pack.number}", pack.stop, step)
         keep = curve_steps(config)
-        for start, stop in report_intervals(step, pack.stop, config.scaling.report_steps):
-            log.write(stop, advance(learner, replay.sample, config.extract.batch_size, start, stop))
-            if stop in keep:
-                learner.policies().save_population(self.run.curve(name, stop), {"step": stop})
-            save_stage(folder / STATE, learner, stop)
-            report(stop)
-        learner.policies().save_population(folder / POPULATION, {"finite": learner.finite().tolist()})
+        with online_evaluation(config, learner, data.task, folder / ONLINE, pack.stop) as before:
+            for start, stop in report_intervals(step, pack.stop, config.scaling.report_steps):
+                log.write(stop, advance(learner, replay.sample, config.extract.batch_size, start, stop, before))
+                if stop in keep:
+                    save_curve_point(self.run.curve(name, stop), learner)
+                save_stage(folder / STATE, learner, stop)
+                report(stop)
+        save_last(folder / POPULATION, learner)
 
     def _learner(self, pack: Pack, data: TaskData, folder: Path) -> tuple[Learner, int]:
         """The pack's learner at the step to go on from: its own last report, its members' sources, or the pretraining."""

@@ -22,6 +22,7 @@ from drcorl_ray.errors import UserError
 from drcorl_ray.search.study import Score, SearchStudy
 
 STATE, RESULT, POPULATION = "state.safetensors", "result.json", "population.safetensors"  # of a pack on a task
+ONLINE = "online"  # folder of a pack on a task: what its online evaluations spent and found
 PACK, FATES = "pack.json", "fates.json"  # of a pack: what it holds; what became of each configuration after it
 
 Fate = Literal["goes on", "stopped", "complete", "lost"]

@@ -12,10 +12,11 @@ import numpy as np
 from drcorl_ray.checkpoint import read_json, write_bytes
 from drcorl_ray.config import Config, MemberConfig, SearchConfig, TaskConfig
 from drcorl_ray.config_file import dump_config
-from drcorl_ray.experiment import PoliciesAt, Records, member_candidate
+from drcorl_ray.curves import CurvePoint, PointAt, load_curve_point
+from drcorl_ray.experiment import Records, member_candidate
 from drcorl_ray.metrics import EpisodeStats
 from drcorl_ray.policy import PopulationPolicy, load_population
-from drcorl_ray.results import score
+from drcorl_ray.results import Candidate, Selection, score
 from drcorl_ray.run_directory import RunDirectory
 from drcorl_ray.search.plan import POPULATION, RESULT, Pack, pack_folder, read_packs
 from drcorl_ray.search.study import SearchStudy
@@ -58,25 +59,44 @@ class SearchRecord:
         pack, place = self.path[number][-1]
         return load_population(self.folder(pack, task) / POPULATION)[0].select([place])
 
-    def policies_at(self, number: int, task: Task) -> PoliciesAt:
-        """A configuration's policies along its training."""
+    def point_at(self, number: int, task: Task) -> PointAt:
+        """A configuration along its training."""
 
-        def policy(step: int) -> PopulationPolicy:
+        def point(step: int) -> CurvePoint:
             pack, place = next((pack, place) for pack, place in self.path[number] if step <= pack.stop)
             name = str(self.folder(pack, task).relative_to(self.run.packs))
-            return load_population(self.run.curve(name, step))[0].select([place])
+            return load_curve_point(self.run.curve(name, step)).select([place])
 
-        return policy
+        return point
+
+    def candidate(self, number: int, task: Task, selection: Selection, **details: Any) -> Candidate:
+        """What a configuration's row says of it. A winner is charged with all the study's episodes: it was chosen by them."""
+        charged = [number] if selection == "last" else list(self.path)
+        return member_candidate(
+            self.config,
+            self.member(number),
+            sum(self.episodes(other) for other in charged),
+            self._taken(number, task)["appended_transitions"],
+            selection,
+            self._details(number, task) | details,
+        )
 
     def episodes(self, number: int) -> int:
-        """Online episodes that judged a configuration, on all tasks of the study."""
-        return self.config.search.episodes * len(self.path[number]) * len(self.tasks)
+        """Online episodes that trained and judged a configuration, on all tasks of the study."""
+        judged = self.config.search.episodes * len(self.path[number]) * len(self.tasks)
+        return judged + sum(self._taken(number, data.task)["online_episodes"] for data in self.tasks)
+
+    def _taken(self, number: int, task: Task) -> dict[str, int]:
+        """What a configuration took from rollouts in its training."""
+        pack, place = self.path[number][-1]
+        _, meta = load_population(self.folder(pack, task) / POPULATION)
+        return {name: meta[name][place] for name in ("online_episodes", "appended_transitions")}
 
     def complete(self, number: int) -> bool:
         """Whether a configuration was trained to the end, and not stopped by a rung."""
         return self.path[number][-1][0].stop == self.config.extract.critic_steps + self.config.extract.steps
 
-    def details(self, number: int, task: Task) -> dict[str, Any]:
+    def _details(self, number: int, task: Task) -> dict[str, Any]:
         """The columns of a configuration's row that only a search has."""
         return {
             "study": self.study.name,
@@ -105,15 +125,7 @@ def configuration_rows(record: SearchRecord, data: TaskData) -> Records:
         returns, costs, lengths = (np.array([member[name] for member in judged]) for name in ("returns", "costs", "lengths"))
         policies = load_population(record.folder(pack, data.task) / POPULATION)[0].select(sound)
         numbers = [pack.members[place].number for place in sound]
-        candidates = [
-            member_candidate(
-                record.config,
-                record.member(number),
-                online_episodes=record.episodes(number),
-                details=record.details(number, data.task),
-            )
-            for number in numbers
-        ]
+        candidates = [record.candidate(number, data.task, "last") for number in numbers]
         stats = EpisodeStats(returns, costs, lengths, np.array(result["seeds"]))
         rows += score(record.run, data, policies, candidates, stats, [f"{number:04d}" for number in numbers])
     return rows

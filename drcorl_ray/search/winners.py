@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from drcorl_ray.config import Config
-from drcorl_ray.experiment import FRESH_SEEDS, Records, episode_seeds, member_candidate, roll_out_curves
+from drcorl_ray.curves import roll_out_curves
+from drcorl_ray.experiment import FRESH_SEEDS, Records, episode_seeds
 from drcorl_ray.progress import console
 from drcorl_ray.results import score
-from drcorl_ray.rollout import RolloutPool
+from drcorl_ray.rollout_pool import RolloutPool
 from drcorl_ray.search.record import SearchRecord
 from drcorl_ray.stages import TaskData
 from drcorl_ray.tasks import Task
@@ -47,23 +48,21 @@ def _announce(record: SearchRecord, crowned: Sequence[int], best: Sequence[int],
 def _winner_row(record: SearchRecord, data: TaskData, number: int, pool: RolloutPool) -> dict[str, Any]:
     pack, place = record.path[number][-1]
     judged = record.result(pack, data.task)["members"][place]
-    candidate = member_candidate(
-        record.config,
-        record.member(number),
-        selection="search_winner",
-        online_episodes=sum(record.episodes(other) for other in record.path),
-        details=record.details(number, data.task)
-        | {f"search_{name}": judged[name] for name in ("normalized_reward", "normalized_cost")},
-    )
+    search_scores = {f"search_{name}": judged[name] for name in ("normalized_reward", "normalized_cost")}
+    candidate = record.candidate(number, data.task, "search_winner", **search_scores)
     policies = record.policy(number, data.task)
     stats = pool.evaluate(policies, data.task, episode_seeds(FRESH_SEEDS, fresh_episodes(record.config, data.task)))
     return score(record.run, data, policies, [candidate], stats, [f"winner-{number:04d}"])[0]
 
 
-def winner_curves(record: SearchRecord, data: TaskData, winners: Sequence[int], pool: RolloutPool) -> Records:
-    """The winners' true reward and cost along their training."""
-    return [
-        roll_out_curves(record.config, data, [record.member(number).cost_limit], record.policies_at(number, data.task), pool)
-        | {"label": f"{record.study.name} {number}"}
-        for number in winners
-    ]
+def winner_curves(
+    record: SearchRecord, data: TaskData, winners: Sequence[int], pool: RolloutPool
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The winners' true reward and cost along their training, and their calibration."""
+    pairs = []
+    for number in winners:
+        label = {"label": f"{record.study.name} {number}"}
+        point_at = record.point_at(number, data.task)
+        curve, calibration = roll_out_curves(record.config, data, [record.member(number)], point_at, pool)
+        pairs.append((curve | label, calibration | label))
+    return pairs

@@ -108,6 +108,7 @@ def make_learner(
         config.extract,
         settled,
         pretrained,
+        evaluation=config.evaluation,
         sources=[0] * len(members),
         conditions=conditions,
         estimation_observations=states,

@@ -180,12 +180,6 @@ def test_beta_zero_is_cloning_through_the_score_alone():
     torch.testing.assert_close(learner.average[0], learner.average[1], rtol=0, atol=1e-12)
 
 
-def test_an_outside_cost_estimate_replaces_the_offline_one():
-    learner, table = start(members=[{"seed": 1}, {"seed": 1}])
-    metrics = extract(learner, table, 0, 10, cost_estimate=torch.tensor([0.0, 1e6], dtype=torch.float64))
-    assert metrics["adaptation/region"].tolist() == [0.0, 2.0]
-
-
 def test_a_lost_member_leaves_the_others_alone():
     sick, table = start()
     sick.trainables["actor"].flat[1] = math.nan

@@ -1,0 +1,206 @@
+"""Online evaluation during extraction (App. B.1): when policies are rolled out, what it costs, and what comes back.
+
+Evaluation number i takes effect before policy step i · `online_interval`; it begins `online_staleness` steps earlier, with the
+policies of that moment, and learning goes on meanwhile. Since it is waited for at that step, and at no other, a run gives the
+same numbers however long the rollouts take.
+
+An episode is charged to its member's budget on disk before it begins, also when it begins again because its process died, so
+no kill and no resume can spend more. A finished evaluation is on disk too and is not repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from drcorl_ray.checkpoint import load_arrays, save_arrays, write_bytes
+from drcorl_ray.config import Config
+from drcorl_ray.data.dsrl import Episodes
+from drcorl_ray.data.store import discounted_rates
+from drcorl_ray.method.learner import Learner
+from drcorl_ray.method.online import Evidence
+from drcorl_ray.policy import PopulationPolicy
+from drcorl_ray.rollout import Rollouts, Trajectory
+from drcorl_ray.rollout_pool import RolloutPool
+from drcorl_ray.tasks import Task
+
+ONLINE_SEEDS = 5_000_000  # of the first evaluation's episodes; the next one's follow
+
+_TRANSITIONS = "transitions"
+
+Share = Callable[[Any], Evidence]
+Before = Callable[[int], None]
+
+
+class EpisodeLedger:
+    """What each of P members has spent, in a file of one line a charge; a charge that returned is on disk."""
+
+    def __init__(self, path: Path, budget: int, spent_before: Sequence[int]) -> None:
+        """spent_before: [P], in the packs that a search's members come from; a ledger that exists knows it."""
+        self._path, self._budget = path, budget
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        entries = [json.loads(line) for line in lines] or [{"spent_before": [int(spent) for spent in spent_before]}]
+        write_bytes(path, "".join(json.dumps(entry) + "\n" for entry in entries).encode())  # without a half-written line
+        self.spent = np.array(entries[0]["spent_before"], np.int64)
+        for entry in entries[1:]:
+            self.spent[entry["members"]] += entry["episodes"]
+
+    def charge(self, members: Sequence[int], episodes: int) -> list[int]:
+        """Grant each member up to that many episodes; how many, as far as its budget reaches."""
+        chosen = list(members)
+        granted = np.clip(self._budget - self.spent[chosen], 0, episodes)
+        if granted.any():
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"members": chosen, "episodes": granted.tolist()}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            self.spent[chosen] += granted
+        return granted.tolist()
+
+
+class Roller:
+    """Runs the evaluations of a population one after another, and keeps them in `folder`."""
+
+    def __init__(self, config: Config, learner: Learner, task: Task, folder: Path, pool: RolloutPool) -> None:
+        self._settings, self._task, self._folder, self._pool = config.evaluation, task, folder, pool
+        self._online, self._record = learner.online.online.cpu().numpy(), bool(learner.online.hybrid.any())
+        self._ledger = EpisodeLedger(folder / "episodes.jsonl", self._settings.online_budget, learner.online.spent.tolist())
+        self._future: Future[Rollouts] | None = None
+        self._members: list[int] = []
+
+    def begin(self, number: int, policies: PopulationPolicy) -> None:
+        """Start rolling out the online members that are finite and have something left to spend."""
+        self._future = None
+        if self._file(number).exists():
+            return
+        left = self._ledger.spent < self._settings.online_budget
+        self._members = np.flatnonzero(self._online & left & policies.finite()).tolist()
+        if not self._members:
+            return
+        episodes = self._settings.online_episodes
+        first = ONLINE_SEEDS + number * episodes
+        self._future = self._pool.start(
+            policies.select(self._members),
+            self._task,
+            range(first, first + episodes),
+            record=self._settings.hybrid_episodes if self._record else 0,
+            charge=lambda members, count: self._ledger.charge([self._members[member] for member in members], count),
+        )
+
+    def result(self, number: int) -> Evidence:
+        """Wait for what `begin` started; errors as `RolloutPool.roll_out`."""
+        file = self._file(number)
+        if not file.exists():
+            seeds = self._seeds(number)
+            rollouts = Rollouts.empty(len(self._members), seeds) if self._future is None else self._future.result()
+            whole = Rollouts.empty(len(self._online), seeds)
+            for place, member in enumerate(self._members):
+                whole.store(slice(member, member + 1), slice(0, len(seeds)), rollouts.of(place))
+            save_arrays(file, _arrays(whole) | {"spent": self._ledger.spent}, {"evaluation": number})
+        return _evidence(load_arrays(file)[0])
+
+    def _seeds(self, number: int) -> range:
+        first = ONLINE_SEEDS + number * self._settings.online_episodes
+        return range(first, first + self._settings.online_episodes)
+
+    def _file(self, number: int) -> Path:
+        return self._folder / f"evaluation-{number:04d}.safetensors"
+
+
+def _arrays(rollouts: Rollouts) -> dict[str, np.ndarray]:
+    """Rollouts as named arrays; a member's recorded episodes one behind the other, as TRANSITIONS/MEMBER/COLUMN."""
+    arrays = vars(rollouts.stats) | {"ran": rollouts.ran}
+    for member in sorted({member for member, _ in rollouts.trajectories}):
+        recorded = [rollouts.trajectories[key] for key in sorted(rollouts.trajectories) if key[0] == member]
+        rows = [_transitions(trajectory) for trajectory in recorded]
+        arrays |= {f"{_TRANSITIONS}/{member}/{name}": np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    return arrays
+
+
+def _transitions(trajectory: Trajectory) -> dict[str, np.ndarray]:
+    """An episode's columns with the rates that the dataset's rows have too."""
+    rewards, costs, terminals = (trajectory[name] for name in ("rewards", "costs", "terminals"))
+    whole = [0], [len(rewards)], [rewards.sum()], [costs.sum()], [terminals[-1] > 0]
+    episode = Episodes(*map(np.array, whole))
+    return trajectory | {f"{name}_rates": discounted_rates(trajectory[f"{name}s"], episode) for name in ("reward", "cost")}
+
+
+def _evidence(arrays: Mapping[str, np.ndarray]) -> Evidence:
+    ran, transitions = arrays["ran"], {}
+    for name, array in arrays.items():
+        if name.startswith(_TRANSITIONS):
+            _, member, column = name.split("/")
+            transitions.setdefault(int(member), {})[column] = array
+    episodes = ran.sum(axis=1)
+    costs = np.where(ran, arrays["costs"], 0.0).sum(axis=1) / np.maximum(episodes, 1)
+    return Evidence(costs, episodes, arrays["spent"], transitions)
+
+
+class OnlineEvaluation:
+    """Begins and ends the evaluations of a learner at their steps; `before` must be called before each step until `stop`.
+
+    roller: None but in one of several data-parallel workers. share: gives what that one found to all of them.
+    """
+
+    def __init__(self, config: Config, learner: Learner, stop: int, roller: Roller | None, share: Share) -> None:
+        self._learner, self._stop, self._roller, self._share = learner, stop, roller, share
+        self._first, self._total = config.extract.critic_steps, learner.total_steps
+        self._interval, self._staleness = config.evaluation.online_interval, config.evaluation.online_staleness
+        self._under_way = False
+
+    def before(self, step: int) -> None:
+        online = self._learner.online
+        number = max(0, -(-(step - self._first) // self._interval))  # the next one due, now or later
+        if online.pending_step >= 0 and not self._under_way:  # this process took the learner over
+            self._begin(number, online.pending)
+        if step == self._due(number):
+            if not self._under_way:
+                self._begin(number, self._learner.average)
+            self._learner.observe(self._share(self._roller.result(number) if self._roller else None))
+            online.release()
+            self._under_way = False
+            number += 1
+        due = self._due(number)
+        if not self._under_way and step == max(0, due - self._staleness) and due < self._total:
+            online.hold(self._learner.average, step)
+            if due < self._stop:
+                self._begin(number, online.pending)
+
+    def _due(self, number: int) -> int:
+        return self._first + number * self._interval
+
+    def _begin(self, number: int, parameters: Tensor) -> None:
+        self._under_way = True
+        if self._roller:
+            self._roller.begin(number, self._learner.policies(parameters))
+
+
+@contextmanager
+def online_evaluation(
+    config: Config,
+    learner: Learner,
+    task: Task,
+    folder: Path,
+    stop: int,
+    *,
+    leads: bool = True,
+    share: Share = lambda evidence: evidence,
+) -> Iterator[Before]:
+    """What must be called before each step until `stop`; its actors live as long as the context.
+
+    leads: whether this worker rolls out. Nothing is started where no member is online.
+    """
+    if not bool(learner.online.online.any()):
+        yield lambda step: None
+        return
+    with RolloutPool.of(config) as pool:
+        roller = Roller(config, learner, task, folder, pool) if leads else None
+        yield OnlineEvaluation(config, learner, stop, roller, share).before

@@ -1,0 +1,122 @@
+"""The pool gives what the plain function gives, whoever runs the episodes and whoever dies, hangs or comes late."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from drcorl_ray.errors import UserError
+from drcorl_ray.policy import PopulationPolicy
+from drcorl_ray.rollout import evaluate
+from drcorl_ray.rollout_pool import RolloutPool
+from drcorl_ray.tasks import Task, get_task
+from tests.policies import random_policy
+from tests.test_rollout import PICKY, WALK, assert_same
+
+
+def parent(process: int) -> int:
+    return int((Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[1])
+
+
+def actor_processes(doing: str) -> set[int]:
+    """Process ids of this test session's Ray workers with that title, e.g. "RolloutActor.run" while a job runs."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (entry / "cmdline").read_bytes().decode(errors="replace")
+            if title.startswith(f"ray::{doing}") and parent(parent(int(entry.name))) == os.getpid():
+                found.add(int(entry.name))
+        except OSError:
+            continue  # it ended meanwhile
+    return found
+
+
+def harm_one_actor_at_work(harm: signal.Signals, harmed: list[int]) -> threading.Thread:
+    """Send `harm` to the first actor that is seen running a job."""
+
+    def watch() -> None:
+        while not (at_work := actor_processes("RolloutActor.run")):
+            time.sleep(0.01)
+        harmed.append(min(at_work))
+        os.kill(harmed[0], harm)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.fixture(scope="module")
+def hoppers() -> tuple[PopulationPolicy, list[int]]:
+    return random_policy(11, 3, members=5, hidden=256), list(range(100, 112))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("actors", [1, 3])
+def test_pool_is_plain_evaluation(ray_cluster, hoppers, actors):
+    expected = evaluate(hoppers[0], "HopperVelocity", hoppers[1])
+    with RolloutPool(actors) as pool:
+        assert_same(pool.evaluate(hoppers[0], "HopperVelocity", hoppers[1]), expected)
+        small = random_policy(8, 2, members=2)
+        assert_same(pool.evaluate(small, "PointCircle", [1, 2]), evaluate(small, "PointCircle", [1, 2]))
+
+
+@pytest.mark.ray
+def test_a_killed_actor_changes_nothing(ray_cluster):
+    policies, seeds = random_policy(17, 6, members=2, hidden=256), list(range(8))
+    expected = evaluate(policies, "HalfCheetahVelocity", seeds)
+    with RolloutPool(2) as pool:
+        thread = harm_one_actor_at_work(signal.SIGKILL, harmed := [])
+        assert_same(pool.evaluate(policies, "HalfCheetahVelocity", seeds), expected)
+        thread.join(timeout=5)
+        assert len(harmed) == 1
+        assert harmed[0] not in actor_processes("")
+
+        idle = min(actor_processes("RolloutActor"))  # and one that dies between evaluations
+        os.kill(idle, signal.SIGKILL)
+        assert_same(pool.evaluate(policies, "HalfCheetahVelocity", seeds), expected)
+
+
+@pytest.mark.ray
+def test_a_hanging_actor_is_replaced(ray_cluster):
+    policies, seeds = random_policy(17, 6, members=1, hidden=256), list(range(6))
+    expected = evaluate(policies, "HalfCheetahVelocity", seeds)
+    harmed: list[int] = []
+    try:
+        with RolloutPool(2, job_timeout_s=10) as pool:
+            harm_one_actor_at_work(signal.SIGSTOP, harmed)
+            assert_same(pool.evaluate(policies, "HalfCheetahVelocity", seeds), expected)
+    finally:
+        for process in harmed:
+            os.kill(process, signal.SIGKILL)
+    assert len(harmed) == 1
+
+
+@pytest.mark.ray
+def test_errors_come_through(ray_cluster):
+    with RolloutPool(2, retries=1) as pool:
+        with pytest.raises(UserError, match=r"^Nowhere: gymnasium cannot make 'Nowhere-v0'") as caught:
+            pool.evaluate(random_policy(1, 1), Task("Nowhere", "gymnasium", None, "Nowhere-v0", 5), [0, 1, 2])
+        assert "\n" not in str(caught.value)
+        with pytest.raises(RuntimeError, match=r"Picky: rollouts failed 2 times"):
+            pool.evaluate(random_policy(1, 1), PICKY, [12, 13, 14])
+        with pytest.raises(ValueError, match="seed"):
+            pool.evaluate(random_policy(1, 1), WALK, [])
+        policies = random_policy(1, 1, members=2)  # the pool recovers; a user's task travels to the actors
+        assert_same(pool.evaluate(policies, WALK, [3, 4]), evaluate(policies, WALK, [3, 4]))
+
+
+@pytest.mark.ray
+def test_actors_without_a_cpu_hold_nothing_up(ray_cluster):
+    policies, seeds = random_policy(8, 2, members=2), list(range(6))
+    with RolloutPool(4, cpus_per_actor=1.5) as pool:  # the cluster has 2 CPUs: one actor runs, three wait
+        assert_same(pool.evaluate(policies, "PointCircle", seeds), evaluate(policies, get_task("PointCircle"), seeds))
+    with (
+        RolloutPool(1, cpus_per_actor=3, start_timeout_s=2) as pool,
+        pytest.raises(UserError, match="no rollout actor started"),
+    ):
+        pool.evaluate(policies, "PointCircle", seeds)
