@@ -159,20 +159,18 @@ class OnlineEvaluation:
     def before(self, step: int) -> None:
         online = self._learner.online
         number = max(0, -(-(step - self._first) // self._interval))  # the next one due, now or later
-        if online.pending_step >= 0 and not self._under_way:  # this process took the learner over
-            self._begin(number, online.pending)
         if step == self._due(number):
             if not self._under_way:
-                self._begin(number, self._learner.average)
+                self._begin(number, online.pending if online.pending_step >= 0 else self._learner.average)
             self._learner.observe(self._share(self._roller.result(number) if self._roller else None))
             online.release()
             self._under_way = False
             number += 1
         due = self._due(number)
-        if not self._under_way and step == max(0, due - self._staleness) and due < self._total:
+        if step == max(0, due - self._staleness) and due < self._total:
             online.hold(self._learner.average, step)
-            if due < self._stop:
-                self._begin(number, online.pending)
+        if online.pending_step >= 0 and due < self._stop and not self._under_way:
+            self._begin(number, online.pending)
 
     def _due(self, number: int) -> int:
         return self._first + number * self._interval
