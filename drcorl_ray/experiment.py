@@ -87,20 +87,31 @@ def open_task(config: Config, task_name: str) -> TaskData:
 def evaluate_population(
     config: Config, data: TaskData, run: RunDirectory, members: Sequence[MemberConfig], population: Path, pool: RolloutPool
 ) -> Records:
-    """Rows of the last policies on fresh episodes; a member that diverged has none, and is named."""
+    """Rows of the last policies on fresh episodes, and of those that online evaluations chose during the training.
+
+    A member that diverged has none, and is named.
+    """
     policies, meta = load_population(population)
     sound = [member for member, finite in enumerate(meta["finite"]) if finite]
     for member in sorted(set(range(policies.members)) - set(sound)):
         console.print(f"[red]{data.task.name}: member {member} diverged (non-finite weights) and is left out")
-    if not sound:
-        return []
-    stats = pool.evaluate(policies.select(sound), data.task, episode_seeds(FRESH_SEEDS, config.evaluation.episodes))
-    candidates = [
-        member_candidate(config, members[member], meta["online_episodes"][member], meta["appended_transitions"][member])
-        for member in sound
-    ]
-    labels = [f"{config.run.algorithm}-{member:03d}" for member in sound]
-    return score(run, data, policies.select(sound), candidates, stats, labels)
+
+    def rows(policies: PopulationPolicy, places: Sequence[int], selection: Selection, suffix: str = "") -> Records:
+        if not places:
+            return []
+        stats = pool.evaluate(policies, data.task, episode_seeds(FRESH_SEEDS, config.evaluation.episodes))
+        taken = [(meta["online_episodes"][place], meta["appended_transitions"][place]) for place in places]
+        candidates = [
+            member_candidate(config, members[place], *numbers, selection) for place, numbers in zip(places, taken, strict=True)
+        ]
+        labels = [f"{config.run.algorithm}-{place:03d}{suffix}" for place in places]
+        return score(run, data, policies, candidates, stats, labels, places)
+
+    last = rows(policies.select(sound), sound, "last")
+    if not run.online_best(data.task.name).exists():
+        return last
+    best, chosen = load_population(run.online_best(data.task.name))
+    return last + rows(best, chosen["members"], "online_best", "-online-best")
 
 
 def member_candidate(

@@ -11,6 +11,7 @@ no kill and no resume can spend more. A finished evaluation is on disk too and i
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -71,7 +72,10 @@ class Roller:
 
     def __init__(self, config: Config, learner: Learner, task: Task, folder: Path, pool: RolloutPool) -> None:
         self._settings, self._task, self._folder, self._pool = config.evaluation, task, folder, pool
-        self._online, self._record = learner.online.online.cpu().numpy(), bool(learner.online.hybrid.any())
+        self._online, self._hybrid = learner.online.online.cpu().numpy(), bool(learner.online.hybrid.any())
+        evaluations = math.ceil(config.extract.steps / self._settings.online_interval)
+        rows = evaluations * self._settings.hybrid_episodes * task.episode_length
+        self._append_every = math.ceil(rows / max(1, self._settings.hybrid_transitions))  # so that the budget lasts
         self._ledger = EpisodeLedger(folder / "episodes.jsonl", self._settings.online_budget, learner.online.spent.tolist())
         self._future: Future[Rollouts] | None = None
         self._members: list[int] = []
@@ -85,13 +89,12 @@ class Roller:
         self._members = np.flatnonzero(self._online & left & policies.finite()).tolist()
         if not self._members:
             return
-        episodes = self._settings.online_episodes
-        first = ONLINE_SEEDS + number * episodes
+        appended = self._hybrid and number % self._append_every == 0
         self._future = self._pool.start(
             policies.select(self._members),
             self._task,
-            range(first, first + episodes),
-            record=self._settings.hybrid_episodes if self._record else 0,
+            self._seeds(number),
+            record=self._settings.hybrid_episodes if appended else 0,
             charge=lambda members, count: self._ledger.charge([self._members[member] for member in members], count),
         )
 
@@ -140,8 +143,8 @@ def _evidence(arrays: Mapping[str, np.ndarray]) -> Evidence:
             _, member, column = name.split("/")
             transitions.setdefault(int(member), {})[column] = array
     episodes = ran.sum(axis=1)
-    costs = np.where(ran, arrays["costs"], 0.0).sum(axis=1) / np.maximum(episodes, 1)
-    return Evidence(costs, episodes, arrays["spent"], transitions)
+    costs, returns = (np.where(ran, arrays[x], 0.0).sum(axis=1) / np.maximum(episodes, 1) for x in ("costs", "returns"))
+    return Evidence(costs, returns, episodes, arrays["spent"], transitions)
 
 
 class OnlineEvaluation:

@@ -57,8 +57,12 @@ def score(
     candidates: Sequence[Candidate],
     stats: EpisodeStats,
     labels: Sequence[str],
+    members: Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of a population's evaluation; each member's policy is written to RUN/policies/TASK-LABEL.safetensors."""
+    """Rows of a population's evaluation; each member's policy is written to RUN/policies/TASK-LABEL.safetensors.
+
+    members: the numbers by which the rows call them, 0, 1 … if not given.
+    """
     rows = []
     for member, (candidate, label) in enumerate(zip(candidates, labels, strict=True)):
         path = run.policies / f"{data.task.name}-{label}.safetensors"
@@ -66,7 +70,7 @@ def score(
         row = {
             "task": data.task.name,
             "algorithm": candidate.algorithm,
-            "member": member,
+            "member": member if members is None else members[member],
             "config": dict(candidate.config),
             "seed": candidate.seed,
             "cost_limit": candidate.cost_limit,

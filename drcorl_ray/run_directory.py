@@ -107,6 +107,10 @@ class RunDirectory:
         """The population at the end of extraction."""
         return self.policies / f"{task}-population.safetensors"
 
+    def online_best(self, task: str) -> Path:
+        """Those of its members' policies that did best in online evaluations; absent without any."""
+        return self.policies / f"{task}-online-best.safetensors"
+
 
 def _refuse_other_settings(path: Path, resolved: str) -> None:
     try:

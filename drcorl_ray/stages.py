@@ -199,6 +199,14 @@ def save_last(path: Path, learner: Learner) -> None:
     learner.policies().save_population(path, {name: values.tolist() for name, values in about.items()})
 
 
+def save_online_best(path: Path, learner: Learner) -> None:
+    """Write the policies that did best in online evaluations, with whose they are; no file where no member had one."""
+    evaluated = learner.online.best_cost.isfinite()
+    if evaluated.any():
+        policies = learner.policies(learner.online.best).select(evaluated.nonzero().flatten().tolist())
+        policies.save_population(path, {"members": evaluated.nonzero().flatten().tolist()})
+
+
 def save_stage(path: Path, stage: Stage, step: int) -> None:
     """Write a stage's state after `step` steps."""
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in stage.state_dict().items()}

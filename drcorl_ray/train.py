@@ -47,6 +47,7 @@ from drcorl_ray.stages import (
     report_intervals,
     save_artifacts,
     save_last,
+    save_online_best,
     save_stage,
 )
 
@@ -164,6 +165,7 @@ def extract(
 
     def finish(stage: Stage) -> None:
         assert isinstance(stage, Learner)
+        save_online_best(run.online_best(data.task.name), stage)
         save_last(path, stage)
 
     _fit(config, data, run, run.metrics, "extract", artifacts, build, finish)

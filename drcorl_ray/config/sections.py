@@ -160,19 +160,19 @@ class EvaluationConfig(Section):
         default="offline",
         description="where training's cost estimate comes from: the critics, rollouts, or rollouts that are learnt from too",
     )
-    online_episodes: PositiveInt = Field(default=5, description="episodes a member spends on one online evaluation")
-    online_interval: PositiveInt = Field(default=250, description="policy steps between two online evaluations")
+    online_episodes: PositiveInt = Field(default=2, description="episodes a member spends on one online evaluation")
+    online_interval: PositiveInt = Field(default=25, description="policy steps between two online evaluations")
     online_staleness: Annotated[int, Field(ge=0)] = Field(
         default=0, description="steps that learning goes on between an online evaluation's begin and its use; 0: it waits"
     )
     online_budget: Annotated[int, Field(ge=0)] = Field(
-        default=100, description="episodes a member may spend in training, repeated ones too; then its estimate is offline"
+        default=200, description="episodes a member may spend in training, repeated ones too; then its estimate is offline"
     )
     hybrid_episodes: PositiveInt = Field(
         default=1, description="hybrid: episodes of an online evaluation whose transitions are appended to the member's replay"
     )
     hybrid_transitions: Annotated[int, Field(ge=0)] = Field(
-        default=10000, description="hybrid: transitions a member may append in all"
+        default=10000, description="hybrid: transitions a member may append in all, spread over its training"
     )
     hybrid_share: Fraction = Field(
         default=0.25, description="hybrid: share of a member's minibatch that its appended transitions take"

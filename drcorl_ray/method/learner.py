@@ -106,8 +106,12 @@ class Learner:
         return Draws(self.hyper.seed, step + _STEP_OFFSET, self.first_row)
 
     def observe(self, evidence: Evidence) -> None:
-        """Take in what rollouts found: from now on their cost estimate holds, and minibatches mix in what was appended."""
-        self.online.take(evidence)
+        """Take in what rollouts found of the held policies, or else of those of this moment.
+
+        From now on their cost estimate holds, and minibatches mix in what was appended.
+        """
+        policies = self.online.pending if self.online.pending_step >= 0 else self.average
+        self.online.take(evidence, policies, self.hyper.cost_limit)
 
     def step(self, batch: Batch, draws: Draws, step: int) -> Metrics:
         """One step of Algorithm 1 on a minibatch of the dataset; metrics [P], detached.

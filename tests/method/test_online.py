@@ -30,8 +30,10 @@ def columns(rows: int, value: float = 1.0) -> dict[str, np.ndarray]:
     return named | {name: numbers.copy() for name in ("rewards", "costs", "terminals", "reward_rates", "cost_rates")}
 
 
-def evidence(costs, spent=(0, 0, 0), transitions=None, episodes=5) -> Evidence:
-    return Evidence(np.array(costs, np.float64), np.full(len(costs), episodes), np.array(spent), transitions or {})
+def evidence(costs, spent=(0, 0, 0), transitions=None, episodes=5, returns=(0.0, 0.0, 0.0)) -> Evidence:
+    count = len(costs)
+    means = np.array(costs, np.float64), np.array(returns[:count], np.float64)
+    return Evidence(*means, np.full(count, episodes), np.array(spent), transitions or {})
 
 
 def batch_of(learner: Learner, step: int, rows: int = 16, first_row: int = 0) -> tuple[Batch, Batch]:
@@ -150,9 +152,36 @@ def test_state_select_and_join_keep_what_rollouts_told():
             assert torch.equal(learner.trainables[name].flat, flat), name
 
 
+def test_the_best_evaluated_policy_is_kept():
+    """By hand, limit 10: over it the lowest cost counts, within it the return; an unsafe one never replaces a safe one."""
+    learner = start([{"evaluation_mode": mode, "cost_limit": 10.0} for mode in ("online", "hybrid", "offline")])
+    scores = [(50.0, 9.0), (40.0, 1.0), (45.0, 99.0), (10.05, 3.0), (2.0, 2.0), (9.0, 4.0), (11.0, 50.0), (0.0, 3.5)]
+    best = [0, 1, 1, 3, 3, 5, 5, 5]
+    for step, (cost, gain) in enumerate(scores):
+        learner.average.fill_(float(step))
+        learner.observe(evidence([cost] * 3, returns=(gain, gain, gain)))
+        assert learner.online.best[:2, 0].tolist() == [best[step]] * 2
+    assert learner.online.best_cost.tolist() == [9.0, 9.0, torch.inf]
+    learner.online.hold(torch.full_like(learner.average, 77.0), 3)
+    learner.observe(evidence([9.0] * 3, returns=(5.0, 5.0, 5.0)))
+    assert learner.online.best[0, 0] == 77.0  # the policies that were held, and not those of this moment
+    learner.observe(evidence([0.0] * 3, returns=(9.0, 9.0, 9.0), episodes=0))
+    assert learner.online.best[0, 0] == 77.0
+
+
+def test_a_pack_without_online_members_joins_one_that_waits_for_an_evaluation():
+    offline, online = start([{"evaluation_mode": "offline"}]), start([{"evaluation_mode": "online"}])
+    online.online.hold(online.average, 5)
+    held = online.average.clone()
+    offline.join(online)
+    assert offline.online.pending_step == 5
+    assert torch.equal(offline.online.pending[1:], held)
+
+
 def test_a_held_policy_outlives_a_checkpoint():
     learner = start()
     learner.online.hold(learner.average, 5)
+    learner.online.best_cost[0] = 3.0
     held = learner.average.clone()
     extract(learner, TABLE, 0, 6)
     other = start()
