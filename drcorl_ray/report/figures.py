@@ -14,7 +14,7 @@ from drcorl_ray.report.study import OFFLINE, Judged, Series, Studied, pareto_fro
 from drcorl_ray.report.tables import BASELINES, EDGE, WALL_PARTS, Row, is_judged, is_winner, row_name, settings
 
 BLUE, RED, ORANGE, GOLD, GREEN, PURPLE, GREY = "#1f77b4", "#c0392b", "#e67e22", "#f5b301", "#2e8b57", "#7d3c98", "#9aa0a6"
-_PALETTE = qualitative.D3
+PALETTE = qualitative.D3
 _COLORS = {"bc": RED, "bc_safe": ORANGE}
 _MARGIN = {"l": 60, "r": 20, "t": 44, "b": 50}
 
@@ -24,11 +24,11 @@ def hover(row: Row, keys: Sequence[str], *extra: str) -> str:
     return "<br>".join(escape(line) for line in (row_name(row), *extra, *settings(row, keys)))
 
 
-def _layout(title: str, height: int, **more: Any) -> dict[str, Any]:
+def layout(title: str, height: int, **more: Any) -> dict[str, Any]:
     return {"title": {"text": escape(title), "x": 0.02}, "height": height, "margin": _MARGIN, "hovermode": "closest"} | more
 
 
-_BELOW = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top"}
+BELOW = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top"}
 
 
 def _plane(figure: go.Figure) -> None:
@@ -41,7 +41,7 @@ def _plane(figure: go.Figure) -> None:
 
 def scatter(task: str, rows: Sequence[Row], references: Sequence[Row], keys: Sequence[str]) -> go.Figure:
     """Every evaluated policy of a task; hollow: stopped early; stars: winners' fresh scores, joined to their search scores."""
-    figure = go.Figure(layout=_layout(task, 420, legend=_BELOW))
+    figure = go.Figure(layout=layout(task, 420, legend=BELOW))
     for name, group, marker in _groups(rows):
         figure.add_trace(_points(name, group, marker, keys))
     for row in filter(is_winner, rows):
@@ -101,7 +101,7 @@ def pareto(study: str, configurations: Sequence[Judged], keys: Sequence[str]) ->
     """The judged configurations of a study, the front among its finished ones."""
     finished = [point for point in configurations if point.state == "complete"]
     front = [finished[index] for index in pareto_front([(point.reward, point.cost) for point in finished])]
-    figure = go.Figure(layout=_layout(study, 420, legend=_BELOW))
+    figure = go.Figure(layout=layout(study, 420, legend=BELOW))
     styles: list[tuple[str, list[Judged], dict[str, Any]]] = [
         ("configuration", finished, {"mode": "markers", "marker": {"color": BLUE, "opacity": 0.5}}),
         ("Pareto front", front, {"mode": "lines+markers", "line": {"shape": "hv", "color": PURPLE}, "marker": {"size": 10}}),
@@ -116,7 +116,7 @@ def pareto(study: str, configurations: Sequence[Judged], keys: Sequence[str]) ->
 
 def importances(study: str, shares: Mapping[str, Mapping[str, float]]) -> go.Figure:
     keys = ranked_keys(shares)
-    figure = go.Figure(layout=_layout(study, 130 + 34 * len(keys), legend=_BELOW | {"y": -0.35}, barmode="group"))
+    figure = go.Figure(layout=layout(study, 130 + 34 * len(keys), legend=BELOW | {"y": -0.35}, barmode="group"))
     for score, color in (("cost", ORANGE), ("reward", BLUE)):
         if score in shares:
             values = [shares[score].get(key, 0.0) for key in keys]
@@ -134,7 +134,7 @@ def parallel(study: Studied) -> go.Figure:
     assert study.optuna is not None
     with quiet():
         figure = plot_parallel_coordinate(study.optuna, target_name="reward")
-    return figure.update_layout(**_layout(study.name, 420, margin=_MARGIN | {"t": 70}))
+    return figure.update_layout(**layout(study.name, 420, margin=_MARGIN | {"t": 70}))
 
 
 def true_curves(task: str, curves: Sequence[Mapping[str, Any]]) -> go.Figure:
@@ -146,11 +146,11 @@ def true_curves(task: str, curves: Sequence[Mapping[str, Any]]) -> go.Figure:
         for member in range(len(curve["normalized_reward"]))
     ]
     for place, (label, curve, member) in enumerate(lines):
-        color, name = _PALETTE[place % len(_PALETTE)], escape(label)
+        color, name = PALETTE[place % len(PALETTE)], escape(label)
         for column, score in enumerate(("normalized_reward", "normalized_cost"), 1):
             figure.add_scatter(
                 x=curve["steps"], y=curve[score][member], name=name, legendgroup=name, row=1, col=column, line_color=color,
-                mode="lines+markers", showlegend=column == 1 and len(lines) <= len(_PALETTE),
+                mode="lines+markers", showlegend=column == 1 and len(lines) <= len(PALETTE),
                 hovertemplate=f"{name}<br>step %{{x}}: %{{y:.3f}}<extra></extra>",
             )  # fmt: skip
     _limit(figure, 1, column=2)
@@ -193,7 +193,7 @@ def _status(row: Row | None) -> tuple[str, float, str]:
 
 def _two_panels(title: str, *labels: str) -> go.Figure:
     figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.09)
-    figure.update_layout(**_layout(title, 380))
+    figure.update_layout(**layout(title, 380))
     figure.update_xaxes(title_text="extraction step")
     for column, label in enumerate(labels, 1):
         figure.update_yaxes(title_text=label, row=1, col=column)
@@ -209,7 +209,7 @@ def wall_time(cost: Mapping[str, Any]) -> go.Figure:
     """One stacked bar: where the wall time went."""
     margin = {"l": 10, "r": 10, "t": 10, "b": 40}
     figure = go.Figure(
-        layout=_layout("", 150, barmode="stack", margin=margin, legend=_BELOW | {"y": -0.6, "traceorder": "normal"})
+        layout=layout("", 150, barmode="stack", margin=margin, legend=BELOW | {"y": -0.6, "traceorder": "normal"})
     )
     for (key, label), color in zip(WALL_PARTS.items(), (PURPLE, BLUE, ORANGE, GREY), strict=True):
         value = cost.get(key) or 0.0

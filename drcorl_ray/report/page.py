@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import plotly.io as pio
 from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
-from drcorl_ray.report import figures
+from drcorl_ray.report import calibration, calibration_figures, figures
 from drcorl_ray.report.study import FEWEST_FINISHED, Series, Studied, judged
 from drcorl_ray.report.tables import (
     BASELINES,
@@ -66,6 +66,7 @@ class Page:
             self._importances(),
             self._parallel(),
             self._curves(),
+            self._calibration(),
             self._cost(),
             self._configurations(),
         ]
@@ -206,6 +207,27 @@ class Page:
         rows = [row for row in self._results["rows"] if row["task"] == task and row["algorithm"] not in BASELINES]
         return {row.get("configuration", row["member"]): row for row in sorted(rows, key=is_winner)}
 
+    def _calibration(self) -> str:
+        known = calibration.by_task(self._results)
+        if not known:
+            return ""
+        answers, plots, rows = [], [], []
+        for task, entries in known.items():
+            verdict = calibration.verdict(task, entries)
+            answer = f"{escape(task)}: <b>{verdict.word}</b></td><td>{escape(verdict.reason)}"
+            answers.append(f'<tr data-tasks="{self._tagged([task])}"><td class="answer {verdict.style}">{answer}</td></tr>')
+            plots += [
+                self._plot(draw(task, entries), [task]) for draw in (calibration_figures.scatter, calibration_figures.errors)
+            ]
+            rows += calibration.agreements(task, entries)
+        return _section(
+            calibration.TITLE,
+            f'<table class="answers">{"".join(answers)}</table>',
+            f'<div class="pairs">{"".join(plots)}</div>',
+            _table(calibration.COLUMNS, rows, "", lambda row: self._tagged([row.task])),
+            _note(calibration.NOTE),
+        )
+
     def _cost(self) -> str:
         cost = (self._about.get("search") or {}).get("cost")
         if not cost:
@@ -217,7 +239,7 @@ class Page:
         rows = judged_rows(self._results)
         if not rows:
             return ""
-        table = _table(judged_columns(varied_keys(rows)), rows, "sortable", self._tagged)
+        table = _table(judged_columns(varied_keys(rows)), rows, "sortable", lambda row: self._tagged([row["task"]]))
         summary = f"<summary>{len(rows)} judged by the search's own episodes; click a heading to sort</summary>"
         return _section("All configurations", f"<details>{summary}{table}</details>")
 
@@ -252,15 +274,16 @@ def _chosen(row: Row, keys: Sequence[str]) -> list[str]:
     return [] if row["algorithm"] in BASELINES else settings(row, keys)
 
 
-def _table(columns: Sequence[Column], rows: Sequence[Row], style: str, tagged: Any = None) -> str:
+def _table(columns: Sequence[Column], rows: Sequence[Any], style: str, tagged: Callable[[Any], str] | None = None) -> str:
+    """tagged: the tasks of a row, for the chooser."""
     head = "".join(f"<th>{escape(column.title)}</th>" for column in columns)
-    marks = [f' data-tasks="{tagged([row["task"]])}"' if tagged else "" for row in rows]
+    marks = [f' data-tasks="{tagged(row)}"' if tagged else "" for row in rows]
     lines = ["".join(_cell(column, row) for column in columns) for row in rows]
     body = "".join(f"<tr{mark}>{line}</tr>" for mark, line in zip(marks, lines, strict=True))
     return f'<div class="scroll"><table class="{style}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _cell(column: Column, row: Row) -> str:
+def _cell(column: Column, row: Any) -> str:
     text, safe = escape(column.text(row)), column.safe(row)
     if column.title == "config" and row.get("config_file"):
         text = f'<a href="{escape(row["config_file"])}">{text}</a>'

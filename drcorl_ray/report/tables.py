@@ -19,6 +19,7 @@ Row = Mapping[str, Any]
 Results = Mapping[str, Any]
 
 BASELINES = ("bc", "bc_safe")
+_MOST_COLUMNS = 10  # of a table on the terminal
 EDGE = 3.0  # normalised costs beyond it are drawn on it
 LEGEND = (
     "Reward and cost are normalised (Eq. 26): the dataset's extreme returns are 0 and 1, the cost limit is 1; safe cells are "
@@ -29,11 +30,11 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class Column:
-    """safe: whether the row's cell shows a safe score; None where it shows no score."""
+    """safe: whether the row's cell shows a safe score; None where it shows no score. A row is whatever the table is of."""
 
     title: str
-    text: Callable[[Row], str]
-    safe: Callable[[Row], bool | None] = lambda row: None
+    text: Callable[[Any], str]
+    safe: Callable[[Any], bool | None] = lambda row: None
 
 
 def _score(title: str, prefix: str = "") -> list[Column]:
@@ -58,8 +59,8 @@ _TAIL = [
     Column("episodes", lambda row: str(row["episodes"])),
 ]
 _CONFIGURATION = Column("config", lambda row: str(row.get("configuration", "–")))
-_TRAINING = [*_HEAD, _LIMIT, Column("selection", lambda row: row["selection"]), *_score(""), *_TAIL]
-_SEARCH = [*_HEAD, _CONFIGURATION, _LIMIT, *_score("search ", "search_"), *_score("fresh "), *_TAIL]
+_TRAINING = [_LIMIT, Column("selection", lambda row: row["selection"]), *_score(""), *_TAIL]
+_SEARCH = [_CONFIGURATION, _LIMIT, *_score("search ", "search_"), *_score("fresh "), *_TAIL]
 _JUDGED = [
     Column("study", lambda row: row.get("study", "")),
     _HEAD[0],
@@ -97,7 +98,21 @@ def top_rows(results: Results) -> list[Row]:
 
 
 def top_columns(results: Results) -> list[Column]:
-    return _SEARCH if is_search(results) else _TRAINING
+    return [*_HEAD, *_modes(results["rows"]), *(_SEARCH if is_search(results) else _TRAINING)]
+
+
+def _modes(rows: Sequence[Row]) -> list[Column]:
+    """Where the cost estimates came from and what that took, where any was more than offline."""
+    columns = []
+    if any(row["evaluation_mode"] != "offline" for row in rows):
+        columns += [_of_policies("mode", "evaluation_mode"), _of_policies("online episodes", "online_episodes")]
+    if any(row.get("appended_transitions", 0) > 0 for row in rows):
+        columns.append(_of_policies("appended", "appended_transitions"))
+    return columns
+
+
+def _of_policies(title: str, key: str) -> Column:
+    return Column(title, lambda row: "–" if row["algorithm"] in BASELINES else f"{row.get(key, 0)}")
 
 
 def judged_rows(results: Results) -> list[Row]:
@@ -197,8 +212,9 @@ def cost_rows(cost: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def print_table(results: Results) -> None:
     """The first table on the terminal, safe rows green."""
-    left_out = ("length", "episodes") if is_search(results) else ()  # the terminal is narrow
-    columns = [column for column in top_columns(results) if column.title not in left_out]
+    columns = top_columns(results)
+    if len(columns) > _MOST_COLUMNS:  # the terminal is narrow
+        columns = [column for column in columns if column.title not in ("length", "episodes", "selection")]
     table = Table(*(column.title.replace(" ", "\n") for column in columns))
     for row in top_rows(results):
         cells = (escape(column.text(row)) for column in columns)
@@ -206,7 +222,7 @@ def print_table(results: Results) -> None:
     wide_console().print(table, *map(escape, references(results)), sep="\n", highlight=False)
 
 
-def markdown_table(columns: Sequence[Column], rows: Iterable[Row]) -> list[str]:
+def markdown_table(columns: Sequence[Column], rows: Iterable[Any]) -> list[str]:
     """Safe scores are bold."""
     lines = ["| " + " | ".join(column.title for column in columns) + " |", "|" + " --- |" * len(columns)]
     for row in rows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from drcorl_ray.report import pictures
+from drcorl_ray.report import calibration, pictures
 from drcorl_ray.report.page import Page
 from drcorl_ray.report.study import Studied, importances, judged, offline_curves, read_studies
 from drcorl_ray.report.tables import (
@@ -46,7 +46,7 @@ def _pictures(folder: Path, results: Results, studies: Sequence[Studied], shares
     about = results["run"]
     curves = [curve for curve in about.get("curves", []) if curve["steps"]]
     several = [study for study in studies if any(trial.params for trial in study.finished())]
-    path = {name: folder / f"{name}.png" for name in ("curves", "scatter", "importances", "parallel", "pareto")}
+    path = {name: folder / f"{name}.png" for name in ("curves", "scatter", "importances", "parallel", "pareto", "calibration")}
     for file in path.values():
         file.unlink(missing_ok=True)
     drawn = []
@@ -61,6 +61,9 @@ def _pictures(folder: Path, results: Results, studies: Sequence[Studied], shares
         drawn.append(("Which hyper-parameters matter", pictures.importances(path["importances"], shares)))
     if several:
         drawn.append(("Parallel coordinates", pictures.parallel(path["parallel"], several)))
+    measured = calibration.by_task(results)
+    if measured:
+        drawn.append((calibration.TITLE, pictures.calibration(path["calibration"], measured)))
     return drawn
 
 
@@ -71,8 +74,22 @@ def _markdown(name: str, results: Results, drawn: Sequence[tuple[str, Path]]) ->
     lines += [*(f"- {plain(line)}" for line in references(results)), "", LEGEND, "", "Everything, to look into: report.html"]
     for title, path in drawn:
         lines += ["", f"## {title}", "", f"![{title}]({path.name})"]
+    lines += _calibration(results)
     cost = (results["run"].get("search") or {}).get("cost")
     if cost:
         lines += ["", "## What the search cost", "", "| what | how much |", "| --- | --- |"]
         lines += [f"| {what} | {much} |" for what, much in cost_rows(cost)]
     return "\n".join(lines) + "\n"
+
+
+def _calibration(results: Results) -> list[str]:
+    """What goes below the calibration's picture."""
+    measured = calibration.by_task(results)
+    if not measured:
+        return []
+    lines, rows = [""], []
+    for task, entries in measured.items():
+        verdict = calibration.verdict(task, entries)
+        lines.append(f"- {plain(task)}: **{verdict.word}**. {plain(verdict.reason)}")
+        rows += calibration.agreements(task, entries)
+    return [*lines, "", *markdown_table(calibration.COLUMNS, rows), "", calibration.NOTE]

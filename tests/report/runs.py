@@ -51,6 +51,17 @@ def make_curve(**changes: Any) -> dict[str, Any]:
     return curve | changes
 
 
+def make_calibration(**changes: Any) -> dict[str, Any]:
+    """Two members of different limits and k; by their own k of five policies three are called safe, of which one is not."""
+    entry = {"task": "PointCircle", "steps": [10, 20, 30], "cost_limits": [10.0, 20.0], "members": ["0 offline", "1 hybrid"]}
+    entry |= {"k": [0.0, 2.0], "member_k": [2.0, 1.0], "episodes": 10}
+    entry["estimates"] = [[[12.0, 4.0, 4.0], [15.0, 8.0, 10.1]], [[18.0, 20.0, None], [22.0, 30.0, 3.0]]]
+    entry["own_estimates"] = [[15.0, 8.0, 10.1], [20.0, 25.0, 3.0]]
+    entry["true_cost"] = [[20.0, 10.1, 5.0], [30.0, 20.2, None]]
+    entry["true_cost_se"] = [[2.0, 1.0, 0.5], [3.0, 2.0, None]]
+    return entry | changes
+
+
 def make_results(rows: Rows, **about: Any) -> dict[str, Any]:
     return {"schema": 1, "run": about, "rows": rows}
 
@@ -66,8 +77,8 @@ def report(folder: Path, results: dict[str, Any]) -> dict[str, str]:
 
 def markdown_table(text: str) -> list[list[str]]:
     """Cells of the first table."""
-    first = text.split("\n\n| what")[0]
-    table = [line.strip("| ").split(" | ") for line in first.splitlines() if line.startswith("|")]
+    first = next(part for part in text.split("\n\n") if part.startswith("|"))
+    table = [line.strip("| ").split(" | ") for line in first.splitlines()]
     assert len({len(line) for line in table}) == 1
     return table
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.runs import MadeSearch, make_curve, make_results, make_row, report
+from tests.report.runs import MadeSearch, make_calibration, make_curve, make_results, make_row, report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next((path for path in map(shutil.which, BROWSERS) if path), None)
@@ -41,14 +41,14 @@ def drawn(dom: str) -> tuple[int, int]:
 def test_the_page_draws_everything_and_the_console_is_silent(tmp_path, kind):
     run = tmp_path / "a run"
     if kind == "training":
-        results = make_results([make_row(), make_row(member=1)], curves=[make_curve()])
+        results = make_results([make_row(), make_row(member=1)], curves=[make_curve()], calibration=[make_calibration()])
     else:
         results = MadeSearch(run, ("A", "B"), 20, multi_objective=kind == "multi_objective", shared=True).results
     report(run, results)
     dom, console = opened(run / "report.html", tmp_path / "profile")
     assert console == []
     figures, done = drawn(dom)
-    assert figures == done == {"search": 9, "multi_objective": 10, "training": 2}[kind]
+    assert figures == done == {"search": 9, "multi_objective": 10, "training": 4}[kind]
     assert dom.count('class="main-svg"') >= figures
     assert dom.count('class="scatterlayer') >= 2
 

@@ -12,7 +12,7 @@ from drcorl_ray.checkpoint import write_json
 from drcorl_ray.errors import UserError
 from drcorl_ray.report import pictures, rebuild
 from drcorl_ray.run_directory import RunDirectory
-from tests.report.runs import MadeSearch, make_curve, make_results, make_row, report
+from tests.report.runs import MadeSearch, make_calibration, make_curve, make_results, make_row, report
 
 BLUE, RED, ORANGE, GOLD, PURPLE = (0.25, 0.55, 0.75), (0.87, 0.32, 0.33), (1.0, 0.6, 0.25), (1.0, 0.84, 0.0), (0.58, 0.4, 0.74)
 EDGE_BLUE = (0.12, 0.47, 0.71)
@@ -110,6 +110,32 @@ def test_the_importances_bars_are_as_long_as_the_shares(tmp_path):
     assert lower[0].max() < lower[1].max()
 
 
+def test_the_calibration_has_the_dangerous_policies_in_red(tmp_path):
+    """Their truth is over the limit, their estimate below; crosses mark them along the training. Fault: the axes changed."""
+    entry = make_calibration(
+        true_cost=[[20.0, 10.1, 5.0], [18.0, 30.2, None]], own_estimates=[[15.0, 8.0, 10.1], [20.0, 19.0, 3.0]]
+    )
+    path = pictures.calibration(tmp_path / "calibration.png", {"A": [entry], "B": [entry]})
+    red, green = (coloured(path, rgb) for rgb in ((0.75, 0.22, 0.17), (0.18, 0.55, 0.34)))
+    places = red[red[:, 0] < 0.8][:, 1] * 4  # in panels; below lies the legend
+    for panel in range(4):
+        assert (
+            (places > panel + 0.5) & (places < panel + 1)
+        ).sum() > 20  # in the middle of the training; words are left of it
+    red, green = (pixels[(pixels[:, 1] < 0.25) & (pixels[:, 0] < 0.8)] for pixels in (red, green))
+    assert len(green) > 40
+    limit = green[:, 1].max()  # of the truth: a safe policy is at its limit
+    assert red[:, 1].min() > limit
+    assert red[:, 0].min() > green[:, 0].min() - 0.02  # an estimate at the limit is the highest of those called safe
+
+
+def test_a_calibration_without_points_is_drawn_too(tmp_path):
+    entry = make_calibration(true_cost=[[None] * 3] * 2)
+    text = report(tmp_path, make_results([make_row()], calibration=[entry]))["report.md"]
+    assert "**too few points**" in text
+    assert imread(tmp_path / "calibration.png")[..., :3].std() > 0.01
+
+
 def test_a_search_has_all_its_pictures(tmp_path):
     text = report(tmp_path, MadeSearch(tmp_path, ("A", "B"), 12, multi_objective=True).results)["report.md"]
     for name in ("curves", "scatter", "pareto", "importances", "parallel"):
@@ -135,7 +161,8 @@ def test_a_report_is_rebuilt_from_the_results(tmp_path):
     before = {name: (run.path / name).read_bytes() for name in names}
     for name in names:
         (run.path / name).unlink()
-    (run.path / "pareto.png").touch()
+    for name in ("pareto.png", "calibration.png"):
+        (run.path / name).touch()
     rebuild(run.path)
     assert {name: (run.path / name).read_bytes() for name in names} == before
     assert {path.name for path in run.path.iterdir()} == {*names, "results.json"}

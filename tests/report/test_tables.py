@@ -133,6 +133,42 @@ def test_varied_keys_are_those_that_differ():
     assert tables.settings(rows[0], ["beta", "gone", "quantile"]) == ["beta = 0.1", "quantile = –"]
 
 
+MODES = ["mode", "online episodes", "appended"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "titles", "cells"),
+    [
+        ({}, [], []),
+        ({"evaluation_mode": "online", "online_episodes": 100}, MODES[:2], ["online", "100"]),
+        ({"evaluation_mode": "hybrid", "online_episodes": 60, "appended_transitions": 4000}, MODES, ["hybrid", "60", "4000"]),
+        ({"appended_transitions": 5}, MODES[2:], ["5"]),
+        ({"online_episodes": 60}, [], []),
+    ],
+)
+@pytest.mark.parametrize("search", [None, {"studies": []}])
+def test_modes_and_what_they_took_are_shown_where_one_is_not_offline(changes, titles, cells, search):
+    """Of other members of the run too; the baselines have none. Fault: show the columns by the first row alone."""
+    rows = [make_row(), make_row(algorithm="bc"), make_row(member=1) | changes]
+    columns = tables.top_columns(make_results(rows, search=search))
+    assert [column.title for column in columns if column.title in MODES] == titles
+    offline, clone, changed = ([column.text(row) for column in columns if column.title in MODES] for row in rows)
+    assert changed == cells
+    assert clone == ["–"] * len(titles)
+    assert offline == [{"mode": "offline"}.get(title, "0") for title in titles]
+    assert [column.title for column in columns if column.title not in MODES] == [
+        column.title for column in tables.top_columns(make_results([make_row()], search=search))
+    ]
+
+
+def test_a_wide_table_leaves_out_what_the_terminal_has_no_room_for(capsys):
+    modes = ("offline", "online", "hybrid")
+    rows = [make_row(task="HalfCheetahVelocity", evaluation_mode=mode, appended_transitions=123456) for mode in modes]
+    print_table(make_results(rows))
+    shown = capsys.readouterr().out
+    assert all(f" {word} " in shown for word in ("HalfCheetahVelocity", *modes, "123456", "0.812", "5.0 ± 2.5"))
+
+
 def test_the_terminal_shows_the_same_table(monkeypatch, capsys):
     """Square brackets are text there, and no colour."""
     monkeypatch.setenv("COLUMNS", "160")
