@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
+
+from drcorl_ray.envs.point_circle import PointCircleEnv
 
 
 class Walk(gymnasium.Env[np.ndarray, np.ndarray]):
@@ -31,6 +35,16 @@ class Walk(gymnasium.Env[np.ndarray, np.ndarray]):
         return np.array([self.x]), self.x, abs(self.x) > 5, False, info
 
 
+class CountedCircle(PointCircleEnv):
+    """PointCircle that writes the seed of every episode into the file named by COUNTED_EPISODES before it begins."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        with Path(os.environ["COUNTED_EPISODES"]).open("a") as file:
+            file.write(f"{seed}\n")
+        return super().reset(seed=seed, options=options)
+
+
+gymnasium.register("CountedCircle-v0", CountedCircle)
 gymnasium.register("Walk-v0", Walk, max_episode_steps=3)
 gymnasium.register("NoCost-v0", Walk, kwargs={"costly": False})
 gymnasium.register("Picky-v0", Walk, kwargs={"forbidden_seed": 13})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ from drcorl_ray.config import Config
 from drcorl_ray.envs import make_simulator
 from drcorl_ray.method.learner import Learner
 from drcorl_ray.online import EpisodeLedger, OnlineEvaluation, Roller
-from drcorl_ray.rollout import Rollouts, roll_out_in
+from drcorl_ray.rollout import roll_out_in
 from tests.method.helpers import make_learner, make_spec, make_table, pretrain, sampler, small_config
 from tests.test_rollout import WALK
+from tests.tiny import HerePool, Killed
 
 TABLE = make_table(64, 1, 1)
 SPEC = make_spec(1, 1)
@@ -31,34 +31,6 @@ PRETRAINED = pretrain(small_config(), SPEC, TABLE, [0], 2).result()
 def online_config(*overrides: str) -> Config:
     given = ("extract.critic_steps=3", "extract.steps=12", "evaluation.online_interval=4", "evaluation.online_episodes=3")
     return small_config(*given, "evaluation.hybrid_transitions=300", *overrides)
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing after it runs."""
-
-
-class HerePool:
-    """The pool's `start` in this process, an episode at a time; `kill_at` ends it before that many episodes have begun."""
-
-    def __init__(self, kill_at: int | None = None) -> None:
-        self.begun: list[tuple[int, int]] = []  # (member of the evaluated ones, seed)
-        self.evaluations: list[np.ndarray] = []
-        self._kill_at = kill_at
-
-    def start(self, policies, task, seeds, *, record, charge) -> Future[Rollouts]:
-        self.evaluations.append(policies.weights[0].copy())
-        whole, simulator = Rollouts.empty(policies.members, seeds), make_simulator(task)
-        for member in range(policies.members):
-            for episode, seed in enumerate(seeds):
-                if charge([member], 1) == [1]:
-                    if self._kill_at == len(self.begun):
-                        raise Killed
-                    self.begun.append((member, seed))
-                    part = roll_out_in(simulator, policies.select([member]), task, [seed], int(episode < record))
-                    whole.store(slice(member, member + 1), slice(episode, episode + 1), part)
-        done: Future[Rollouts] = Future()
-        done.set_result(whole)
-        return done
 
 
 class Session:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -89,10 +90,15 @@ def test_other_shapes_are_refused(saved, shape):
     assert len(str(caught.value).splitlines()) == 1
 
 
-@given(rows=st.integers(1, 40), seed=st.integers(0, 1000), first=st.integers(0, 39))
-def test_a_row_acts_alone_as_among_others_to_the_last_bit(rows, seed, first):
+@given(
+    rows=st.integers(1, 40),
+    seed=st.integers(0, 1000),
+    first=st.integers(0, 39),
+    hidden=st.sampled_from([(64, 48), (256, 256), (33, 77)]),
+)
+def test_a_row_acts_alone_as_among_others_to_the_last_bit(rows, seed, first, hidden):
     """Fault: one matrix product for all rows, whose blocking depends on their number."""
-    population = make_population(2, (64, 48))
+    population = make_population(2, hidden)
     states = observations(rows, seed)
     many = population.act(np.stack([states, states]))
     row = first % rows
@@ -100,6 +106,29 @@ def test_a_row_acts_alone_as_among_others_to_the_last_bit(rows, seed, first):
     assert one[:, 0].tobytes() == many[:, row].tobytes()
     alone = population.select([1]).act(states[None])
     assert alone[0].tobytes() == many[1].tobytes()
+
+
+def test_actions_do_not_depend_on_the_number_of_threads():
+    """A rollout actor has one, the process of a plain `evaluate` as many as the machine. Fault: blocks of 4 rows.
+
+    With OpenBLAS's kernel for Haswell and Zen, which shows this fault; where there is no such kernel, with the usual one.
+    """
+    code = (
+        "import numpy as np; from tests.test_policy import *; "
+        "print(make_population(1, (512, 512)).act(observations(40)[None]).tobytes().hex())"
+    )
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=os.environ | {"OPENBLAS_CORETYPE": "Haswell", "OPENBLAS_NUM_THREADS": threads},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for threads in ("1", "2")
+    }
+    assert len(printed) == 1
 
 
 def test_select_takes_members_in_order():

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import tempfile
+from concurrent.futures import Future
 from pathlib import Path
+
+import numpy as np
 
 from drcorl_ray.config import Config
 from drcorl_ray.config_file import load_config
 from drcorl_ray.data.dsrl import write_dataset
 from drcorl_ray.data.replay import Replay
 from drcorl_ray.data.store import read_store
+from drcorl_ray.envs import make_simulator
 from drcorl_ray.envs.point_circle_data import generate_dataset
 from drcorl_ray.method.learner import Learner
+from drcorl_ray.online import OnlineEvaluation, Roller
 from drcorl_ray.policy import PopulationPolicy
+from drcorl_ray.rollout import Rollouts, roll_out_in
 from drcorl_ray.stages import Placement, Pretrained, TaskData, advance, build_learner, build_pretrainer, pretrain_seeds
 
 TINY = [
@@ -61,8 +68,39 @@ def plain_learner(config: Config, data: TaskData) -> Learner:
     pretrainer = build_pretrainer(config, data, seeds, Placement())
     advance(pretrainer, replay.sample, config.pretrain.batch_size, 0, pretrainer.total_steps)
     learner = build_learner(config, data, members, Pretrained(tuple(seeds), pretrainer.result()), Placement())
-    advance(learner, replay.sample, config.extract.batch_size, 0, learner.total_steps)
+    with tempfile.TemporaryDirectory() as folder:
+        roller = Roller(config, learner, data.task, Path(folder), HerePool())
+        online = OnlineEvaluation(config, learner, learner.total_steps, roller, lambda evidence: evidence)
+        advance(learner, replay.sample, config.extract.batch_size, 0, learner.total_steps, online.before)
     return learner
+
+
+class HerePool:
+    """The pool's `start` in this process, an episode at a time; `kill_at` ends it before that many episodes have begun."""
+
+    def __init__(self, kill_at: int | None = None) -> None:
+        self.begun: list[tuple[int, int]] = []  # (member of the evaluated ones, seed)
+        self.evaluations: list[np.ndarray] = []
+        self._kill_at = kill_at
+
+    def start(self, policies, task, seeds, *, record, charge) -> Future[Rollouts]:
+        self.evaluations.append(policies.weights[0].copy())
+        whole, simulator = Rollouts.empty(policies.members, seeds), make_simulator(task)
+        for member in range(policies.members):
+            for episode, seed in enumerate(seeds):
+                if charge([member], 1) == [1]:
+                    if self._kill_at == len(self.begun):
+                        raise Killed
+                    self.begun.append((member, seed))
+                    part = roll_out_in(simulator, policies.select([member]), task, [seed], int(episode < record))
+                    whole.store(slice(member, member + 1), slice(episode, episode + 1), part)
+        done: Future[Rollouts] = Future()
+        done.set_result(whole)
+        return done
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing after it runs."""
 
 
 def plain_policies(config: Config, data: TaskData) -> PopulationPolicy:
