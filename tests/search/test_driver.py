@@ -81,7 +81,10 @@ def test_covered_and_busiest_by_hand():
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_search_ends_in_winners_that_train_again_to_the_same_policy(tmp_path):
-    config = tiny_config(tmp_path, "member.cost_limit=200", *HALVING)
+    """Online and hybrid members, with an evaluation under way where the rung cuts: begun at step 47, due at 56."""
+    space = "search.space={evaluation_mode: {choices: [hybrid, online]}, beta_0: {low: 0.003, high: 0.1}}"
+    online = ["evaluation.online_interval=12", "evaluation.online_staleness=9", "evaluation.hybrid_transitions=600"]
+    config = tiny_config(tmp_path, "member.cost_limit=200", "member.evaluation_mode=hybrid", space, *online, *HALVING)
     run = search(config)
     results = read_results(run.path)
     rows = results["rows"]
@@ -94,7 +97,13 @@ def test_a_search_ends_in_winners_that_train_again_to_the_same_policy(tmp_path):
     assert len(complete) == 4
     assert {row["member_steps"] for row in complete} == {80}
     assert {row["member_steps"] for row in judged if row["state"] == "stopped"} == {50}
-    assert {row["online_episodes"] for row in judged} == {2, 4}
+    spent = {(row["state"], row["online_episodes"]) for row in judged}
+    assert spent == {("stopped", 2 + 3 * 2), ("complete", 4 + 5 * 2)}  # two a judgement, two an online evaluation
+    appended = {(row["state"], row["evaluation_mode"], row["appended_transitions"]) for row in judged}
+    assert appended <= {
+        ("stopped", "online", 0), ("stopped", "hybrid", 400), ("complete", "online", 0), ("complete", "hybrid", 600),
+    }  # fmt: skip
+    assert {row["evaluation_mode"] for row in judged} == {"online", "hybrid"}
 
     winners = [row for row in rows if row["selection"] == "search_winner"]
     best = sorted((row for row in complete if row["normalized_cost"] <= 1), key=lambda row: -row["normalized_reward"])
@@ -102,7 +111,7 @@ def test_a_search_ends_in_winners_that_train_again_to_the_same_policy(tmp_path):
     winner = winners[0]
     searched = next(row for row in judged if row["configuration"] == winner["configuration"])
     assert winner["search_normalized_reward"] == searched["normalized_reward"]
-    assert winner["online_episodes"] == 4 * 2 * 3
+    assert winner["online_episodes"] == 4 * 8 + 4 * 14
     again = evaluate(load_policy(run.path / winner["policy"]).population, "PointCircle", range(1_000_000, 1_000_003))
     assert winner["reward_mean"] == float(again.returns.mean())
     assert not np.isclose(winner["reward_mean"], searched["reward_mean"])  # fresh seeds, not the search's
@@ -111,7 +120,8 @@ def test_a_search_ends_in_winners_that_train_again_to_the_same_policy(tmp_path):
     cost = results["run"]["search"]["cost"]
     assert (cost["packs"], cost["configurations"], cost["stopped"]) == (3, 8, 4)
     assert cost["member_steps"] == 8 * 50 + 4 * 30 == sum(row["member_steps"] for row in judged)
-    assert cost["online_episodes"] == 24
+    assert cost["online_episodes"] == 4 * 8 + 4 * 14
+    assert [entry["members"] for entry in results["run"]["calibration"]] == [[f"0 {w['evaluation_mode']}"] for w in winners]
     parts = [cost[name] for name in ("pretraining_s", "packs_s", "evaluation_s", "overhead_s")]
     assert sum(parts) == pytest.approx(cost["wall_s"])
     assert all(part > 0 for part in parts)
@@ -119,7 +129,7 @@ def test_a_search_ends_in_winners_that_train_again_to_the_same_policy(tmp_path):
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "shared" / "pretrained").glob("*.safetensors")}
     alone = train(load_config([str(run.path / winner["config_file"]), f"run.dir={tmp_path / 'alone'}"]))
-    [row] = [row for row in read_results(alone.path)["rows"] if row["algorithm"] == "drcorl"]
+    [row] = [row for row in read_results(alone.path)["rows"] if row["selection"] == "last" and row["algorithm"] == "drcorl"]
     assert row["config"] == winner["config"]
     one, other = (load_policy(folder / r["policy"]).population for folder, r in ((run.path, winner), (alone.path, row)))
     for a, b in zip((*one.weights, *one.biases), (*other.weights, *other.biases), strict=True):
