@@ -1,8 +1,11 @@
-"""Environment steps per second per core, policy included: `evaluate` beside a bare gymnasium loop with the same policy.
+"""Environment steps per second, policy included: per core beside a bare gymnasium loop, and over rollout actors.
 
-    python benchmarks/rollouts.py [--full] [TASK …]
+    python benchmarks/rollouts.py [--full] [--json FILE] [TASK …]
 
-One thread, CPU time of this process, the two measured in turns; episodes and numbers of both are the same, which is checked.
+Per core: `evaluate` and the bare loop in turns with the same policy, one thread, CPU time of this process; that both play the
+same episodes is checked. Rounds are short (without --full episodes end after 100 steps) and fill a time budget, so that a
+disturbance falls on both or on few.
+Over actors: `RolloutPool(1)` and `RolloutPool(2)` in turns, wall time; whatever else runs on the machine disturbs it.
 """
 
 from __future__ import annotations
@@ -12,25 +15,33 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 
+from drcorl_ray.cluster import connect, prepare_environment
 from drcorl_ray.envs import make_env, make_simulator
 from drcorl_ray.errors import UserError
 from drcorl_ray.metrics import EpisodeStats
 from drcorl_ray.policy import PopulationPolicy
 from drcorl_ray.rollout import evaluate_in
+from drcorl_ray.rollout_pool import RolloutPool
 from drcorl_ray.tasks import Task, get_task
 
-TARGETS = {"velocity": 1.3, "bullet": 0.8, "builtin": 0.8}
+TARGETS = {"velocity": 1.3}
+OTHER_TARGET = 0.8
+SCALING_TARGET = 0.85
 TASKS = [
     *("PointCircle", "HalfCheetahVelocity", "HopperVelocity", "Walker2dVelocity", "SwimmerVelocity", "AntVelocity"),
     *("AntCircle", "AntRun", "BallCircle", "BallRun", "CarCircle", "CarRun", "DroneCircle", "DroneRun"),
 ]
+SCALING_EPISODES = {"HalfCheetahVelocity": 192, "AntVelocity": 32, "DroneRun": 48}
 
 
 def random_policy(observations: int, actions: int, hidden: int = 256) -> PopulationPolicy:
@@ -65,42 +76,79 @@ def timed(function: Callable[[], EpisodeStats]) -> tuple[EpisodeStats, float]:
     return stats, int(stats.lengths.sum()) / (time.process_time() - start)
 
 
-def measure(task: Task, episodes: int, rounds: int) -> tuple[float, float]:
-    """Medians of steps/s: (evaluate, bare loop)."""
-    simulator, env = make_simulator(task), make_env(task)
+def per_core(task: Task, episodes: int, length: int, seconds: float) -> dict[str, float]:
+    """Medians over rounds of steps/s and of their ratio, in rounds of `episodes` of at most `length` steps for `seconds`."""
+    task = replace(task, episode_length=min(task.episode_length, length))
+    simulator = make_simulator(task)
     policy = random_policy(simulator.observation_size, simulator.action_size)
     simulator.reset([0] * episodes)  # building environments is not stepping them
-    ours, bare = [], []
-    for number in range(rounds):
-        seeds = [number * episodes + index for index in range(episodes)]
-        mine, ours_rate = timed(lambda seeds=seeds: evaluate_in(simulator, policy, task, seeds))
-        theirs, bare_rate = timed(lambda seeds=seeds: bare_loop(policy, env, seeds))
+    rates, spent = [], 0.0
+    while spent < seconds:
+        env = make_env(task)  # anew, because it switches MuJoCo's timers on, which the simulator switches off
+        seeds = range(len(rates) * episodes, (len(rates) + 1) * episodes)
+        mine, ours = timed(lambda seeds=seeds: evaluate_in(simulator, policy, task, seeds))
+        theirs, bare = timed(lambda seeds=seeds, env=env: bare_loop(policy, env, seeds))
+        env.close()
         assert np.array_equal(mine.lengths, theirs.lengths)
         np.testing.assert_allclose(mine.returns, theirs.returns, rtol=1e-6)
-        ours.append(ours_rate)
-        bare.append(bare_rate)
+        rates.append((ours, bare, ours / bare))
+        spent += int(mine.lengths.sum()) * (1 / ours + 1 / bare)
     simulator.close()
-    env.close()
-    return float(np.median(ours)), float(np.median(bare))
+    evaluate, loop, ratio = np.median(rates, axis=0)
+    return {"evaluate": float(evaluate), "bare_loop": float(loop), "ratio": float(ratio)}
+
+
+def over_actors(task: Task, episodes: int, rounds: int) -> dict[str, float]:
+    """Medians of steps/s with one actor and with two; efficiency is rate₂ / (2 · rate₁)."""
+    simulator = make_simulator(task)
+    policy = random_policy(simulator.observation_size, simulator.action_size)
+    simulator.close()
+    rates: list[list[float]] = [[], []]
+    with RolloutPool(1) as one, RolloutPool(2) as two:
+        for _ in range(1 + rounds):  # the first starts actors and builds environments
+            for pool, found in zip((one, two), rates, strict=True):
+                start = time.perf_counter()
+                steps = int(pool.evaluate(policy, task, range(episodes)).lengths.sum())
+                found.append(steps / (time.perf_counter() - start))
+    first, second = (float(np.median(found[1:])) for found in rates)
+    return {"one_actor": first, "two_actors": second, "efficiency": second / (2 * first)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", default=TASKS)
-    parser.add_argument("--full", action="store_true", help="more episodes and rounds (minutes)")
-    parser.add_argument("--quick", action="store_true", help="the default, below a minute")
+    parser.add_argument("--full", action="store_true", help="more episodes and rounds (quarter of an hour)")
+    parser.add_argument("--quick", action="store_true", help="the default, below three minutes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE as well")
     options = parser.parse_args()
-    episodes, rounds = (32, 5) if options.full else (12, 1)
+    machine = {"cpus": os.cpu_count(), "load_average": os.getloadavg()}
+    report: dict[str, Any] = {"machine": machine, "per_core": {}, "over_actors": {}}
+    shared = ", ".join(f"{load:.2f}" for load in machine["load_average"])
+    print(f"{machine['cpus']} CPUs; load average before this started (1, 5, 15 min): {shared}\n")
+
     print(f"{'task':<22}{'evaluate, steps/s':>18}{'bare loop, steps/s':>20}{'ratio':>8}{'target':>8}")
     for task in map(get_task, options.tasks):
         try:
-            ours, bare = measure(task, episodes, rounds)
+            row = per_core(task, *((32, 1000, 30.0) if options.full else (12, 100, 3.0)))
         except UserError as error:
             print(f"{task.name:<22}not run: {error}")
             continue
+        report["per_core"][task.name] = row | {"target": TARGETS.get(task.suite, OTHER_TARGET)}
         print(
-            f"{task.name:<22}{ours:>18,.0f}{bare:>20,.0f}{ours / bare:>8.2f}{TARGETS.get(task.suite, 0.8):>8.2f}", flush=True
+            "{:<22}{:>18,.0f}{:>20,.0f}{:>8.2f}{:>8.2f}".format(task.name, *report["per_core"][task.name].values()), flush=True
         )
+
+    scaled = [name for name in SCALING_EPISODES if name in report["per_core"]]
+    if scaled:
+        prepare_environment()
+        connect()
+        print(f"\n{'task':<22}{'1 actor, steps/s':>18}{'2 actors, steps/s':>20}{'scaling':>8}{'target':>8}")
+    for name in scaled:
+        row = over_actors(get_task(name), SCALING_EPISODES[name], 7 if options.full else 2)
+        report["over_actors"][name] = row | {"target": SCALING_TARGET}
+        print("{:<22}{:>18,.0f}{:>20,.0f}{:>8.2f}{:>8.2f}".format(name, *report["over_actors"][name].values()), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

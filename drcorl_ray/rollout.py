@@ -105,7 +105,7 @@ def _run_block(simulator: Simulator, policies: PopulationPolicy, task: Task, see
     members, population = np.arange(policies.members), policies
     recorder = _Recorder(min(record, len(seeds)), task.episode_length)
     for step in range(task.episode_length):
-        acting = np.ix_(members, np.flatnonzero(active.any(axis=0)))
+        acting = ... if active.all() else np.ix_(members, np.flatnonzero(active.any(axis=0)))
         actions[acting] = population.act(observations[acting])
         recorder.note(step, observations=observations, actions=actions)
         flat, *outcome = simulator.step(actions.reshape(-1, simulator.action_size), active.ravel())

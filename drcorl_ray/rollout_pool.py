@@ -22,6 +22,7 @@ from drcorl_ray.tasks import Task, get_task
 Charge = Callable[[Sequence[int], int], Sequence[int]]
 
 _POLL_S = 1.0
+_SMALL_JOB = 8  # episodes; measured in docs/performance_log.md
 _DEATHS = 20  # of the processes that ran one job; its own mistakes end a rollout much earlier
 
 
@@ -170,8 +171,8 @@ class RolloutPool:
         self, policies: PopulationPolicy, task: Task, seeds: list[int], record: int, charge: Charge | None
     ) -> Rollouts:
         rollouts = Rollouts.empty(policies.members, seeds)
-        share = math.ceil(rollouts.ran.size / (4 * self._size))  # four rounds, so that a slow job delays little
-        waiting = deque(_Job(*block) for block in blocks(policies.members, len(seeds), min(share, MAX_ENVIRONMENTS)))
+        size = self._job_size(rollouts.ran.size)
+        waiting = deque(_Job(*block) for block in blocks(policies.members, len(seeds), size))
         granted: deque[_Job] = deque()
         shipped = self._ray.put(policies)
         lost_starts = 0
@@ -203,6 +204,11 @@ class RolloutPool:
                     rollouts.store(job.members, job.episodes, outcome)
                     lost_starts = 0
         return rollouts
+
+    def _job_size(self, episodes: int) -> int:
+        """Episodes of a job: four rounds of jobs, so that a slow one delays little, but few small ones, which step slowly."""
+        round_of_all, quarter = math.ceil(episodes / self._size), math.ceil(episodes / (4 * self._size))
+        return min(max(quarter, min(_SMALL_JOB, round_of_all)), MAX_ENVIRONMENTS)
 
     def _again(self, job: _Job, error: Exception, task: Task) -> _Job:
         """A lost job, to be run once more; RuntimeError where that has been tried often enough."""

@@ -44,6 +44,18 @@ class CountedCircle(PointCircleEnv):
         return super().reset(seed=seed, options=options)
 
 
+class PlacedCircle(PointCircleEnv):
+    """PointCircle that writes the Ray node of every episode into the file named by PLACED_EPISODES."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        import ray
+
+        with Path(os.environ["PLACED_EPISODES"]).open("a") as file:
+            file.write(f"{ray.get_runtime_context().get_node_id()}\n")
+        return super().reset(seed=seed, options=options)
+
+
+gymnasium.register("PlacedCircle-v0", PlacedCircle)
 gymnasium.register("CountedCircle-v0", CountedCircle)
 gymnasium.register("Walk-v0", Walk, max_episode_steps=3)
 gymnasium.register("NoCost-v0", Walk, kwargs={"costly": False})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -120,3 +122,54 @@ def test_actors_without_a_cpu_hold_nothing_up(ray_cluster):
         pytest.raises(UserError, match="no rollout actor started"),
     ):
         pool.evaluate(policies, "PointCircle", seeds)
+
+
+CLUSTER = """
+import os, time
+from pathlib import Path
+import numpy as np
+import ray
+from ray.cluster_utils import Cluster
+from drcorl_ray.rollout import evaluate
+from drcorl_ray.rollout_pool import RolloutPool
+from drcorl_ray.tasks import Task
+from tests.policies import random_policy
+
+placed = Path(os.environ["PLACED_EPISODES"])
+task = Task("Placed", "gymnasium", None, "tests.small_envs:PlacedCircle-v0", 200)
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 100 * 2**20})
+small = {"num_cpus": 1, "resources": {"rollout_node": 1}, "object_store_memory": 100 * 2**20}
+first = cluster.add_node(**small)
+ray.init(address=cluster.address, log_to_driver=False)
+
+policies, seeds = random_policy(8, 2, members=4), range(500)
+with RolloutPool(2, cpus_per_actor=1, actor_resource="rollout_node") as pool:
+    under_way = pool.start(policies, task, seeds)  # one actor waits until its node has joined
+    while not placed.exists():
+        time.sleep(0.05)
+    second = cluster.add_node(**small)
+    under_way.result()
+    counts = {node: placed.read_text().split().count(node) for node in set(placed.read_text().split())}
+    assert counts.keys() == {first.node_id, second.node_id}, counts
+    cluster.remove_node(first)
+    stats = pool.evaluate(policies, task, range(8))
+    assert set(placed.read_text().split()[2000:]) == {second.node_id}
+expected = evaluate(policies, "PointCircle", range(8))
+np.testing.assert_array_equal(stats.returns, expected.returns)
+print("placed", sorted(counts.values()))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_actors_follow_the_nodes_that_are_meant_for_them(tmp_path):
+    """The driver's node is never used; a node that joins in the middle is, and one that leaves costs no episode."""
+    root = Path(__file__).parents[1]
+    environment = os.environ | {"PLACED_EPISODES": str(tmp_path / "placed"), "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, "-c", CLUSTER], cwd=root, env=environment, check=False, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "placed" in done.stdout

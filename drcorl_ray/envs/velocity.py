@@ -72,50 +72,80 @@ def _normalise_root(robot: Robot, observation: np.ndarray) -> np.ndarray:
     return observation
 
 
+def _lean_model(path: str) -> mujoco.MjModel:
+    """The robot's model without work that cannot change a result, for one tree of bodies on a floor.
+
+    Constraint islands: there is one. The search for colliding pairs: where limbs meet nothing but the floor, the pairs are
+    listed, with what MuJoCo would make of the two geoms, which differ in friction alone.
+    """
+    spec = mujoco.MjSpec.from_file(path)
+    floor, *limbs = spec.geoms
+    if not any(one.contype & other.conaffinity for one in limbs for other in limbs):
+        for limb in limbs:
+            if limb.contype & floor.conaffinity or floor.contype & limb.conaffinity:
+                slide, spin, roll = np.maximum(limb.friction, floor.friction)
+                spec.add_pair(
+                    geomname1=floor.name,
+                    geomname2=limb.name,
+                    condim=limb.condim,
+                    friction=[slide, slide, spin, roll, roll],
+                    margin=limb.margin,
+                    solref=limb.solref,
+                    solimp=limb.solimp,
+                )
+        for geom in spec.geoms:
+            geom.contype = geom.conaffinity = 0
+    model = spec.compile()
+    model.opt.disableflags |= getattr(mujoco.mjtDisableBit, "mjDSBL_ISLAND", 0)  # opt-in in MuJoCo 3.3.0, opt-out since
+    return model
+
+
 class _Slot(NamedTuple):
-    """One robot's MuJoCo data and views into it. Ant's position is its torso's, one substep behind its joints'."""
+    """One robot's MuJoCo data and views into it: the controls, and qpos, qvel and position, which each step reads.
+
+    Ant's position is its torso's, one substep behind its joints'.
+    """
 
     data: mujoco.MjData
     ctrl: np.ndarray
-    qpos: np.ndarray
-    qvel: np.ndarray
-    position: np.ndarray
+    readings: tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class VelocitySimulator:
-    """n robots that share one model. Only what an observation, a reward and a cost need is computed."""
+    """n robots that share one model. Only what an observation, a reward and a cost need is computed.
+
+    Stepping switches off MuJoCo's timers (`MjData.timer`) in this process; the next MjData made switches them on again.
+    """
 
     def __init__(self, task: Task) -> None:
         self._task, self._robot = task, ROBOTS[task.name]
         self._env = _robot_env(self._robot)
-        self._model: mujoco.MjModel = self._env.model
+        self._model = _lean_model(self._env.fullpath)
         self.observation_size: int = self._env.observation_space.shape[0]
         self.action_size: int = self._model.nu
         self._slots: list[_Slot] = []
-        self._states = np.empty((0, self._model.nq + self._model.nv))
-        self._positions = np.empty((0, 2))
+        self._readings = np.empty((0, self._model.nq + self._model.nv + 2))
 
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
         self._slots += [self._new_slot() for _ in range(len(seeds) - len(self._slots))]
-        self._states = np.empty((len(seeds), self._model.nq + self._model.nv))
-        self._positions = np.empty((len(seeds), 2))
-        for seed, slot, state, position in zip(seeds, self._slots, self._states, self._positions, strict=False):
+        for seed, slot in zip(seeds, self._slots, strict=False):
             self._env.reset(seed=int(seed))
             mujoco.mj_resetData(self._model, slot.data)
-            slot.qpos[:], slot.qvel[:] = self._env.data.qpos, self._env.data.qvel
+            slot.data.qpos[:], slot.data.qvel[:] = self._env.data.qpos, self._env.data.qvel
             mujoco.mj_forward(self._model, slot.data)
-            state[:], position[:] = np.concatenate((slot.qpos, slot.qvel)), slot.position
+        self._readings = np.empty((len(seeds), self._readings.shape[1]))
+        self._read()
         return np.stack([_normalise_root(self._robot, observation) for observation in self._observations()])
 
     def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> Step:
         before = self._positions.copy()
-        qpos, qvel = np.split(self._states, [self._model.nq], axis=1)
         model, frame_skip = self._model, self._env.frame_skip
-        for row in range(len(before)) if active is None else np.flatnonzero(active).tolist():
+        mujoco.set_mjcb_time(None)
+        for row in range(len(actions)) if active is None else np.flatnonzero(active).tolist():
             slot = self._slots[row]
             slot.ctrl[:] = actions[row]
             mujoco.mj_step(model, slot.data, frame_skip)
-            qpos[row], qvel[row], self._positions[row] = slot.qpos, slot.qvel, slot.position
+        self._read()
         velocity = (self._positions - before) / self._env.dt
         forward = velocity[:, 0]
         speed = np.sqrt(velocity[:, 0] ** 2 + velocity[:, 1] ** 2) if self._robot.planar else forward
@@ -130,12 +160,26 @@ class VelocitySimulator:
 
     def _new_slot(self) -> _Slot:
         data = mujoco.MjData(self._model)
-        return _Slot(data, data.ctrl, data.qpos, data.qvel, data.xpos[1, :2] if self._robot.planar else data.qpos[:2])
+        position = data.xpos[1, :2] if self._robot.planar else data.qpos[:2]
+        return _Slot(data, data.ctrl, (data.qpos, data.qvel, position))
+
+    def _read(self) -> None:
+        parts = [part for slot in self._slots[: len(self._readings)] for part in slot.readings]
+        np.concatenate(parts, out=self._readings.reshape(-1))
+
+    @property
+    def _states(self) -> np.ndarray:
+        return self._readings[:, :-2]
+
+    @property
+    def _positions(self) -> np.ndarray:
+        return self._readings[:, -2:]
 
     def _observations(self) -> np.ndarray:
         observations = self._states[:, self._robot.hidden :].copy()
-        velocities = observations[:, self._model.nq - self._robot.hidden :]
-        np.clip(velocities, -self._robot.velocity_clip, self._robot.velocity_clip, out=velocities)
+        if self._robot.velocity_clip < np.inf:
+            velocities = observations[:, self._model.nq - self._robot.hidden :]
+            np.clip(velocities, -self._robot.velocity_clip, self._robot.velocity_clip, out=velocities)
         return observations
 
     def _healthy(self) -> np.ndarray:
