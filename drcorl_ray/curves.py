@@ -63,9 +63,9 @@ def roll_out_curves(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The entries "curves" and "calibration" of results.json, for P members and the K steps of `curve_steps`.
 
-    curve: task, steps [K], normalized_reward, normalized_cost [P][K]. calibration: task, steps, members (labels), cost_limits,
-    member_k [P], k, estimates [P][k][K] and own_estimates [P][K] of the episode cost, true_cost, true_cost_se [P][K],
-    episodes. A policy that is not finite has no value.
+    curve: task, steps [K], normalized_reward, normalized_cost [P][K]. calibration: task, steps, episodes, k; members (labels),
+    modes, cost_limits, member_k [P]; estimates [P][k][K] and own_estimates [P][K] of the episode cost; true_cost,
+    true_cost_se [P][K]. A policy that is not finite has no value.
     """
     episodes = config.evaluation.curve_episodes
     seeds = range(CURVE_SEEDS, CURVE_SEEDS + episodes)
@@ -88,6 +88,7 @@ def roll_out_curves(
     curve = about | {"normalized_reward": _nested(reward), "normalized_cost": _nested(cost)}
     calibration = about | {
         "members": [f"{place} {member.evaluation_mode}" for place, member in enumerate(members)],
+        "modes": [member.evaluation_mode for member in members],
         "cost_limits": limits,
         "member_k": own.tolist(),
         "k": list(CALIBRATED_K),

@@ -254,3 +254,13 @@ def test_hostile_names_are_shown_as_they_are(tmp_path):
     drawn = str(parsed.figures)
     assert "<img" not in drawn
     assert drawn.count("&lt;/script&gt;&lt;img") > 10
+
+
+def test_offline_members_alone_are_judged():
+    """The second member follows rollouts: of its points none is counted. Without an offline one all are."""
+    entry = make_calibration(modes=["offline", "hybrid"])
+    [own, *_] = calibration.agreements("PointCircle", [entry])
+    assert (own.points, own.called_safe, own.counts[True, False]) == (3, 2, 0)
+    both = make_calibration(modes=["online", "hybrid"])
+    assert calibration.agreements("PointCircle", [both])[0].points == 5
+    assert calibration.agreements("PointCircle", [both, entry])[0].points == 3
