@@ -23,9 +23,11 @@ from drcorl_ray.data.replay import Replay
 from drcorl_ray.data.store import read_store
 from drcorl_ray.experiment import SEARCH_SEEDS, episode_seeds
 from drcorl_ray.method.learner import Learner
+from drcorl_ray.metrics import EpisodeStats
 from drcorl_ray.online import online_evaluation
-from drcorl_ray.policy import load_population
+from drcorl_ray.policy import PopulationPolicy, load_population
 from drcorl_ray.rollout import evaluate
+from drcorl_ray.rollout_pool import RolloutPool
 from drcorl_ray.run_directory import MetricsLog, RunDirectory
 from drcorl_ray.search.plan import ONLINE, POPULATION, RESULT, STATE, Member, Pack, pack_folder, read_pack
 from drcorl_ray.stages import (
@@ -126,7 +128,7 @@ class PackTrainer:
             for member in pack.members
         ]
         if finite:
-            stats = evaluate(policies.select(finite), data.task, seeds)
+            stats = self._roll_out(policies.select(finite), data.task, seeds)
             members = self.members(pack.members)
             rewards, costs = mean_scores(data, stats, [members[member].cost_limit for member in finite])
             for place, member in enumerate(finite):
@@ -138,6 +140,14 @@ class PackTrainer:
                     "lengths": stats.lengths[place].tolist(),
                 }
         return {"members": results, "seeds": seeds}
+
+    def _roll_out(self, policies: PopulationPolicy, task: Task, seeds: Sequence[int]) -> EpisodeStats:
+        """`evaluate`; by actors where they have CPUs of their own or where the pack keeps a GPU waiting."""
+        scaling = self.config.scaling
+        if not scaling.use_gpu and scaling.cpus_per_actor == 0:
+            return evaluate(policies, task, seeds)
+        with RolloutPool.of(self.config) as pool:
+            return pool.evaluate(policies, task, seeds)
 
 
 @functools.lru_cache(maxsize=1)

@@ -84,7 +84,15 @@ def test_a_search_ends_in_winners_that_train_again_to_the_same_policy(tmp_path):
     """Online and hybrid members, with an evaluation under way where the rung cuts: begun at step 47, due at 56."""
     space = "search.space={evaluation_mode: {choices: [hybrid, online]}, beta_0: {low: 0.003, high: 0.1}}"
     online = ["evaluation.online_interval=12", "evaluation.online_staleness=9", "evaluation.hybrid_transitions=600"]
-    config = tiny_config(tmp_path, "member.cost_limit=200", "member.evaluation_mode=hybrid", space, *online, *HALVING)
+    config = tiny_config(
+        tmp_path,
+        "member.cost_limit=200",
+        "member.evaluation_mode=hybrid",
+        "scaling.cpus_per_actor=0.1",
+        space,
+        *online,
+        *HALVING,
+    )
     run = search(config)
     results = read_results(run.path)
     rows = results["rows"]
