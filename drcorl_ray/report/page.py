@@ -203,8 +203,9 @@ class Page:
         return _section("Learning curves", _note(note), *parts) if parts else ""
 
     def _by_number(self, task: str) -> dict[int, Row]:
-        """Rows by configuration, the winners' before the judged ones'; of a training run, by member."""
+        """Rows by configuration, the winners' before the judged ones'; of a training run, by member, of the last policies."""
         rows = [row for row in self._results["rows"] if row["task"] == task and row["algorithm"] not in BASELINES]
+        rows = [row for row in rows if row["selection"] != "online_best"]
         return {row.get("configuration", row["member"]): row for row in sorted(rows, key=is_winner)}
 
     def _calibration(self) -> str:

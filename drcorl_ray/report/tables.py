@@ -23,8 +23,9 @@ _MOST_COLUMNS = 10  # of a table on the terminal
 EDGE = 3.0  # normalised costs beyond it are drawn on it
 LEGEND = (
     "Reward and cost are normalised (Eq. 26): the dataset's extreme returns are 0 and 1, the cost limit is 1; safe cells are "
-    "marked. last: the policy at the end of training, chosen by nobody. search_winner: chosen among the search's "
-    "configurations by online episodes (search score), then evaluated on fresh ones (fresh score)."
+    "marked. last: the policy at the end of training, chosen by nobody. online_best: the one that its member's own online "
+    "evaluations found best, then evaluated on fresh episodes. search_winner: chosen among the search's configurations by "
+    "online episodes (search score), then evaluated on fresh ones (fresh score)."
 )
 
 
@@ -150,7 +151,8 @@ def settings(row: Row, keys: Iterable[str]) -> list[str]:
 def row_name(row: Row) -> str:
     if "configuration" in row:
         return f"configuration {row['configuration']}"
-    return row["algorithm"] if row["algorithm"] in BASELINES else f"member {row['member']}"
+    best = " (online_best)" if row["selection"] == "online_best" else ""
+    return row["algorithm"] if row["algorithm"] in BASELINES else f"member {row['member']}{best}"
 
 
 def verdict(results: Results) -> tuple[str, list[str]]:
@@ -170,7 +172,7 @@ def _task_verdict(task: str, results: Results) -> tuple[bool, str]:
     safe = [row for row in rows if row["normalized_cost"] <= 1]
     best = max(safe, key=lambda row: row["normalized_reward"]) if safe else min(rows, key=lambda row: row["normalized_cost"])
     score = f"{row_name(best)}, reward {best['normalized_reward']:.3f} at cost {best['normalized_cost']:.2f}"
-    several = f", {len(safe)} of {len(rows)} members safe" if len(rows) > 1 else ""
+    several = f", {len(safe)} of {len(rows)} policies safe" if len(rows) > 1 else ""
     return bool(safe), f"{task}: {score} ({'safe' if safe else 'not safe'}{several})"
 
 
@@ -214,7 +216,7 @@ def print_table(results: Results) -> None:
     """The first table on the terminal, safe rows green."""
     columns = top_columns(results)
     if len(columns) > _MOST_COLUMNS:  # the terminal is narrow
-        columns = [column for column in columns if column.title not in ("length", "episodes", "selection")]
+        columns = [column for column in columns if column.title not in ("length", "episodes", "safe")]
     table = Table(*(column.title.replace(" ", "\n") for column in columns))
     for row in top_rows(results):
         cells = (escape(column.text(row)) for column in columns)

@@ -96,10 +96,10 @@ def test_the_verdict_of_a_training_run_counts_its_members_and_no_baseline():
     ]
     sentence, lines = tables.verdict(make_results(rows))
     assert sentence == "A safe policy on 1 of 1 task."
-    assert lines == ["PointCircle: member 2, reward 0.700 at cost 0.50 (safe, 2 of 3 members safe)"]
+    assert lines == ["PointCircle: member 2, reward 0.700 at cost 0.50 (safe, 2 of 3 policies safe)"]
     assert "least" not in lines[0]
     _, [line] = tables.verdict(make_results([make_row(normalized_cost=4.0), make_row(member=1, normalized_cost=2.0)]))
-    assert line == "PointCircle: member 1, reward 0.812 at cost 2.00 (not safe, 0 of 2 members safe)"
+    assert line == "PointCircle: member 1, reward 0.812 at cost 2.00 (not safe, 0 of 2 policies safe)"
 
 
 def test_a_task_whose_search_found_nothing_is_named():
@@ -197,3 +197,15 @@ def test_a_search_of_many_configurations_stays_short_on_the_terminal(tmp_path, c
 def test_markdown_shows_names_as_they_are(tmp_path):
     text = report(tmp_path, make_results([make_row(task="a|<b>")]))["report.md"]
     assert markdown_table(text.replace("\\|", "¦"))[2][0] == "a¦&lt;b>"
+
+
+def test_a_policy_chosen_online_has_its_own_name_and_row():
+    """Beside its member's last policy; in the terminal's table too, which is narrow."""
+    rows = [
+        make_row(evaluation_mode="hybrid", selection=selection, appended_transitions=5)
+        for selection in ("last", "online_best")
+    ]
+    assert [tables.row_name(row) for row in rows] == ["member 0", "member 0 (online_best)"]
+    rows[1]["normalized_reward"] = 0.9
+    _, by_task = tables.verdict(make_results(rows))
+    assert by_task == ["PointCircle: member 0 (online_best), reward 0.900 at cost 0.50 (safe, 2 of 2 policies safe)"]
