@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from drcorl_ray import rollout
-from drcorl_ray.envs import make_env
+from drcorl_ray.envs import make_env, make_simulator
 from drcorl_ray.errors import UserError
-from drcorl_ray.rollout import evaluate
-from drcorl_ray.tasks import Task
+from drcorl_ray.rollout import evaluate, roll_out_in
+from drcorl_ray.tasks import Task, get_task
 from tests.policies import random_policy
 
 WALK = Task("Walk", "gymnasium", None, "tests.small_envs:Walk-v0", 7)
@@ -90,3 +90,24 @@ def test_mistakes_are_told():
     good.weights[1][2, 0, 0] = np.nan
     with pytest.raises(ValueError, match=r"members \[2\] are not finite"):
         evaluate(good, "PointCircle", [0])
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("PointCircle", (8, 2)), ("HopperVelocity", (11, 3))])
+def test_recorded_trajectories_are_the_bare_loops(name, sizes, monkeypatch):
+    """Each transition of the first two episodes of every member, and of no other; a fall is a terminal, a cut is none."""
+    monkeypatch.setattr(rollout, "MAX_ENVIRONMENTS", 4)
+    policies, seeds, task = random_policy(*sizes, members=2), [5, 6, 7], get_task(name)
+    recorded = roll_out_in(make_simulator(task), policies, task, seeds, record=2)
+    assert sorted(recorded.trajectories) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert recorded.ran.all()
+    for (member, episode), trajectory in recorded.trajectories.items():
+        env, policy = make_env(task), policies.select([member])
+        observation, done, rows = env.reset(seed=seeds[episode])[0], False, []
+        while not done:
+            action = policy.act(observation[None, None])[0, 0]
+            after, reward, terminated, truncated, info = env.step(action)
+            rows.append((observation.copy(), action, after.copy(), reward, info["cost"], terminated))
+            observation, done = after, terminated or truncated
+        names = ("observations", "actions", "next_observations", "rewards", "costs", "terminals")
+        for column, values in zip(names, zip(*rows, strict=True), strict=True):
+            np.testing.assert_array_equal(trajectory[column], np.array(values, np.float32), err_msg=column)
