@@ -89,7 +89,7 @@ def score(
             "policy": str(path.relative_to(run.path)),
             **candidate.details,
         }
-        policies.save(path, member, {"result": row})
+        policies.save(path, member, {"result": row, "return_range": [data.spec.return_min, data.spec.return_max]})
         rows.append(row)
     return rows
 

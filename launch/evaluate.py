@@ -1,6 +1,8 @@
-"""Roll out policy files in their task's simulator: a table of reward, cost and length on fresh episodes.
+"""Roll out policies on fresh episodes: a table of reward, cost and length. A run's directory stands for all its policies.
 
 python launch/evaluate.py runs/RUN/policies/PointCircle-winner-0007.safetensors evaluation.episodes=50
+python launch/evaluate.py runs/RUN evaluation.protocol=dsrl                              # 3 limits x 3 seeds x 20 episodes
+python launch/evaluate.py runs/RUN evaluation.output=out evaluation.video=true           # out/evaluation.json, out/*.gif
 """
 
 import sys

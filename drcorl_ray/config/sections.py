@@ -186,6 +186,11 @@ class EvaluationConfig(Section):
     baselines: list[Literal["bc", "bc_safe"]] = Field(
         default=["bc", "bc_safe"], description="behaviour cloning of all the data, of its episodes within the limit"
     )
+    protocol: Literal["own", "dsrl"] = Field(
+        default="own", description="launch/evaluate.py: each policy alone, or DSRL's 3 limits x 3 seeds x 20 episodes"
+    )
+    output: str | None = Field(default=None, description="launch/evaluate.py: folder of evaluation.json and of videos")
+    video: bool = Field(default=False, description="launch/evaluate.py: a GIF of one episode of each policy")
 
     @model_validator(mode="after")
     def _parts_fit(self) -> EvaluationConfig:
