@@ -217,6 +217,7 @@ def test_every_shipped_file_builds_and_stays_as_it_is(path, monkeypatch):
     [(used, untouched), *_] = parsed
     assert used == untouched
     assert presets == PRESETS
+    assert config.population == used.pop("population", [])
     for section, values in used.items():
         for key, value in values.items():
             dumped = getattr(config, section).model_dump(exclude_unset=True)[key]

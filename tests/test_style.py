@@ -21,7 +21,9 @@ def test_the_tree_is_clean(command):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("part", ["method", "metrics.py", "tasks.py", "config.py", "policy.py", "checkpoint.py", "stages.py"])
+@pytest.mark.parametrize(
+    "part", ["method", "metrics.py", "tasks.py", "config", "policy.py", "checkpoint.py", "stages.py", "rollout.py"]
+)
 def test_the_core_imports_no_ray(part):
     path = ROOT / "drcorl_ray" / part
     for file in path.rglob("*.py") if path.is_dir() else [path]:
