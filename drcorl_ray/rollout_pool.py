@@ -102,7 +102,7 @@ class RolloutPool:
         self._idle: list[Any] = []
         self._calls: dict[Any, _Call] = {}
         self._thread = ThreadPoolExecutor(1, "rollouts")
-        self._busy, self._closing = threading.Lock(), threading.Event()
+        self._busy, self._closed = threading.Lock(), threading.Event()
 
     @classmethod
     def of(cls, config: Config) -> RolloutPool:
@@ -116,10 +116,9 @@ class RolloutPool:
         self.close()
 
     def close(self) -> None:
-        """End all actors, and a rollout that was started and is not done; a later one would start new actors."""
-        self._closing.set()
+        """End all actors, for good, and a rollout that was started and is not done."""
+        self._closed.set()
         with self._busy:
-            self._closing.clear()
             self._end_actors()
 
     def _end_actors(self) -> None:
@@ -179,6 +178,8 @@ class RolloutPool:
         while self._idle:
             self._greet(self._idle.pop())
         while waiting or granted or any(call.job for call in self._calls.values()):
+            if self._closed.is_set():
+                raise RuntimeError("the rollout pool was closed")
             while len(self._idle) + len(self._calls) < self._size:
                 self._greet(self._new_actor.remote())
             while self._idle and (waiting or granted):
@@ -230,8 +231,6 @@ class RolloutPool:
         Afterwards the call's actor is idle or, after an exception, killed. An actor may be late to start as long as
         another one works; UserError where none does.
         """
-        if self._closing.is_set():
-            raise RuntimeError("the rollout pool was closed")
         done, waiting = self._ray.wait(list(self._calls), timeout=_POLL_S)
         now = time.monotonic()
         overdue = [reference for reference in waiting if now > self._calls[reference].deadline]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from drcorl_ray.cli import guarded, split_arguments
 from drcorl_ray.config_file import load_config
 from drcorl_ray.errors import UserError
 from drcorl_ray.evaluation import evaluate_files, protocol_groups
@@ -32,7 +31,7 @@ def save(folder: Path, name: str, *, limit: float, seed: int, **meta: object) ->
 
 
 def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    files, settings = ([a for a in arguments if ("=" in a) == with_key] for with_key in (False, True))
+    files, settings = split_arguments(arguments)
     evaluate_files(files, load_config(settings))
     return capsys.readouterr().out
 
@@ -134,10 +133,12 @@ def test_what_cannot_be_drawn_is_said_in_a_line(tmp_path):
         (["tests"], "no finished run is there"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, arguments, message):
+def test_mistakes_are_one_line(tmp_path, arguments, message, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
     path = str(save(tmp_path, "one", limit=20.0, seed=0))
-    command = [sys.executable, "launch/evaluate.py", *(path if argument == "POLICY" else argument for argument in arguments)]
-    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    given = [path if argument == "POLICY" else argument for argument in arguments]
+    files, settings = split_arguments(given)
+    assert guarded(lambda: evaluate_files(files, load_config(settings))) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1

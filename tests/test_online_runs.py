@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from drcorl_ray.config_file import load_config
+from drcorl_ray.data.source import task_store
 from drcorl_ray.experiment import train
 from drcorl_ray.policy import load_policy, load_population
 from drcorl_ray.run_directory import read_log, read_results
+from drcorl_ray.stages import TaskData
 from tests.test_rollout_pool import actor_processes
 from tests.test_train import assert_equal_policies, kill_a_worker_at, run_stages
 from tests.tiny import plain_learner, plain_policies, tiny_arguments, tiny_config
@@ -64,14 +65,6 @@ def test_killed_actors_and_a_killed_worker_change_nothing(tmp_path):
     assert all(mine >= plain for mine, plain in zip(meta["online_episodes"], undisturbed, strict=True))
     lines = read_log(run.online("PointCircle") / "episodes.jsonl")[1:]
     assert sum(sum(line["episodes"]) for line in lines) == sum(meta["online_episodes"])
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_two_workers_see_the_same_rollouts(tmp_path):
-    config = tiny_config(tmp_path, *ONLINE, "scaling.workers=2", "evaluation.online_staleness=5")
-    data, run, policies = run_stages(config)
-    assert_equal_policies(policies, plain_policies(config, data), tolerance=1e-3)  # float32 sums in another order
-    assert load_population(run.population("PointCircle"))[1]["online_episodes"] == [0, 12, 12]
 
 
 SCRIPT = """
@@ -129,8 +122,15 @@ def test_no_kill_of_a_run_spends_more_than_its_budget(tmp_path):
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_hybrid_run_says_what_it_spent_and_what_it_chose(tmp_path):
-    run = train(load_config(tiny_arguments(tmp_path, *ONLINE, "evaluation.online_budget=7")))
+def test_two_workers_see_the_same_rollouts_and_the_run_says_what_it_spent(tmp_path):
+    """The policies of one worker up to rounding, while learning goes on beside the rollouts; rows, calibration and report."""
+    settings = ["evaluation.online_budget=7", "evaluation.online_staleness=5", "scaling.workers=2"]
+    config = tiny_config(tmp_path, *ONLINE, *settings)
+    run = train(config)
+    policies, meta = load_population(run.population("PointCircle"))
+    data = TaskData.open(task_store(config, "PointCircle"))
+    assert_equal_policies(policies, plain_policies(config, data), tolerance=1e-3)  # float32 sums in another order
+    assert meta["online_episodes"] == [0, 7, 7]
     results = read_results(run.path)
     rows = [row for row in results["rows"] if row["algorithm"] == "drcorl"]
     told = [

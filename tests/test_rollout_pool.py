@@ -124,6 +124,26 @@ def test_actors_without_a_cpu_hold_nothing_up(ray_cluster):
         pool.evaluate(policies, "PointCircle", seeds)
 
 
+@pytest.mark.ray
+def test_closing_ends_a_rollout_under_way(ray_cluster):
+    """And one that was not begun yet: no actor is left. Fault: `close` waits for it, or it starts actors afterwards."""
+    policies = random_policy(17, 6, members=4, hidden=256)
+    with RolloutPool(2) as pool:
+        under_way = pool.start(policies, "HalfCheetahVelocity", range(2000))
+        queued = pool.start(policies, "HalfCheetahVelocity", range(2000))
+        while not actor_processes("RolloutActor.run"):
+            time.sleep(0.05)
+        began = time.monotonic()
+    for future in (under_way, queued):
+        with pytest.raises(RuntimeError, match="closed"):
+            future.result()
+    assert time.monotonic() - began < 30
+    deadline = time.monotonic() + 20
+    while actor_processes("RolloutActor"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 CLUSTER = """
 import os, time
 from pathlib import Path

@@ -25,7 +25,10 @@ from drcorl_ray.report.tables import Results, Row, is_judged
 from drcorl_ray.run_directory import RunDirectory, read_log
 
 FEWEST_FINISHED = 4
-OFFLINE = {"adaptation/cost_estimate": "estimated episode cost (offline)", "critic/q_reward": "mean Q of the reward (offline)"}
+OFFLINE = {
+    "adaptation/cost_estimate": "estimated episode cost, by which it adapts",
+    "critic/q_reward": "mean Q of the reward (offline)",
+}
 _MOST_POINTS = 100
 
 
