@@ -83,16 +83,16 @@ class OnlineData:
         policies: [P, N] that were evaluated; each member's best is kept: the highest return within its cost limit [P], and
         while none is within, the lowest cost.
         """
-        self.estimate.copy_(torch.from_numpy(evidence.costs))
-        self.episodes.copy_(torch.where(self.online, torch.from_numpy(evidence.episodes).to(self.online.device), 0))
-        returns = torch.from_numpy(evidence.returns).to(self.estimate)
+        self.estimate.copy_(torch.tensor(evidence.costs))
+        self.episodes.copy_(torch.where(self.online, torch.tensor(evidence.episodes).to(self.online.device), 0))
+        returns = torch.tensor(evidence.returns).to(self.estimate)
         safe, was_safe = (cost <= cost_limit + COST_EPSILON for cost in (self.estimate, self.best_cost))
         same = torch.where(safe, returns > self.best_return, self.estimate < self.best_cost)
         better = (self.episodes > 0) & torch.where(safe == was_safe, same, safe)
         self.best = torch.where(better[:, None], policies, self.best if self.best.numel() else policies)
         self.best_cost.copy_(torch.where(better, self.estimate, self.best_cost))
         self.best_return.copy_(torch.where(better, returns, self.best_return))
-        self.spent.copy_(torch.from_numpy(evidence.spent))
+        self.spent.copy_(torch.tensor(evidence.spent))
         for member, columns in evidence.transitions.items():
             self._append(member, columns)
 
@@ -103,7 +103,7 @@ class OnlineData:
         end = min(begin + len(columns["rewards"]), self.table.shape[1])
         parts = []
         for name, width in self._widths.items():
-            part = torch.from_numpy(np.asarray(columns[name], np.float32)).to(self.table).view(-1, width)
+            part = torch.tensor(columns[name]).to(self.table).view(-1, width)
             parts.append((part - self._mean) / self._std if name in ("observations", "next_observations") else part)
         self.table[member, begin:end] = torch.cat(parts, dim=1)[: end - begin]
         self.counts[member] = end
