@@ -1,168 +1,276 @@
-"""launch/evaluate.py: policy files rolled out on fresh episodes, without Ray; a table, and on request JSON and GIFs."""
+"""launch/evaluate.py: policies rolled out on fresh episodes, without Ray; tables, and where asked JSON and videos."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.markup import escape
-from rich.progress import track
-from rich.table import Table
+from rich.progress import Progress
+from rich.table import Column, Table
 
-from drcorl_ray.checkpoint import write_json
+from drcorl_ray.checkpoint import write_bytes, write_json
 from drcorl_ray.config import Config
+from drcorl_ray.config.sections import EvaluationConfig
+from drcorl_ray.envs import make_simulator
 from drcorl_ray.errors import UserError
-from drcorl_ray.metrics import normalized_cost, normalized_reward
-from drcorl_ray.policy import Policy, load_policy
-from drcorl_ray.progress import console, wide_console
-from drcorl_ray.results import describe_results
-from drcorl_ray.rollout import evaluate
+from drcorl_ray.metrics import EpisodeStats, normalized_cost, normalized_reward
+from drcorl_ray.policy import Policy, PopulationPolicy, load_policy
+from drcorl_ray.progress import progress_bars, wide_console
+from drcorl_ray.protocol import EPISODES, dsrl_groups, protocol_gaps, protocol_table
+from drcorl_ray.rollout import MAX_ENVIRONMENTS, Rollouts, blocks, roll_out_in
 from drcorl_ray.run_directory import read_results
-from drcorl_ray.tasks import get_task
-from drcorl_ray.video import record_episode
+from drcorl_ray.tasks import Task, get_task
 
 EVALUATION_SEEDS = 4_000_000
-PROTOCOL_EPISODES = 20  # of DSRL's protocol, which also wants
-PROTOCOL_LIMITS = PROTOCOL_SEEDS = 3
+_TOLD = {"task", "algorithm", "config", "seed", "cost_limit", "evaluation_mode", "selection"}  # by a policy that a run wrote
 
 Row = dict[str, Any]
 
 
-def evaluate_files(arguments: Sequence[str], config: Config) -> None:
-    """Roll out policy files, and all those of run directories; print a row for each, and the protocol's means if asked.
+@dataclass(frozen=True)
+class Entry:
+    """A policy to evaluate. name: short, its own among those evaluated; about: its row of its run's results.json.
 
-    With `evaluation.output` the rows, episode by episode, go to FOLDER/evaluation.json, and with `evaluation.video` one
-    episode of each policy to FOLDER/*.gif. UserError where an argument is no policy of a run.
+    return_range: the extreme episode returns of its dataset, or the task's reference; None where neither is known.
     """
-    settings, began = config.evaluation, time.monotonic()
-    if settings.video and settings.output is None:
-        raise UserError("evaluation.video=true needs evaluation.output=FOLDER for the GIFs")
-    files = [file for argument in arguments for file in _policy_files(Path(argument))]
-    if not files:
-        raise UserError("no policy given: python launch/evaluate.py POLICY.safetensors|RUN … [evaluation.episodes=N]")
-    policies = [_load(file) for file in files]
-    episodes = PROTOCOL_EPISODES if settings.protocol == "dsrl" else settings.episodes
-    seeds = list(range(EVALUATION_SEEDS, EVALUATION_SEEDS + episodes))
-    work = list(zip(files, policies, strict=True))
-    shown = track(work, "evaluating", console=console, disable=not console.is_terminal)
-    rows = [_roll_out(file, policy, seeds) for file, policy in shown]
-    wide_console().print(_table(rows), highlight=False)
-    for note in _notes(rows):
-        wide_console().print(escape(note), highlight=False)
-    if settings.protocol == "dsrl":
-        wide_console().print(_protocol_table(rows), *map(escape, _gaps(rows)), sep="\n", highlight=False)
-    if settings.output is not None:
-        folder = Path(settings.output).expanduser()
-        results = describe_results(rows, time.monotonic() - began, {"protocol": settings.protocol})
-        write_json(folder / "evaluation.json", results)
+
+    name: str
+    file: Path
+    policy: Policy
+    task: Task
+    about: Row
+    return_range: tuple[float, float] | None
+
+    @property
+    def knows_returns(self) -> bool:
+        return bool(self.policy.meta.get("return_range"))
+
+
+def evaluate_files(paths: Sequence[str], config: Config) -> None:
+    """Roll out policy files, and all those of run directories, and print a row for each.
+
+    evaluation.protocol=dsrl prints DSRL's means too. evaluation.output=FOLDER writes FOLDER/evaluation.json, schema 1: `run`
+    and `rows` as in results.json, a row also with name, safe, return_range and its episodes' seeds, returns, costs, lengths;
+    `groups` as of `dsrl_groups`. evaluation.video=true writes FOLDER/NAME.gif. UserError on anything the user can mend.
+    """
+    began, settings = time.monotonic(), config.evaluation
+    folder = _output_folder(settings)
+    entries = load_entries(paths)
+    seeds = range(EVALUATION_SEEDS, EVALUATION_SEEDS + settings.episodes)
+    with _bars() as bars:
+        rows = score_policies(entries, seeds, bars)
+    screen = wide_console()
+    screen.print(_table(rows))
+    groups = dsrl_groups(rows) if settings.protocol == "dsrl" else []
+    if groups:
+        screen.print(protocol_table(groups))
+    for note in [*_notes(entries), *protocol_gaps(groups)]:
+        screen.print(escape(note), highlight=False, soft_wrap=True)
+    if folder is None:
+        return
+    from drcorl_ray.results import describe_results  # imports torch, which takes seconds
+
+    write_json(
+        folder / "evaluation.json",
+        describe_results(rows, time.monotonic() - began, {"protocol": settings.protocol}) | {"groups": groups},
+    )
+    if settings.video:
+        with _bars() as bars:
+            failures = _record(entries, rows, folder, bars)
+        for failure in failures:
+            screen.print(escape(failure), highlight=False, soft_wrap=True)
+
+
+def _output_folder(settings: EvaluationConfig) -> Path | None:
+    """Where JSON and videos go, made now; UserError where that, or what was asked for, cannot be."""
+    if settings.protocol == "dsrl" and settings.episodes != EPISODES:
+        raise UserError(f"evaluation.protocol=dsrl has {EPISODES} episodes a policy; leave out evaluation.episodes")
+    if settings.output is None:
         if settings.video:
-            _record(work, seeds[0], folder)
+            raise UserError("evaluation.video=true needs a folder for its files: add evaluation.output=FOLDER")
+        return None
+    folder = Path(settings.output).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"evaluation.output: cannot make the folder {folder} ({error.strerror})") from error
+    return folder
+
+
+def load_entries(paths: Sequence[str]) -> list[Entry]:
+    """The policies of files and of run directories, each once; UserError where one is not an intact policy of a known task."""
+    found: dict[Path, Path] = {}
+    for file in (file for path in paths for file in _policy_files(Path(path))):
+        found.setdefault(file.resolve(), file)
+    files = list(found.values())
+    if not files:
+        raise UserError("no policy given: python launch/evaluate.py POLICY.safetensors|RUN … [section.key=value …]")
+    return [_load(name, file) for name, file in zip(_names(files), files, strict=True)]
 
 
 def _policy_files(path: Path) -> list[Path]:
-    return [path / row["policy"] for row in read_results(path)["rows"]] if path.is_dir() else [path]
+    if not path.is_dir():
+        return [path]
+    try:
+        return [path / row["policy"] for row in read_results(path)["rows"]]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path / 'results.json'}: a row lists no policy ({error!r})") from error
 
 
-def _load(file: Path) -> Policy:
+def _names(files: Sequence[Path]) -> list[str]:
+    """File names without their ending; with as many of their folders as tell them all apart."""
+    parts = [[part for part in file.resolve().with_suffix("").parts if part != "policies"] for file in files]
+    for count in range(1, max(map(len, parts))):
+        names = ["-".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return ["-".join(part[1:]) for part in parts]
+
+
+def _load(name: str, file: Path) -> Entry:
     policy = load_policy(file)
-    result = policy.meta.get("result")
-    if not isinstance(result, dict) or not {"task", "cost_limit", "algorithm", "seed"} <= result.keys():
+    about = policy.meta.get("result")
+    if not isinstance(about, dict) or not about.keys() >= _TOLD:
         raise UserError(f"{file}: the policy does not say its task and cost limit; it was not written by a run")
-    return policy
-
-
-def _roll_out(file: Path, policy: Policy, seeds: Sequence[int]) -> Row:
-    about, task = policy.meta["result"], get_task(policy.meta["result"]["task"])
-    stats = evaluate(policy.population, task, seeds)
-    returns, costs = stats.returns[0], stats.costs[0]
+    if not policy.population.finite().all():
+        raise UserError(f"{file}: the policy's weights are not all finite")
+    try:
+        task = get_task(about["task"])
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
     low, high = policy.meta.get("return_range") or (task.return_min, task.return_max)
-    reward = None if low is None or high is None else float(normalized_reward(returns, low, high).mean())
-    kept = ("task", "algorithm", "evaluation_mode", "selection", "seed", "cost_limit")
-    return {name: about.get(name) for name in kept} | {
-        "policy": str(file),
-        "episodes": len(seeds),
+    return Entry(name, file, policy, task, about, None if low is None or high is None else (low, high))
+
+
+def score_policies(entries: Sequence[Entry], seeds: Sequence[int], bars: Progress) -> list[Row]:
+    """A row per policy, in order, after one episode of it per seed; policies that can be are rolled out side by side."""
+    rows: dict[str, Row] = {}
+    for alike in _alike(entries):
+        stats = _roll_out(alike, seeds, bars)
+        rows |= {entry.name: _row(entry, stats, member) for member, entry in enumerate(alike)}
+    return [rows[entry.name] for entry in entries]
+
+
+def _alike(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """Entries that make one population: of one task, with equal shapes and equal statistics of the observations."""
+    groups: dict[tuple[Any, ...], list[Entry]] = {}
+    for entry in entries:
+        population = entry.policy.population
+        statistics = (population.observation_mean, population.observation_std)
+        arrays = [(array.shape, array.dtype) for array in (*statistics, *population.weights, *population.biases)]
+        groups.setdefault((entry.task, *arrays, *(array.tobytes() for array in statistics)), []).append(entry)
+    yield from groups.values()
+
+
+def _roll_out(entries: Sequence[Entry], seeds: Sequence[int], bars: Progress) -> EpisodeStats:
+    task, parts = entries[0].task, [entry.policy.population for entry in entries]
+    weights, biases = (
+        tuple(np.concatenate(layers) for layers in zip(*every, strict=True))
+        for every in ([part.weights for part in parts], [part.biases for part in parts])
+    )
+    population = PopulationPolicy(parts[0].observation_mean, parts[0].observation_std, weights, biases)
+    whole = Rollouts.empty(len(entries), seeds)
+    bar = bars.add_task(f"{task.name}: episodes", total=whole.ran.size, note="")
+    simulator = make_simulator(task)
+    try:
+        for members, episodes in blocks(len(entries), len(seeds), task.environments_per_process or MAX_ENVIRONMENTS):
+            chosen = population.select(range(len(entries))[members])
+            part = roll_out_in(simulator, chosen, task, seeds[episodes])
+            whole.store(members, episodes, part)
+            bars.advance(bar, part.ran.size)
+    finally:
+        simulator.close()
+    return whole.stats
+
+
+def _row(entry: Entry, stats: EpisodeStats, member: int) -> Row:
+    returns, costs, lengths = stats.returns[member], stats.costs[member], stats.lengths[member]
+    known = entry.return_range
+    cost = float(normalized_cost(costs, entry.about["cost_limit"]).mean())
+    return entry.about | {
+        "name": entry.name,
+        "policy": str(entry.file),
+        "episodes": len(stats.seeds),
         "reward_mean": float(returns.mean()),
         "reward_std": float(returns.std()),
         "cost_mean": float(costs.mean()),
         "cost_std": float(costs.std()),
-        "length_mean": float(stats.lengths.mean()),
-        "normalized_reward": reward,
-        "normalized_cost": float(normalized_cost(costs, about["cost_limit"]).mean()),
-        "return_range": "dataset" if policy.meta.get("return_range") else "task" if reward is not None else None,
+        "length_mean": float(lengths.mean()),
+        "normalized_reward": float(normalized_reward(returns, *known).mean()) if known else None,
+        "normalized_cost": cost,
+        "safe": cost <= 1,
+        "return_range": known,
+        "seeds": stats.seeds.tolist(),
         "returns": returns.tolist(),
         "costs": costs.tolist(),
-        "lengths": stats.lengths[0].tolist(),
-        "seeds": list(seeds),
+        "lengths": lengths.tolist(),
     }
 
 
 def _table(rows: Sequence[Row]) -> Table:
-    table = Table("policy", "task", "limit", "return", "episode cost", "reward", "cost", "safe", "length")
+    table = Table(
+        Column("policy", overflow="fold"),
+        "task",
+        "limit",
+        "return",
+        "episode\ncost",
+        "normalised\nreward",
+        "normalised\ncost",
+        "safe",
+        "length",
+    )
     for row in rows:
-        safe = row["normalized_cost"] <= 1
-        reward = "–" if row["normalized_reward"] is None else f"{row['normalized_reward']:.3f}"
+        reward = row["normalized_reward"]
         table.add_row(
-            escape(Path(row["policy"]).stem), row["task"], f"{row['cost_limit']:g}",
-            f"{row['reward_mean']:.1f} ± {row['reward_std']:.1f}", f"{row['cost_mean']:.1f} ± {row['cost_std']:.1f}",
-            reward, f"{row['normalized_cost']:.2f}", "yes" if safe else "no", f"{row['length_mean']:.0f}",
-            style="green" if safe else "red",
+            escape(row["name"]), row["task"], f"{row['cost_limit']:g}", f"{row['reward_mean']:.1f} ± {row['reward_std']:.1f}",
+            f"{row['cost_mean']:.1f} ± {row['cost_std']:.1f}", "–" if reward is None else f"{reward:.3f}",
+            f"{row['normalized_cost']:.2f}", "yes" if row["safe"] else "no", f"{row['length_mean']:.0f}",
+            style="green" if row["safe"] else "red",
         )  # fmt: skip
     return table
 
 
-def _notes(rows: Sequence[Row]) -> list[str]:
-    count = sum(row["return_range"] != "dataset" for row in rows)
-    note = f"{count} policies do not know their dataset's returns: their reward is normalised by DSRL's for the task, if any"
-    return [note] if count else []
+def _notes(entries: Sequence[Entry]) -> list[str]:
+    """One line on the policies whose files do not know the returns of their dataset."""
+    old = [entry for entry in entries if not entry.knows_returns]
+    if not old:
+        return []
+    ranges = {
+        entry.task.name: "unknown" if entry.return_range is None else "{:g} to {:g}".format(*entry.return_range)
+        for entry in old
+    }
+    used = ", ".join(f"{task} {known}" for task, known in ranges.items())
+    who = old[0].name if len(old) == 1 else f"{len(old)} policies"
+    return [f"{who}: no return range of the dataset in the file; reward normalised by the task's reference ({used})"]
 
 
-def protocol_groups(rows: Iterable[Row]) -> dict[tuple[str, ...], dict[float, list[Row]]]:
-    """Rows by (task, algorithm, evaluation mode, selection), and in each by cost limit; both in order."""
-    groups: dict[tuple[str, ...], dict[float, list[Row]]] = {}
-    for row in rows:
-        name = tuple(str(row[key]) for key in ("task", "algorithm", "evaluation_mode", "selection"))
-        groups.setdefault(name, {}).setdefault(row["cost_limit"], []).append(row)
-    return {name: dict(sorted(groups[name].items())) for name in sorted(groups)}
+def _record(entries: Sequence[Entry], rows: Sequence[Row], folder: Path, bars: Progress) -> list[str]:
+    """Write the GIF of each policy's first episode; a line for each reason why there is none."""
+    from drcorl_ray.video import record_episode  # matplotlib takes a second to import
 
-
-def _protocol_table(rows: Iterable[Row]) -> Table:
-    """Mean ± standard deviation over the seeds for each limit, and over limits × seeds as DSRL reports it."""
-    table = Table("task", "algorithm", "mode", "selection", "limit", "seeds", "reward", "cost", "safe")
-    for name, cells in protocol_groups(rows).items():
-        everything = [row for cell in cells.values() for row in cell]
-        for limit, cell in [*((f"{limit:g}", cell) for limit, cell in cells.items()), ("all", everything)]:
-            cost = np.array([row["normalized_cost"] for row in cell])
-            reward = np.array([np.nan if row["normalized_reward"] is None else row["normalized_reward"] for row in cell])
-            safe = cost.mean() <= 1
-            table.add_row(
-                *name, limit, str(len({row["seed"] for row in cell})), f"{reward.mean():.3f} ± {reward.std():.3f}",
-                f"{cost.mean():.2f} ± {cost.std():.2f}", "yes" if safe else "no",
-                style=("green" if safe else "red") + (" bold" if limit == "all" else ""), end_section=limit == "all",
-            )  # fmt: skip
-    return table
-
-
-def _gaps(rows: Iterable[Row]) -> list[str]:
-    """What is missing of the protocol, a line a group."""
-    lines = []
-    for name, cells in protocol_groups(rows).items():
-        missing = [f"{len(cells)} of {PROTOCOL_LIMITS} cost limits"] if len(cells) < PROTOCOL_LIMITS else []
-        seeds = {limit: len({row["seed"] for row in cell}) for limit, cell in cells.items()}
-        missing += [f"limit {limit:g}: {n} of {PROTOCOL_SEEDS} seeds" for limit, n in seeds.items() if n < PROTOCOL_SEEDS]
-        if missing:
-            lines.append(f"{' '.join(name)} is not the whole protocol: {', '.join(missing)}")
-    return lines
-
-
-def _record(work: Iterable[tuple[Path, Policy]], seed: int, folder: Path) -> None:
-    for file, policy in work:
-        target = folder / f"{file.stem}.gif"
+    failures: dict[str, None] = {}
+    bar = bars.add_task("videos", total=len(entries), note="")
+    for entry, row in zip(entries, rows, strict=True):
         try:
-            record_episode(policy, get_task(policy.meta["result"]["task"]), seed, target)
+            total, content = record_episode(entry.policy, entry.task, row["seeds"][0], row["lengths"][0])
+            if total != row["returns"][0]:
+                raise UserError(
+                    f"{entry.name}: no video, the episode did not come out again ({total} for {row['returns'][0]})"
+                )
+            write_bytes(folder / f"{entry.name}.gif", content)
         except UserError as error:
-            console.print(f"[yellow]{escape(str(error))}")
-        else:
-            console.print(f"{target}", highlight=False)
+            failures[str(error)] = None
+        bars.advance(bar)
+    return list(failures)
+
+
+def _bars() -> Progress:
+    """Bars on a terminal, nothing elsewhere."""
+    bars = progress_bars()
+    bars.disable = not bars.console.is_terminal
+    return bars

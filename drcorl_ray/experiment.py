@@ -125,7 +125,13 @@ def member_candidate(
     """online_episodes: spent on it in training and selection; appended: transitions it learnt from beside the dataset."""
     assert member.seed is not None
     assert member.evaluation_mode is not None
-    online = {"online_staleness": config.evaluation.online_staleness, "appended_transitions": appended}
+    settings = config.evaluation
+    online = {
+        "online_staleness": settings.online_staleness,
+        "online_budget": settings.online_budget,
+        "appended_transitions": appended,
+        "appended_budget": settings.hybrid_transitions if member.evaluation_mode == "hybrid" else 0,
+    }
     return Candidate(
         config.run.algorithm,
         member.model_dump(),

@@ -15,11 +15,12 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from torch import Tensor
 
 from drcorl_ray.checkpoint import load_arrays, save_arrays, write_bytes
@@ -73,9 +74,10 @@ class Roller:
     def __init__(self, config: Config, learner: Learner, task: Task, folder: Path, pool: RolloutPool) -> None:
         self._settings, self._task, self._folder, self._pool = config.evaluation, task, folder, pool
         self._online, self._hybrid = learner.online.online.cpu().numpy(), bool(learner.online.hybrid.any())
-        evaluations = math.ceil(config.extract.steps / self._settings.online_interval)
+        paid = self._settings.online_budget // self._settings.online_episodes
+        evaluations = min(paid, math.ceil(config.extract.steps / self._settings.online_interval))
         rows = evaluations * self._settings.hybrid_episodes * task.episode_length
-        self._append_every = math.ceil(rows / max(1, self._settings.hybrid_transitions))  # so that the budget lasts
+        self._append_every = max(1, math.ceil(rows / max(1, self._settings.hybrid_transitions)))  # so that the budget lasts
         self._ledger = EpisodeLedger(folder / "episodes.jsonl", self._settings.online_budget, learner.online.spent.tolist())
         self._future: Future[Rollouts] | None = None
         self._members: list[int] = []
@@ -202,6 +204,8 @@ def online_evaluation(
     if not bool(learner.online.online.any()):
         yield lambda step: None
         return
-    with RolloutPool.of(config) as pool:
+    folder.mkdir(parents=True, exist_ok=True)
+    ours = FileLock(folder / "episodes.lock") if leads else nullcontext()  # a killed worker's successor waits for its end
+    with RolloutPool.of(config) as pool, ours:
         roller = Roller(config, learner, task, folder, pool) if leads else None
         yield OnlineEvaluation(config, learner, stop, roller, share).before

@@ -3,8 +3,10 @@
 A row has: task, algorithm, member, config, seed, cost_limit, dataset_sha256; evaluation_mode (where training's cost estimate
 came from), selection (`last`, `online_best`, `search_winner`), online_episodes (spent in training or selection), episodes (of
 this evaluation); reward_mean, reward_std, cost_mean, cost_std, length_mean, normalized_reward, normalized_cost (Eq. 26);
-policy (file, relative to the run). An online or hybrid member's also online_staleness (steps that its estimates lagged behind)
-and appended_transitions.
+policy (file, relative to the run).
+
+An online or hybrid member's rows have in addition online_staleness (steps that its estimates lagged behind), online_budget (of
+its training), appended_transitions and appended_budget.
 
 A search's rows have in addition study, configuration (the Optuna trial), state (`complete`, or `stopped` by a rung),
 member_steps (extraction steps spent on it) and config_file (its complete settings, relative to the run); those of its winners

@@ -26,7 +26,7 @@ class Rollouts:
     """Episodes of P members: their statistics, which of them ran [P, E] bool (all, unless a budget forbade), and recordings.
 
     trajectories: by (member, episode) its transitions in order, float32: observations, next_observations [n, S], actions
-    [n, A], rewards, costs, terminals [n]; a terminal is 1 where the environment ended the episode.
+    [n, A], rewards, costs, terminals [n]; a terminal is 1 where the environment ended the episode and no clock cut it.
     """
 
     stats: EpisodeStats
@@ -111,7 +111,8 @@ def _run_block(simulator: Simulator, policies: PopulationPolicy, task: Task, see
         flat, *outcome = simulator.step(actions.reshape(-1, simulator.action_size), active.ravel())
         observations = flat.reshape(observations.shape)
         rewards, costs, ended = (values.reshape(shape) for values in outcome)
-        recorder.note(step, next_observations=observations, rewards=rewards, costs=costs, terminals=ended)
+        terminals = ended & ~np.broadcast_to(simulator.truncated, active.size).reshape(shape)
+        recorder.note(step, next_observations=observations, rewards=rewards, costs=costs, terminals=terminals)
         np.add(stats.returns, rewards, out=stats.returns, where=active)
         np.add(stats.costs, costs, out=stats.costs, where=active)
         np.add(stats.lengths, 1, out=stats.lengths, where=active)

@@ -22,6 +22,7 @@ from drcorl_ray.tasks import Task, get_task
 Charge = Callable[[Sequence[int], int], Sequence[int]]
 
 _POLL_S = 1.0
+_SIGN_OF_LIFE_S = 30.0  # of an actor that worked before
 _SMALL_JOB = 8  # episodes; measured in docs/performance_log.md
 _DEATHS = 20  # of the processes that ran one job; its own mistakes end a rollout much earlier
 
@@ -56,11 +57,12 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Call:
-    """One call under way: a job on an actor or, where the job is None, a sign of life asked of it."""
+    """One call under way: a job on an actor or, where the job is None, a sign of life asked of it; starting: its first one."""
 
     actor: Any
     job: _Job | None
     deadline: float
+    starting: bool = False
 
 
 class RolloutPool:
@@ -92,6 +94,7 @@ class RolloutPool:
         self._ray: Any = ray
         self._size, self._retries = actors, retries
         self._job_timeout_s, self._start_timeout_s = job_timeout_s, start_timeout_s
+        self._asked = f"{cpus_per_actor:g} CPUs" + (f" on a node with {actor_resource!r}" if actor_resource else "")
         self._new_actor: Any = ray.remote(RolloutActor).options(
             num_cpus=cpus_per_actor,
             resources={actor_resource: 0.001} if actor_resource else None,
@@ -176,12 +179,12 @@ class RolloutPool:
         shipped = self._ray.put(policies)
         lost_starts = 0
         while self._idle:
-            self._greet(self._idle.pop())
+            self._greet(self._idle.pop(), starting=False)
         while waiting or granted or any(call.job for call in self._calls.values()):
             if self._closed.is_set():
                 raise RuntimeError("the rollout pool was closed")
             while len(self._idle) + len(self._calls) < self._size:
-                self._greet(self._new_actor.remote())
+                self._greet(self._new_actor.remote(), starting=True)
             while self._idle and (waiting or granted):
                 if not granted:
                     granted.extend(_granted(waiting.popleft(), charge))
@@ -222,8 +225,9 @@ class RolloutPool:
             raise RuntimeError(f"{task.name}: rollouts failed {failed} times; the last time: {error}") from error
         return job
 
-    def _greet(self, actor: Any) -> None:
-        self._calls[actor.ready.remote()] = _Call(actor, None, time.monotonic() + self._start_timeout_s)
+    def _greet(self, actor: Any, *, starting: bool) -> None:
+        patience = self._start_timeout_s if starting else min(_SIGN_OF_LIFE_S, self._job_timeout_s)
+        self._calls[actor.ready.remote()] = _Call(actor, None, time.monotonic() + patience, starting)
 
     def _ended(self) -> Iterator[tuple[_Job | None, Any]]:
         """Jobs (None for a sign of life) whose call ended or is overdue, with the result or the exception.
@@ -234,9 +238,12 @@ class RolloutPool:
         done, waiting = self._ray.wait(list(self._calls), timeout=_POLL_S)
         now = time.monotonic()
         overdue = [reference for reference in waiting if now > self._calls[reference].deadline]
-        late_starts = [reference for reference in overdue if self._calls[reference].job is None]
+        late_starts = [reference for reference in overdue if self._calls[reference].starting]
         if late_starts and len(late_starts) == len(self._calls):
-            raise UserError(f"no rollout actor started within {self._start_timeout_s:.0f} s; free some CPUs of the cluster")
+            raise UserError(
+                f"no rollout actor started within {self._start_timeout_s:.0f} s; each asks for {self._asked}: "
+                "free as much, or change scaling.cpus_per_actor and scaling.actor_resource"
+            )
         for reference in [*done, *(reference for reference in overdue if reference not in late_starts)]:
             call = self._calls.pop(reference)
             try:

@@ -1,102 +1,130 @@
-"""An episode as a GIF, without a display: PointCircle is drawn here, the velocity tasks by MuJoCo where it can."""
+"""An episode as a GIF, without a display: PointCircle is drawn here, other tasks show the picture of their simulator."""
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
-from collections.abc import Callable
-from pathlib import Path
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
 from PIL import Image, ImageDraw
 
-from drcorl_ray.checkpoint import write_bytes
 from drcorl_ray.envs import make_env
 from drcorl_ray.envs.point_circle import ARENA, CORRIDOR, RADIUS
 from drcorl_ray.errors import UserError
 from drcorl_ray.policy import Policy
 from drcorl_ray.tasks import Task
 
-_FRAMES, _FRAME_MS, _PIXELS = 100, 60, 240  # an episode's frames are spread evenly, so that files stay small
+FRAMES, SIDE = 100, 320  # at most; pixels
+_FRAME_MS, _COLOURS = 60, 64
 
-Draw = Callable[[np.ndarray], Image.Image]
+# from an episode's observations and costs so far to a picture [height, width, 3 or 4] uint8 of its present state
+Camera = Callable[[Sequence[np.ndarray], Sequence[float]], Any]
 
 
-def record_episode(policy: Policy, task: Task, seed: int, file: Path) -> float:
-    """Write the episode of that seed, the same as in an evaluation, as a GIF; its return.
+def record_episode(policy: Policy, task: Task, seed: int, steps: int) -> tuple[float, bytes]:
+    """The episode of that seed, the same as in `rollout.evaluate`: its return, and a GIF.
 
-    UserError where the task cannot be drawn on this machine.
+    steps: the episode's length, over which the frames are spread. UserError where the task cannot be drawn on this machine.
     """
-    env, draw = _drawn_env(task)
-    every, frames = max(1, task.episode_length // _FRAMES), []
-    total, cost, done, step = 0.0, 0.0, False, 0
-    observation, _ = env.reset(seed=seed)
-    while not done:
-        if step % every == 0:
-            frames.append(_labelled(draw(observation), f"step {step}  return {total:.1f}  cost {cost:g}"))
-        observation, reward, terminated, truncated, info = env.step(policy.act(observation))
-        total, cost, done, step = total + float(reward), cost + info["cost"], terminated or truncated, step + 1
-    env.close()
+    every = -(-steps // (FRAMES - 2))
+    env = make_env(task)
+    try:
+        camera = _camera(env, task)
+        observation, _ = env.reset(seed=seed)
+        observations, costs, total, done = [observation], [], 0.0, False
+        frames = [_frame(task, camera, observations, costs, total)]
+        while not done:
+            observation, reward, terminated, truncated, info = env.step(policy.act(observation))
+            observations.append(observation)
+            costs.append(float(info["cost"]))
+            total, done = total + float(reward), terminated or truncated
+            if done or len(costs) % every == 0:
+                frames.append(_frame(task, camera, observations, costs, total))
+    finally:
+        env.close()
     content = io.BytesIO()
     frames[0].save(content, "GIF", save_all=True, append_images=frames[1:], duration=_FRAME_MS, loop=0)
-    write_bytes(file, content.getvalue())
-    return total
+    return total, content.getvalue()
 
 
-def _drawn_env(task: Task) -> tuple[gymnasium.Env[Any, Any], Draw]:
+def _frame(
+    task: Task, camera: Camera, observations: Sequence[np.ndarray], costs: Sequence[float], total: float
+) -> Image.Image:
+    try:
+        image = Image.fromarray(np.asarray(camera(observations, costs), np.uint8)).convert("RGB")
+    except Exception as error:  # whatever the simulator's drawing raises, the evaluation is not lost for it
+        raise UserError(f"{task.name}: no video, its simulator cannot draw here ({_reason(error)})") from error
+    image.thumbnail((SIDE, SIDE))
+    caption = f"step {len(costs)}   reward {total:.1f}   cost {sum(costs):g}"
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((0, 0, image.width, 13), fill="white")
+    draw.text((4, 1), caption, fill="black")
+    return image.quantize(_COLOURS, dither=Image.Dither.NONE)
+
+
+def _camera(env: gymnasium.Env[Any, Any], task: Task) -> Camera:
+    simulator: Any = env.unwrapped
     match task.suite:
         case "builtin":
-            return make_env(task), PointCirclePictures()
+            return _circle_camera()
+        case "bullet":
+            # its render() opens a window, and its pictures hide the agent behind the ball that marks a violation
+            raise UserError(f"{task.name}: no video, bullet-safety-gym offers no pictures without a window")
         case "velocity":
-            return _velocity(task)
-        case _:
-            raise UserError(f"{task.name}: its episodes cannot be drawn (PointCircle's and the velocity tasks' can)")
+            _try_opengl(task)
+            simulator.mujoco_renderer.camera_id = simulator.model.camera("track").id  # else the robot runs out of the picture
+    if "rgb_array" not in env.metadata.get("render_modes", []):
+        raise UserError(f"{task.name}: no video, its environment offers no pictures (render mode rgb_array)")
+    simulator.render_mode = "rgb_array"
+    return lambda *_: env.render()
 
 
-def _velocity(task: Task) -> tuple[gymnasium.Env[Any, Any], Draw]:
-    os.environ.setdefault("MUJOCO_GL", "egl")
-    env = make_env(task)
-    robot: Any = env.unwrapped
-    renderer, robot.render_mode = robot.mujoco_renderer, "rgb_array"
-    renderer.width = renderer.height = _PIXELS
-    renderer.camera_id = robot.model.camera("track").id
+def _try_opengl(task: Task) -> None:
+    """UserError where MuJoCo finds no way to draw without a display."""
+    backend = os.environ.get("MUJOCO_GL") or ("egl" if sys.platform == "linux" else "glfw")
+    os.environ["MUJOCO_GL"] = backend  # gymnasium reads it when it first draws
     try:
-        env.reset(seed=0)
-        env.render()
-    except Exception as error:  # of many kinds, from a machine without the drivers to one without a library
-        reason = " ".join(str(error).split())[:80] or type(error).__name__
+        context = importlib.import_module(f"mujoco.{backend}").GLContext
+        context._context = None  # where its __init__ fails, its __del__ looks for it and complains on stderr
+        context(SIDE, SIDE).free()
+    except Exception as error:  # ImportError, OpenGL's own errors, AttributeError: as the library that is missing has it
         raise UserError(
-            f"{task.name}: MuJoCo cannot draw here ({reason}); install libegl1 or libosmesa6, and set MUJOCO_GL=egl or osmesa"
+            f"{task.name}: no video, MuJoCo cannot draw with MUJOCO_GL={backend} ({_reason(error)}); "
+            "install libegl1, or libosmesa6 and set MUJOCO_GL=osmesa"
         ) from error
-    return env, lambda _: Image.fromarray(np.asarray(robot.render(), np.uint8))
 
 
-class PointCirclePictures:
-    """The arena from above: the corridor in which motion is free, the reference circle, and the mass with its trail."""
-
-    def __init__(self) -> None:
-        self._trail: list[tuple[float, float]] = []
-
-    def __call__(self, observation: np.ndarray) -> Image.Image:
-        x, y = float(observation[0]), float(observation[1])
-        self._trail.append(_pixel(x, y))
-        image = Image.new("RGB", (_PIXELS, _PIXELS), "#f3d9d6")
-        canvas = ImageDraw.Draw(image)
-        canvas.rectangle([*_pixel(-CORRIDOR, ARENA), *_pixel(CORRIDOR, -ARENA)], fill="white")
-        canvas.ellipse([*_pixel(-RADIUS, RADIUS), *_pixel(RADIUS, -RADIUS)], outline="#9aa0a6")
-        canvas.line(self._trail, fill="#1f77b4", width=2)
-        canvas.circle(self._trail[-1], 5, fill="#c0392b" if abs(x) > CORRIDOR else "#2e8b57")
-        return image
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
 
-def _pixel(x: float, y: float) -> tuple[float, float]:
-    return (x / ARENA + 1.0) * _PIXELS / 2, (1.0 - y / ARENA) * _PIXELS / 2
+def _circle_camera() -> Camera:
+    """The arena from above: the corridor that is free of cost, the circle to follow, and the mass with its trail."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Circle
 
+    figure = Figure(figsize=(SIDE / 100, SIDE / 100), dpi=100)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.0, 0.0, 1.0, 0.955), xlim=(-ARENA, ARENA), ylim=(-ARENA, ARENA), xticks=[], yticks=[])
+    axes.set_facecolor("#f6d9d5")
+    axes.axvspan(-CORRIDOR, CORRIDOR, color="white")
+    axes.add_patch(Circle((0.0, 0.0), RADIUS, fill=False, linestyle="--", color="#888888"))
+    [trail] = axes.plot([], [], color="#1f77b4", linewidth=1.0)
+    [paid] = axes.plot([], [], ".", color="#c0392b", markersize=4)
+    [mass] = axes.plot([], [], "o", color="black", markersize=7)
 
-def _labelled(image: Image.Image, text: str) -> Image.Image:
-    canvas = ImageDraw.Draw(image)
-    canvas.rectangle([0, _PIXELS - 16, _PIXELS, _PIXELS], fill="white")
-    canvas.text((4, _PIXELS - 14), text, fill="black")
-    return image
+    def picture(observations: Sequence[np.ndarray], costs: Sequence[float]) -> np.ndarray:
+        places = np.stack(observations)[:, :2]
+        trail.set_data(*places.T)
+        paid.set_data(*places[1:][np.asarray(costs, bool)].T)
+        mass.set_data(*places[-1:].T)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())
+
+    return picture

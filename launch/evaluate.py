@@ -1,8 +1,10 @@
-"""Roll out policies on fresh episodes: a table of reward, cost and length. A run's directory stands for all its policies.
+"""Roll out policies in their task's simulator: tables of reward, cost and length on fresh episodes. No Ray is started.
 
 python launch/evaluate.py runs/RUN/policies/PointCircle-winner-0007.safetensors evaluation.episodes=50
-python launch/evaluate.py runs/RUN evaluation.protocol=dsrl                              # 3 limits x 3 seeds x 20 episodes
-python launch/evaluate.py runs/RUN evaluation.output=out evaluation.video=true           # out/evaluation.json, out/*.gif
+python launch/evaluate.py runs/RUN …                            a run directory stands for all its policies
+python launch/evaluate.py runs/* evaluation.protocol=dsrl       also the means of DSRL's 3 limits x 3 seeds x 20 episodes
+python launch/evaluate.py runs/RUN evaluation.output=FOLDER     also FOLDER/evaluation.json, every episode in it
+python launch/evaluate.py runs/RUN evaluation.output=FOLDER evaluation.video=true     also a GIF of an episode per policy
 """
 
 import sys
@@ -14,8 +16,8 @@ def work() -> None:
     from drcorl_ray.config_file import load_config
     from drcorl_ray.evaluation import evaluate_files  # after the command line is checked: simulators take time to import
 
-    files, settings = split_arguments(sys.argv[1:])
-    evaluate_files(files, load_config(settings))
+    policies, settings = split_arguments(sys.argv[1:])
+    evaluate_files(policies, load_config(settings))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,24 @@ class Walk(gymnasium.Env[np.ndarray, np.ndarray]):
         return np.array([self.x]), self.x, abs(self.x) > 5, False, info
 
 
+class Ending(Walk):
+    """A walk that ends after so many steps, by a clock of its own or by a failure."""
+
+    def __init__(self, steps: int, clock: bool) -> None:
+        super().__init__()
+        self._steps, self._clock, self._step = steps, clock, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        self._step = 0
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        observation, reward, _, _, info = super().step(action)
+        self._step += 1
+        over = self._step == self._steps
+        return observation, reward, over and not self._clock, over and self._clock, info
+
+
 class CountedCircle(PointCircleEnv):
     """PointCircle that writes the seed of every episode into the file named by COUNTED_EPISODES before it begins."""
 
@@ -56,6 +74,9 @@ class PlacedCircle(PointCircleEnv):
 
 
 gymnasium.register("PlacedCircle-v0", PlacedCircle)
+gymnasium.register("Cut3-v0", Ending, kwargs={"steps": 3, "clock": True})
+gymnasium.register("Cut7-v0", Ending, kwargs={"steps": 7, "clock": True})
+gymnasium.register("Fall-v0", Ending, kwargs={"steps": 2, "clock": False})
 gymnasium.register("CountedCircle-v0", CountedCircle)
 gymnasium.register("Walk-v0", Walk, max_episode_steps=3)
 gymnasium.register("NoCost-v0", Walk, kwargs={"costly": False})

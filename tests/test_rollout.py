@@ -62,6 +62,7 @@ def test_no_block_is_too_large():
 def test_finished_episodes_are_not_stepped():
     class Counting:
         observation_size = action_size = 1
+        truncated = np.False_
 
         def reset(self, seeds):
             self.lengths = np.asarray(seeds)
@@ -111,3 +112,15 @@ def test_recorded_trajectories_are_the_bare_loops(name, sizes, monkeypatch):
         names = ("observations", "actions", "next_observations", "rewards", "costs", "terminals")
         for column, values in zip(names, zip(*rows, strict=True), strict=True):
             np.testing.assert_array_equal(trajectory[column], np.array(values, np.float32), err_msg=column)
+
+
+@pytest.mark.parametrize("length", [3, 7])
+def test_an_episode_that_its_environment_cuts_has_no_terminal(length):
+    """At the task's own length and before it. Fault: a clock's end recorded as a failure, after which nothing follows."""
+    task = Task("Cut", "gymnasium", None, f"tests.small_envs:Cut{length}-v0", 7)
+    recorded = roll_out_in(make_simulator(task), random_policy(1, 1, members=1), task, [3], record=1)
+    assert recorded.stats.lengths.tolist() == [[length]]
+    assert recorded.trajectories[0, 0]["terminals"].tolist() == [0.0] * length
+    fallen = Task("Fallen", "gymnasium", None, "tests.small_envs:Fall-v0", 7)
+    recorded = roll_out_in(make_simulator(fallen), random_policy(1, 1, members=1), fallen, [3], record=1)
+    assert recorded.trajectories[0, 0]["terminals"].tolist() == [0.0, 1.0]

@@ -125,6 +125,47 @@ def test_actors_without_a_cpu_hold_nothing_up(ray_cluster):
 
 
 @pytest.mark.ray
+def test_an_episode_that_begins_again_is_paid_for_again(ray_cluster):
+    """One job of eight is lost: eight more are charged. Without the means for it they do not run, and it shows."""
+    policies, seeds = random_policy(17, 6, members=2, hidden=256), list(range(8))
+    for budget, charged in ((16, 8), (8, 8)):
+        left, log = [budget, budget], []
+
+        def charge(members, episodes, left=left, log=log):
+            granted = [min(episodes, left[member]) for member in members]
+            for member, count in zip(members, granted, strict=True):
+                left[member] -= count
+            log.append(sum(granted))
+            return granted
+
+        with RolloutPool(2) as pool:
+            thread = harm_one_actor_at_work(signal.SIGKILL, [])
+            rollouts = pool.roll_out(policies, "HalfCheetahVelocity", seeds, charge=charge)
+            thread.join(timeout=5)
+        assert min(left) >= 0
+        if budget == 16:
+            assert rollouts.ran.all()
+            assert sum(log) == 16 + charged
+        else:
+            assert rollouts.ran.sum() == 16 - charged
+            assert sum(log) == 16
+
+
+@pytest.mark.ray
+def test_an_idle_actor_that_hangs_is_replaced(ray_cluster):
+    policies, seeds = random_policy(8, 2, members=2), list(range(4))
+    expected = evaluate(policies, "PointCircle", seeds)
+    with RolloutPool(1, job_timeout_s=8) as pool:
+        assert_same(pool.evaluate(policies, "PointCircle", seeds), expected)
+        [idle] = actor_processes("RolloutActor")
+        os.kill(idle, signal.SIGSTOP)
+        try:
+            assert_same(pool.evaluate(policies, "PointCircle", seeds), expected)
+        finally:
+            os.kill(idle, signal.SIGKILL)
+
+
+@pytest.mark.ray
 def test_closing_ends_a_rollout_under_way(ray_cluster):
     """And one that was not begun yet: no actor is left. Fault: `close` waits for it, or it starts actors afterwards."""
     policies = random_policy(17, 6, members=4, hidden=256)

@@ -166,7 +166,7 @@ class EvaluationConfig(Section):
         default=0, description="steps that learning goes on between an online evaluation's begin and its use; 0: it waits"
     )
     online_budget: Annotated[int, Field(ge=0)] = Field(
-        default=200, description="episodes a member may spend in training, repeated ones too; then its estimate is offline"
+        default=250, description="episodes a member may spend in training, repeated ones too; then its estimate is offline"
     )
     hybrid_episodes: PositiveInt = Field(
         default=1, description="hybrid: episodes of an online evaluation whose transitions are appended to the member's replay"
@@ -199,6 +199,10 @@ class EvaluationConfig(Section):
                 f"online_staleness {self.online_staleness} is above online_interval {self.online_interval}: "
                 "an evaluation must arrive before the next one does"
             )
+        if self.mode != "offline" and self.online_budget < self.online_episodes:
+            raise ValueError(f"mode={self.mode}: online_budget {self.online_budget} does not pay for one evaluation")
+        if self.mode == "hybrid" and not (self.hybrid_transitions and self.hybrid_share):
+            raise ValueError("mode=hybrid appends nothing with hybrid_transitions=0 or hybrid_share=0; use mode=online")
         if self.hybrid_episodes > self.online_episodes:
             raise ValueError(f"hybrid_episodes {self.hybrid_episodes} is above online_episodes {self.online_episodes}")
         return self

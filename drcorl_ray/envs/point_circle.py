@@ -37,6 +37,7 @@ class PointCircleSimulator:
     """n point masses."""
 
     observation_size, action_size = OBSERVATION_SIZE, ACTION_SIZE
+    truncated: np.ndarray | np.bool_ = np.False_
 
     def __init__(self) -> None:
         self._positions = self._velocities = np.empty((0, 2))

@@ -23,6 +23,7 @@ class Simulator(Protocol):
 
     observation_size: int
     action_size: int
+    truncated: np.ndarray | np.bool_  # [n], or one for all: who of those that ended in the last step was cut by a clock
 
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
         """Start len(seeds) new episodes, dropping the old ones; observations [n, S]."""
@@ -49,6 +50,7 @@ class GymSimulator:
         self._envs = [make()]
         self.observation_size, self.action_size = flat_sizes(self._envs[0])
         self._observations = np.empty((0, self.observation_size))
+        self.truncated: np.ndarray | np.bool_ = np.False_
 
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
         self._envs += [self._make() for _ in range(len(seeds) - len(self._envs))]
@@ -59,10 +61,13 @@ class GymSimulator:
     def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> Step:
         count = len(self._observations)
         rewards, costs, ended = np.zeros(count), np.zeros(count), np.zeros(count, bool)
+        cut = np.zeros(count, bool)
         for row in range(count) if active is None else np.flatnonzero(active):
             observation, reward, terminated, truncated, info = self._envs[row].step(actions[row])
             self._observations[row] = observation
             rewards[row], costs[row], ended[row] = reward, info["cost"], terminated or truncated
+            cut[row] = truncated and not terminated
+        self.truncated = cut
         return self._observations.copy(), rewards, costs, ended
 
     def close(self) -> None:

@@ -117,6 +117,8 @@ class VelocitySimulator:
     Stepping switches off MuJoCo's timers (`MjData.timer`) in this process; the next MjData made switches them on again.
     """
 
+    truncated: np.ndarray | np.bool_ = np.False_
+
     def __init__(self, task: Task) -> None:
         self._task, self._robot = task, ROBOTS[task.name]
         self._env = _robot_env(self._robot)
