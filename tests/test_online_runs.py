@@ -138,8 +138,8 @@ def test_two_workers_see_the_same_rollouts_and_the_run_says_what_it_spent(tmp_pa
         for row in rows
     ]
     assert told == [
-        (0, "last", "offline", 0, None), (1, "last", "online", 7, 0), (2, "last", "hybrid", 7, 400),
-        (1, "online_best", "online", 7, 0), (2, "online_best", "hybrid", 7, 400),
+        (0, "last", "offline", 0, None), (1, "last", "online", 7, 0), (2, "last", "hybrid", 7, 800),
+        (1, "online_best", "online", 7, 0), (2, "online_best", "hybrid", 7, 800),
     ]  # fmt: skip
     assert all(load_policy(run.path / row["policy"]).meta["result"] == row for row in rows)
     [calibration] = results["run"]["calibration"]
