@@ -13,14 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from drcorl_ray import tasks
+from drcorl_ray.config_file import load_config
 from drcorl_ray.data.source import task_store
 from drcorl_ray.experiment import train
 from drcorl_ray.policy import load_policy, load_population
 from drcorl_ray.run_directory import read_log, read_results
 from drcorl_ray.stages import TaskData
+from drcorl_ray.tasks import register_task
 from tests.test_rollout_pool import actor_processes
 from tests.test_train import assert_equal_policies, kill_a_worker_at, run_stages
-from tests.tiny import plain_learner, plain_policies, tiny_arguments, tiny_config
+from tests.tiny import plain_learner, plain_policies, pretrain_beforehand, tiny_arguments, tiny_config
 
 MODES = "population=[{evaluation_mode: offline}, {evaluation_mode: online}, {evaluation_mode: hybrid, seed: 1}]"
 ONLINE = [MODES, "evaluation.online_interval=10", "evaluation.hybrid_transitions=1000", "evaluation.actors=2"]
@@ -41,6 +44,7 @@ def test_killed_actors_and_a_killed_worker_change_nothing(tmp_path):
     config = tiny_config(
         tmp_path, *ONLINE, "extract.steps=300", "scaling.report_steps=40", "evaluation.online_budget=1000",
     )  # fmt: skip
+    pretrain_beforehand(config)
     killed: list[int] = []
     over = threading.Event()
     killers = [
@@ -83,8 +87,10 @@ sys.exit(main("", work))
 """
 
 
-def test_no_kill_of_a_run_spends_more_than_its_budget(tmp_path):
+def test_no_kill_of_a_run_spends_more_than_its_budget(tmp_path, monkeypatch):
     """kill -9 of the whole driver at a random moment; the environment itself counts the episodes."""
+    monkeypatch.setattr(tasks, "_TASKS", dict(tasks._TASKS))
+    register_task("Counted", "tests.small_envs:CountedCircle-v0", 200, return_min=0, return_max=200)
     counted, budget = tmp_path / "counted", 20
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -92,6 +98,7 @@ def test_no_kill_of_a_run_spends_more_than_its_budget(tmp_path):
         tmp_path, *ONLINE, "task.name=Counted", f"evaluation.online_budget={budget}", "evaluation.curve_points=0",
         "evaluation.baselines=[]", "extract.steps=200", "scaling.report_steps=50", "run.resume=true",
     )  # fmt: skip
+    pretrain_beforehand(load_config(arguments))
     environment = os.environ | {"COUNTED_EPISODES": str(counted), "PYTHONPATH": str(Path(__file__).parents[1])}
     chance = random.Random(0)
 
@@ -126,6 +133,7 @@ def test_two_workers_see_the_same_rollouts_and_the_run_says_what_it_spent(tmp_pa
     """The policies of one worker up to rounding, while learning goes on beside the rollouts; rows, calibration and report."""
     settings = ["evaluation.online_budget=7", "evaluation.online_staleness=5", "scaling.workers=2"]
     config = tiny_config(tmp_path, *ONLINE, *settings)
+    pretrain_beforehand(config)
     run = train(config)
     policies, meta = load_population(run.population("PointCircle"))
     data = TaskData.open(task_store(config, "PointCircle"))

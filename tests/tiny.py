@@ -12,14 +12,26 @@ from drcorl_ray.config import Config
 from drcorl_ray.config_file import load_config
 from drcorl_ray.data.dsrl import write_dataset
 from drcorl_ray.data.replay import Replay
+from drcorl_ray.data.source import task_store
 from drcorl_ray.data.store import read_store
 from drcorl_ray.envs import make_simulator
 from drcorl_ray.envs.point_circle_data import generate_dataset
 from drcorl_ray.method.learner import Learner
+from drcorl_ray.method.pretrainer import Pretrainer
 from drcorl_ray.online import OnlineEvaluation, Roller
 from drcorl_ray.policy import PopulationPolicy
 from drcorl_ray.rollout import Rollouts, roll_out_in
-from drcorl_ray.stages import Placement, Pretrained, TaskData, advance, build_learner, build_pretrainer, pretrain_seeds
+from drcorl_ray.stages import (
+    Placement,
+    Pretrained,
+    TaskData,
+    advance,
+    artifact_path,
+    build_learner,
+    build_pretrainer,
+    pretrain_seeds,
+    save_artifacts,
+)
 
 TINY = [
     "pretrain.steps=60",
@@ -59,14 +71,31 @@ def tiny_config(folder: Path, *overrides: str) -> Config:
     return load_config(tiny_arguments(folder, *overrides))
 
 
-def plain_learner(config: Config, data: TaskData) -> Learner:
-    """The same training without Ray: two loops in this process."""
+def plain_pretrainer(config: Config, data: TaskData) -> Pretrainer:
+    """Pretraining without Ray: a loop in this process."""
+    pretrainer = build_pretrainer(config, data, pretrain_seeds(config.members()), Placement())
+    advance(pretrainer, whole_replay(data).sample, config.pretrain.batch_size, 0, pretrainer.total_steps)
+    return pretrainer
+
+
+def pretrain_beforehand(config: Config) -> None:
+    """Make the artifacts of a run in this process: a test of what comes after saves a Ray Train job."""
+    data = TaskData.open(task_store(config, config.tasks[0]))
+    pretrainer = plain_pretrainer(config, data)
+    seeds = pretrainer.seeds.tolist()
+    save_artifacts({seed: artifact_path(config.run.storage_folder, data, config.pretrain, seed) for seed in seeds}, pretrainer)
+
+
+def whole_replay(data: TaskData) -> Replay:
     replay = Replay(data.manifest)
     replay.insert(read_store(data.store))
-    members = config.members()
-    seeds = pretrain_seeds(members)
-    pretrainer = build_pretrainer(config, data, seeds, Placement())
-    advance(pretrainer, replay.sample, config.pretrain.batch_size, 0, pretrainer.total_steps)
+    return replay
+
+
+def plain_learner(config: Config, data: TaskData) -> Learner:
+    """The same training without Ray: two loops in this process."""
+    replay, members, pretrainer = whole_replay(data), config.members(), plain_pretrainer(config, data)
+    seeds = pretrainer.seeds.tolist()
     learner = build_learner(config, data, members, Pretrained(tuple(seeds), pretrainer.result()), Placement())
     with tempfile.TemporaryDirectory() as folder:
         roller = Roller(config, learner, data.task, Path(folder), HerePool())

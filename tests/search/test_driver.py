@@ -26,9 +26,10 @@ from drcorl_ray.search.cost import covered, most_at_once
 from drcorl_ray.search.driver import open_studies, open_tasks, reference_members, stops
 from drcorl_ray.search.plan import POPULATION, RESULT, STATE, read_packs
 from drcorl_ray.search.study import load_study
-from tests.tiny import tiny_arguments, tiny_config
+from tests.tiny import pretrain_beforehand, tiny_arguments, tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]
+QUICKSTART = ROOT / "tune_configs" / "quickstart.yaml"  # what launch/tune.py reads where it is given no file
 HALVING = ["search.rungs=[0.5]", "search.members_per_pack=4", "search.configurations=8", "search.concurrent_packs=1"]
 
 
@@ -170,12 +171,14 @@ def outcome(run: Path) -> list[tuple]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_cluster")
 def test_kill_9_of_the_driver_in_the_middle_of_a_search_changes_nothing(tmp_path):
     (tmp_path / "killed").mkdir()
     (tmp_path / "straight").mkdir()
     extra = [*HALVING, "extract.steps=400", "evaluation.baselines=[]"]
     arguments = tiny_arguments(tmp_path / "killed", *extra)
+    pretrain_beforehand(load_config(arguments, QUICKSTART))
     driver = launch(arguments)
     run = tmp_path / "killed" / "run"
     wait_for(lambda: list(run.glob("packs/*-0001/*/state.safetensors")), driver)  # the second pack is under way
@@ -183,19 +186,14 @@ def test_kill_9_of_the_driver_in_the_middle_of_a_search_changes_nothing(tmp_path
     driver.wait()
     first = (run / "packs" / "PointCircle-0000" / "PointCircle" / RESULT).read_bytes()
 
-    refused = launch(arguments)
-    output, _ = refused.communicate(timeout=120)
-    assert refused.returncode == 2
-    assert "run.resume=true" in output
-
+    with pytest.raises(UserError, match=r"run\.resume=true"):
+        search(load_config(arguments, QUICKSTART))
     resumed = launch([*arguments, "run.resume=true"])
     output, _ = resumed.communicate(timeout=400)
     assert resumed.returncode == 0, output
     assert (run / "packs" / "PointCircle-0000" / "PointCircle" / RESULT).read_bytes() == first
-    straight = launch(tiny_arguments(tmp_path / "straight", *extra))
-    output, _ = straight.communicate(timeout=400)
-    assert straight.returncode == 0, output
-    assert outcome(run) == outcome(tmp_path / "straight" / "run")
+    straight = tiny_arguments(tmp_path / "straight", *extra, f"run.storage={tmp_path / 'killed' / 'shared'}")
+    assert outcome(run) == outcome(search(load_config(straight, QUICKSTART)).path)
 
 
 def trial_processes() -> list[psutil.Process]:
@@ -210,6 +208,7 @@ def test_kill_9_of_a_trial_goes_on_from_its_last_report(tmp_path):
     config = tiny_config(
         tmp_path, "search.configurations=2", "extract.steps=600", "evaluation.baselines=[]", "evaluation.curve_points=0"
     )
+    pretrain_beforehand(config)
     log = tmp_path / "run" / "packs" / "PointCircle-0000" / "PointCircle" / "metrics.jsonl"
     killed: list[tuple[int, int]] = []
 
@@ -270,6 +269,7 @@ def test_kill_9_of_a_node_costs_only_time(tmp_path):
     """Two nodes of one CPU, a pack on each; one node's raylet is killed: its pack goes on elsewhere from its last report."""
     extra = ["search.configurations=4", "extract.steps=6000", "scaling.report_steps=200", "evaluation.curve_points=0"]
     arguments = tiny_arguments(tmp_path, *extra, "evaluation.baselines=[]", "scaling.cpus_per_worker=0.6")
+    pretrain_beforehand(load_config(arguments))
     command = [sys.executable, "-c", NODE_SEARCH, json.dumps(arguments)]
     done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
