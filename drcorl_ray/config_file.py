@@ -18,7 +18,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "noise_width": 256, "noise_expansion": 4, "noise_dropout": 0.1, "noise_weight_decay": 0.0,
             "critic_hidden": [256, 256], "critic_layer_norm": False, "learning_rate": 6e-4, "final_learning_rate": 1.0,
             "cost_discount": 0.99, "target_step": 0.005, "monte_carlo_steps": 0, "alpha": 0.2, "policy": "score",
-            "condition_dropout": 1.0,
+            "condition_dropout": 1.0, "positive_cost": False,
         },
         "extract": {
             "steps": 2050, "critic_steps": 0, "target_step": 0.005, "clamp_cost_target": False, "terminal_cost": False,

@@ -20,15 +20,16 @@ from drcorl_ray.config import Config, MemberConfig, PretrainConfig
 from drcorl_ray.data.replay import Batch
 from drcorl_ray.data.store import Manifest, load_manifest, read_store
 from drcorl_ray.errors import UserError
+from drcorl_ray.method.estimation import NEAREST, Footprints, trace
 from drcorl_ray.method.learner import Learner
 from drcorl_ray.method.optim import Reduce, alone
 from drcorl_ray.method.pretrainer import Pretrainer
-from drcorl_ray.method.random import Draws, Stream
-from drcorl_ray.method.spec import DataSpec, behaviour_condition, estimation_rows
+from drcorl_ray.method.random import Draws
+from drcorl_ray.method.spec import DataSpec, Episodes, behaviour_condition
 from drcorl_ray.metrics import EpisodeStats, normalized_cost, normalized_reward
 from drcorl_ray.tasks import Task, get_task
 
-ARTIFACT_SCHEMA = 2
+ARTIFACT_SCHEMA = 3
 ESTIMATION_STATES = 2048
 
 Stage = Pretrainer | Learner
@@ -50,24 +51,21 @@ class Placement:
 
 @dataclass(frozen=True)
 class TaskData:
-    """One task's store, opened: its manifest and statistics, and the rates that conditions and estimates are chosen by.
-
-    reward_rates, cost_rates: [N], per step.
-    """
+    """One task's store, opened: its manifest, its statistics, its episodes, and the reward rates [N] per step."""
 
     task: Task
     store: Path
     manifest: Manifest
     spec: DataSpec
+    episodes: Episodes
     reward_rates: np.ndarray
-    cost_rates: np.ndarray
 
     @classmethod
     def open(cls, store: Path, task: Task | None = None) -> TaskData:
         """task: the store's own, given where it may not be registered (in another process)."""
         manifest = load_manifest(store)
         task = task or get_task(manifest.task)
-        scalars = read_store(store, ("reward_rates", "cost_rates", "costs"))
+        scalars = read_store(store, ("reward_rates", "costs"))
         rates = scalars["reward_rates"]
         if manifest.max_return <= manifest.min_return:
             raise UserError(
@@ -86,7 +84,10 @@ class TaskData:
             reward_rate_mean=float(rates.mean()),
             reward_rate_std=float(rates.std()) + 1e-6,
         )
-        return cls(task, store, manifest, spec, rates, scalars["cost_rates"])
+        episodes = Episodes(
+            np.array(manifest.episode_returns), np.array(manifest.episode_costs), np.array(manifest.episode_lengths)
+        )
+        return cls(task, store, manifest, spec, episodes, rates)
 
 
 def mean_scores(data: TaskData, stats: EpisodeStats, cost_limits: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -121,7 +122,7 @@ def build_learner(
 ) -> Learner:
     """A population at the start of extraction; `pretrained` must hold every member's seed."""
     conditions = [
-        behaviour_condition(data.spec, member.behaviour_reward_quantile, data.reward_rates, data.cost_rates)
+        behaviour_condition(data.spec, member.behaviour_reward_quantile, member.cost_limit, data.episodes, data.reward_rates)
         for member in members
     ]
     return Learner(
@@ -133,7 +134,7 @@ def build_learner(
         evaluation=config.evaluation,
         sources=[pretrained.seeds.index(_seed(member)) for member in members],
         conditions=torch.from_numpy(np.stack(conditions)),
-        estimation_observations=_estimation_observations(config, data, members),
+        footprints=_footprints(config, data),
         device=placement.device,
         first_row=placement.rank * placement.rows(config.extract.batch_size),
         reduce=placement.reduce,
@@ -150,26 +151,25 @@ def _seed(member: MemberConfig) -> int:
     return member.seed
 
 
-def _estimation_observations(config: Config, data: TaskData, members: Sequence[MemberConfig]) -> Tensor:
-    """Standardised states [P, M, S] for the offline cost estimate, a stateless draw from each member's rows."""
-    rows = []
-    for member in members:
-        mask = estimation_rows(
-            config.extract.estimate_states,
-            member.cost_limit,
-            data.task.episode_length,
-            data.reward_rates,
-            data.cost_rates,
-        )
-        eligible = np.flatnonzero(mask)
-        draws = Draws(torch.tensor([_seed(member)]), 0)
-        rows.append(eligible[draws.integers(Stream.ESTIMATE_STATES, ESTIMATION_STATES, len(eligible))[0].numpy()])
-    wanted, place = np.unique(np.stack(rows), return_inverse=True)
-    observations = read_store(data.store, ("observations",), wanted)["observations"]
-    standardised = (observations - np.array(data.spec.observation_mean, np.float32)) / np.array(
-        data.spec.observation_std, np.float32
+def _footprints(config: Config, data: TaskData) -> Footprints:
+    """Where costs are estimated: on the states a policy would come to, or on an even selection of all (D15)."""
+    if config.extract.estimate_states == "all":
+        rows = np.linspace(0, data.manifest.rows - 1, ESTIMATION_STATES).round().astype(int)
+        ends, phases, stretch, nearest = np.arange(ESTIMATION_STATES), np.zeros(ESTIMATION_STATES, int), 0, None
+    else:
+        rows, ends, phases, stretch = trace(data.episodes.lengths, data.task.episode_length)
+        nearest = NEAREST
+    wanted, place = np.unique(rows, return_inverse=True)
+    columns = read_store(data.store, ("observations", "actions"), wanted)
+    mean, std = (np.array(values, np.float32) for values in (data.spec.observation_mean, data.spec.observation_std))
+    return Footprints(
+        torch.from_numpy(((columns["observations"] - mean) / std)[place]),
+        torch.from_numpy(columns["actions"][place]),
+        torch.from_numpy(ends),
+        torch.from_numpy(phases),
+        stretch,
+        nearest,
     )
-    return torch.from_numpy(standardised[place].reshape(len(members), ESTIMATION_STATES, -1))
 
 
 def advance(

@@ -83,7 +83,7 @@ def test_settings_that_would_train_garbage_are_refused(arguments):
 def test_the_preset_may_come_from_the_file(tmp_path):
     file = write(tmp_path / "c.yaml", "run: {preset: paper}\n")
     assert load_config([file]).member.beta_0 == 0.02
-    assert load_config([file, "run.preset=default"]).member.beta_0 == 0.01
+    assert load_config([file, "run.preset=default"]).member.beta_0 == 0.04
 
 
 @pytest.mark.parametrize(

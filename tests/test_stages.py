@@ -17,7 +17,7 @@ from drcorl_ray.data.replay import Replay
 from drcorl_ray.data.store import convert, read_store
 from drcorl_ray.errors import UserError
 from drcorl_ray.method.random import Draws, Stream
-from drcorl_ray.method.spec import behaviour_condition, estimation_rows
+from drcorl_ray.method.spec import Episodes, behaviour_condition
 from drcorl_ray.stages import (
     Placement,
     Pretrained,
@@ -56,64 +56,41 @@ def fresh(config: Config, data: TaskData, seeds: list[int]) -> Pretrained:
     return Pretrained(tuple(seeds), build_pretrainer(config, data, seeds, Placement()).result())
 
 
-# ---- what the rates choose ---------------------------------------------------------------------------------------------
+# ---- what is asked of the behaviour ------------------------------------------------------------------------------------
 
-RATES = np.array([0.0, 0.0, 0.05, 0.05, 0.1, 0.1, 0.2, 0.2, 0.5, 0.5], np.float32)
-REWARDS = np.arange(1.0, 11.0, dtype=np.float32)
+SPEC = make_spec(3, 2, reward_rate_mean=2.0, reward_rate_std=4.0)
+EPISODES = Episodes(
+    returns=np.arange(20.0), costs=np.array([0.0] * 5 + [10.0] * 10 + [11.0] * 5), lengths=np.array([1, 2] * 10)
+)
+RATES = np.arange(30, dtype=np.float32)
 
 
 @pytest.mark.parametrize(
-    ("limit", "rows"),
+    ("limit", "quantile", "rate"),
     [
-        (10.0, [4, 5]),  # ceiling 10/100: rows 0-5 of rewards 1-6, whose 0.7-quantile is 4.5
-        (5.0, [3]),  # ceiling 0.05: rows 0-3, quantile 3.1
-        (1.0, [1]),  # ceiling 0.01: rows 0-1, quantile 1.7
-        (0.0, [1]),  # a limit below one counts as one
-        (100.0, [7, 8, 9]),  # every row: quantile 7.3
+        (10.0, 0.0, 19.0),  # episodes 0-14 are within; the best tenth of them: 13 and 14, whose rows are 19-20 and 21
+        (10.0, 0.5, 20.0),
+        (10.0, 1.0, 21.0),
+        (5.0, 1.0, 6.0),  # episodes 0-4: 4 alone, row 6
+        (11.0, 0.0, 27.0),  # all: 18 and 19, rows 27 and 28-29
+        (0.0, 0.5, 6.0),
     ],
 )
-def test_estimation_rows_by_hand(limit, rows):
-    """Fault: < for ≤ at the ceiling, the quantile of all rows, or a lower quantile."""
-    assert np.flatnonzero(estimation_rows("low_cost", limit, 100, REWARDS, RATES)).tolist() == rows
-
-
-def test_estimation_rows_where_nothing_is_cheap():
-    """The tenth of lowest cost stands in: of rates 0.5, 0.6 … 2.4 rows 0 and 1 (quantile 0.69), the better of the two."""
-    rates = np.linspace(0.5, 2.4, 20).astype(np.float32)
-    rewards = np.arange(20.0, 0.0, -1.0, dtype=np.float32)
-    assert np.flatnonzero(estimation_rows("low_cost", 10.0, 100, rewards, rates)).tolist() == [0]
-    assert np.flatnonzero(estimation_rows("low_cost", 10.0, 100, -rewards, rates)).tolist() == [1]
-
-
-@pytest.mark.parametrize("rates", [np.full(7, 0.1, np.float32), np.full(7, 3.3, np.float32), np.zeros(7, np.float32)])
-def test_estimation_rows_are_never_none(rates):
-    same = np.full(7, 0.1, np.float32)
-    assert estimation_rows("low_cost", 0.0, 1000, same, rates).all()
-
-
-def test_all_rows_are_all_rows():
-    assert estimation_rows("all", 0.0, 100, REWARDS, RATES).all()
-
-
-SPEC = make_spec(3, 2, reward_rate_mean=2.0, reward_rate_std=4.0)
-
-
-def test_behaviour_conditions_by_hand():
-    """Low-cost rows have rewards 1 … 5; the rate asked for is standardised with all the data's mean and deviation."""
-    rates = np.array([0.0, 0.0, 0.005, 0.01, 0.01, 0.02, 0.9, 0.9, 0.9, 0.9], np.float32)
-    for quantile, reward in ((0.5, 3.0), (0.75, 4.0), (1.0, 5.0), (0.0, 1.0)):
-        condition = behaviour_condition(SPEC, quantile, REWARDS, rates)
-        assert condition.dtype == np.float32
-        assert condition.tolist() == [1.0, 0.0, 1.0, (reward - 2.0) / 4.0]
+def test_the_rate_asked_for_is_that_of_the_best_episodes_within_the_limit(limit, quantile, rate):
+    """Fault: < for ≤ at the limit, the worst episodes, or the rows of other ones."""
+    condition = behaviour_condition(SPEC, quantile, limit, EPISODES, RATES)
+    assert condition.dtype == np.float32
+    assert condition.tolist() == [1.0, 0.0, 1.0, (rate - 2.0) / 4.0]
 
 
 def test_an_unconditioned_member_asks_for_nothing():
-    assert behaviour_condition(SPEC, None, REWARDS, RATES).tolist() == [0.0] * 4
+    assert behaviour_condition(SPEC, None, 10.0, EPISODES, RATES).tolist() == [0.0] * 4
 
 
-def test_behaviour_conditions_where_nothing_is_cheap():
-    """Rates 1 … 10: the 0.1-quantile is 1.9, so row 0 alone, whose reward is 1."""
-    assert behaviour_condition(SPEC, 0.8, REWARDS, REWARDS).tolist() == [1.0, 0.0, 1.0, -0.25]
+def test_where_no_episode_is_within_the_limit_the_tenth_of_lowest_cost_stands_in():
+    """Costs 20 … 1: the 0.1-quantile is 2.9, so episodes 18 and 19, of which 18 earns more (rows 27)."""
+    dear = dataclasses.replace(EPISODES, costs=np.arange(20.0, 0.0, -1.0), returns=np.arange(20.0, 0.0, -1.0))
+    assert behaviour_condition(SPEC, 0.5, 0.0, dear, RATES).tolist() == [1.0, 0.0, 1.0, (27.0 - 2.0) / 4.0]
 
 
 # ---- opening a store ---------------------------------------------------------------------------------------------------
@@ -181,26 +158,18 @@ def test_members_start_from_their_own_seeds_pretraining(tmp_path):
     assert learner.draws(0).seeds.tolist() == [5, 3, 5]
 
 
-def test_estimation_states_are_the_members_eligible_rows_standardised(tmp_path):
-    """Every drawn state is an eligible row's, and every eligible row is drawn. Fault: raw observations, or all rows."""
-    data = open_made(tmp_path / "store", make_columns(400, seed=3))
-    config = small_config("population=[{cost_limit: 20}, {cost_limit: 200, seed: 7}, {cost_limit: 200}]")
-    members = config.members()
-    pretrained = fresh(config, data, [0, 7])
-    learner = build_learner(config, data, members, pretrained, Placement())
-    states = learner.estimation_observations
+@pytest.mark.parametrize("states", ["nearest", "all"])
+def test_costs_are_estimated_on_the_datas_states_standardised(tmp_path, states):
+    """All: every row of so few. Fault: raw observations."""
+    data = open_made(tmp_path / "store", make_columns(200, seed=3))
+    config = small_config("population=[{cost_limit: 20}, {cost_limit: 200}]", f"extract.estimate_states={states}")
+    learner = build_learner(config, data, config.members(), fresh(config, data, [0]), Placement())
+    chosen = learner.footprints.observations[learner.estimated_on].numpy()
     raw = read_store(data.store, ("observations",))["observations"].astype(np.float64)
     standardised = (raw - np.array(data.spec.observation_mean)) / np.array(data.spec.observation_std)
-    for member, drawn in zip(members, states.numpy(), strict=True):
-        mask = estimation_rows("low_cost", member.cost_limit, 200, data.reward_rates, data.cost_rates)
-        assert 0 < mask.sum() < 200
-        distance = np.abs(drawn[:, None].astype(np.float64) - standardised[mask][None]).max(-1)
-        assert distance.min(1).max() < 1e-5
-        assert distance.min(0).max() < 1e-5
-    assert not torch.equal(states[1], states[2])
-    second = Pretrained((7,), {name: tensor[len(tensor) // 2 :] for name, tensor in pretrained.tensors.items()})
-    alone = build_learner(config, data, members[1:2], second, Placement())
-    assert torch.equal(alone.estimation_observations[0], states[1])
+    distance = np.abs(chosen[0][:, None].astype(np.float64) - standardised[None]).max(-1)
+    assert distance.min(1).max() < 1e-5
+    assert states == "nearest" or distance.min(0).max() < 1e-5
 
 
 class Counted:

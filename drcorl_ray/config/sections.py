@@ -74,6 +74,7 @@ class PretrainConfig(Section):
     actor_hidden: Widths = Field(default=[256, 256], description="hidden layers of the policy")
     critic_hidden: Widths = Field(default=[128, 128], description="hidden layers of the critics (paper: 256, 256)")
     critic_layer_norm: bool = Field(default=True, description="LayerNorm in the critics (D1)")
+    positive_cost: bool = Field(default=True, description="a softplus ends the cost critics: no cost-to-go is negative (D20)")
     cost_ensemble: Annotated[int, Field(ge=1)] = Field(default=4, description="E, cost critics in the ensemble")
     learning_rate: Positive = Field(default=1e-3, description="Adam learning rate at the start of each phase")
     final_learning_rate: Fraction = Field(
@@ -115,8 +116,9 @@ class ExtractConfig(Section):
     policy_average: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         default=0.99, description="decay of the policy's running average, which is what leaves the learner (D14)"
     )
-    estimate_states: Literal["low_cost", "all"] = Field(
-        default="low_cost", description="states on which the cost is estimated: low-cost high-return stretches, or all (D15)"
+    estimate_states: Literal["nearest", "all"] = Field(
+        default="nearest",
+        description="states on which the cost is estimated: where the data acts like the policy, or all (D15)",
     )
     estimate_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         default=0.98, description="decay of the running average of the cost estimate (D16)"
@@ -128,7 +130,7 @@ class MemberConfig(Section):
     cost_limit: NonNegative = Field(default=10.0, description="l, limit on the undiscounted episode cost")
     k: float = Field(default=2.0, description="standard deviations of the cost UCB (Eq. 24)")
     beta_schedule: Literal["constant", "sqrt", "linear"] = Field(default="constant", description="β over epochs t")
-    beta_0: NonNegative = Field(default=0.01, description="constant: β; sqrt: √(β₀ + β₁t); linear: β₀ + β₁t")
+    beta_0: NonNegative = Field(default=0.04, description="constant: β; sqrt: √(β₀ + β₁t); linear: β₀ + β₁t")
     beta_1: NonNegative = Field(default=0.0, description="growth of β per epoch")
     alpha: NonNegative = Field(default=0.0, description="pessimism of the cost critics during extraction (Eq. 19, D5)")
     slack_plus: NonNegative = Field(default=0.2, description="h⁺, upper slack on the normalised cost (h of CRPO)")
@@ -146,8 +148,9 @@ class MemberConfig(Section):
         default="dirac", description="policy class (App. D.1)"
     )
     behaviour_reward_quantile: Fraction | None = Field(
-        default=0.8,
-        description="reward rate asked of the behaviour model, a quantile of its low-cost rows; none: not conditioned (D7)",
+        default=0.75,
+        description="reward rate asked of the behaviour model, a quantile over the best episodes within the limit; none: not "
+        "conditioned (D7)",
     )
     evaluation_mode: EvaluationMode | None = Field(
         default=None, description="where this member's cost estimate comes from; none: evaluation.mode"

@@ -15,6 +15,7 @@ from drcorl_ray.config import EvaluationConfig, ExtractConfig, MemberConfig, Pre
 from drcorl_ray.data.replay import Batch
 from drcorl_ray.method import critics, diffusion, schedules
 from drcorl_ray.method.adaptation import REGIONS, Decision, Multiplier, decide, manipulate
+from drcorl_ray.method.estimation import Footprints
 from drcorl_ray.method.networks import Weights
 from drcorl_ray.method.online import Evidence, OnlineData
 from drcorl_ray.method.optim import Reduce, Trainable, alone, flat_gradients, reduce_together
@@ -25,7 +26,7 @@ from drcorl_ray.method.spec import DataSpec, Hyperparameters
 from drcorl_ray.metrics import COST_EPSILON
 from drcorl_ray.policy import PopulationPolicy
 
-_PER_MEMBER = ("sources", "conditions", "estimation_observations", "average", "estimate", "region_counts")
+_PER_MEMBER = ("sources", "conditions", "average", "estimate", "region_counts", "estimated_on")
 _ESTIMATE_ROWS = 256  # states of `offline_estimate` that are evaluated at once
 _STEP_OFFSET = 1 << 40  # extraction draws other numbers than pretraining at the same step
 
@@ -34,7 +35,7 @@ class Learner:
     """A population in extraction.
 
     pretrained: what `Pretrainer.result` returned, S seeds; sources: for each member its index among them. conditions: [P, 4],
-    what each member asks of the behaviour model. estimation_observations: [P, M, S], standardised states of its cost estimate.
+    what each member asks of the behaviour model. footprints: where its cost is estimated.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Learner:
         evaluation: EvaluationConfig,
         sources: Sequence[int],
         conditions: Tensor,
-        estimation_observations: Tensor,
+        footprints: Footprints,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         first_row: int = 0,
@@ -61,7 +62,7 @@ class Learner:
         self.stochastic = any(member.policy_class != "dirac" for member in members)
         self.pessimistic = any(member.alpha > 0.0 for member in members)
         self.conditions = conditions.to(device, dtype)
-        self.estimation_observations = estimation_observations.to(device, dtype)
+        self.footprints = footprints.to(device, dtype)
         self.nets = Architectures.of(spec, pretrain)
         self.sources = torch.tensor(list(sources), device=device)
         self.pretrained_noise = pretrained["noise.flat"].to(device, dtype)
@@ -73,6 +74,7 @@ class Learner:
         self.estimate, self.estimates = zeros.clone(), torch.zeros((), dtype=torch.float64, device=device)
         self.online = OnlineData(spec, evaluation, members, device, dtype)
         self.region_counts = torch.zeros(len(members), len(REGIONS), dtype=torch.int64, device=device)
+        self.estimated_on = self._nearest_states()
 
     def _start(self, pretrained: Mapping[str, Tensor], device: torch.device | str, dtype: torch.dtype) -> dict[str, Trainable]:
         nets, ensemble = self.nets, self.pretrain.cost_ensemble
@@ -83,8 +85,8 @@ class Learner:
 
         actor = fold_condition(nets.conditioned_actor.layout, weights("actor.flat"), nets.actor.layout, self.conditions)
         trainables = {"actor": Trainable(nets.actor, actor)}
-        for name, copies in (("q_reward", 2), ("q_cost", ensemble)):
-            part = Trainable(nets.critic, weights(f"{name}.flat", copies), copies=copies, tracked=True)
+        for name, network, copies in (("q_reward", nets.reward_critic, 2), ("q_cost", nets.cost_critic, ensemble)):
+            part = Trainable(network, weights(f"{name}.flat", copies), copies=copies, tracked=True)
             part.load(part.state() | {"target": weights(f"{name}.target", copies)})
             trainables[name] = part
         if self.extract.update_diffusion:
@@ -122,6 +124,8 @@ class Learner:
         policy_step = step - self.extract.critic_steps
         progress = max(policy_step, 0) / self.extract.steps
         rate = schedules.cosine(progress, self.extract.final_learning_rate)
+        if policy_step >= 0 and policy_step % self.extract.epoch_steps == 0:
+            self.estimated_on.copy_(self._nearest_states())
         actions, std = self._act(batch.observations, draws, Stream.POLICY_NOISE)
         losses, metrics = self._losses(batch, actions.detach(), draws)
         if self.extract.update_diffusion:
@@ -213,9 +217,14 @@ class Learner:
             noise,
         )
 
+    def _nearest_states(self) -> Tensor:
+        """Where the cost of the policies of this moment is estimated: states of the footprints, [P, K] (D15)."""
+        actor = self.trainables["actor"]
+        return self.footprints.choose(lambda states: actor.network(actor.weights, states)[0], len(self.sources))
+
     def estimate_cost(self, draws: Draws, rows: int) -> Tensor:
         """Offline estimate of each member's episode cost on `rows` of its estimation states (Eq. 24-25, App. B.1), [P]."""
-        q_cost, states = self.trainables["q_cost"], self.estimation_observations
+        q_cost, states = self.trainables["q_cost"], self.footprints.observations[self.estimated_on]
         index = draws.integers(Stream.ESTIMATE_ROWS, rows, states.shape[1])
         with torch.no_grad():
             observations = states.gather(1, index.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
@@ -232,7 +241,7 @@ class Learner:
         weights = self.nets.actor.layout.split(self.average)
         means, deviations = [], []
         with torch.no_grad():
-            for states in self.estimation_observations.split(_ESTIMATE_ROWS, dim=1):
+            for states in self.footprints.observations[self.estimated_on].split(_ESTIMATE_ROWS, dim=1):
                 q = ensemble_q(q_cost, q_cost.target, states, actor.network(weights, states)[0])
                 means.append(q.mean(1))
                 deviations.append(q.std(1, correction=0))
@@ -344,7 +353,7 @@ class Learner:
         state = {f"{name}.{key}": x for name, part in self.trainables.items() for key, x in part.state().items()}
         state |= {f"multiplier.{key}": x for key, x in vars(self.multiplier).items()}
         state |= {f"online.{key}": x for key, x in self.online.state_dict().items()}
-        names = ("average", "estimate", "estimates", "region_counts")
+        names = ("average", "estimate", "estimates", "region_counts", "estimated_on")
         return state | {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

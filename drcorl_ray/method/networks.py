@@ -82,12 +82,13 @@ def _apply_norm(weights: Weights, name: str, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class MLP:
-    """ReLU perceptron [G, B, inputs] → [G, B, outputs], with LayerNorm before each activation if asked."""
+    """ReLU perceptron [G, B, inputs] → [G, B, outputs], if asked with LayerNorm before each activation, a softplus behind."""
 
     inputs: int
     hidden: tuple[int, ...]
     outputs: int
     layer_norm: bool = False
+    positive: bool = False
 
     @cached_property
     def layout(self) -> Layout:
@@ -105,7 +106,8 @@ class MLP:
             if self.layer_norm:
                 x = _apply_norm(weights, f"norms.{layer}", x)
             x = F.relu(x)
-        return _apply_linear(weights, f"layers.{len(self.hidden)}", x)
+        x = _apply_linear(weights, f"layers.{len(self.hidden)}", x)
+        return F.softplus(x) if self.positive else x
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ class Architectures:
     noise: NoiseNetwork
     conditioned_actor: Actor
     actor: Actor
-    critic: MLP
+    reward_critic: MLP
+    cost_critic: MLP
     value: MLP
 
     @classmethod
@@ -45,6 +46,7 @@ class Architectures:
             Actor(s + CONDITIONS, tuple(config.actor_hidden), a),
             Actor(s, tuple(config.actor_hidden), a),
             MLP(s + a, hidden, 1, config.critic_layer_norm),
+            MLP(s + a, hidden, 1, config.critic_layer_norm, positive=config.positive_cost),
             MLP(s, hidden, 1, config.critic_layer_norm),
         )
 
@@ -104,8 +106,8 @@ class Pretrainer:
             "noise": trainable(nets.noise, 0),
             "actor": trainable(nets.conditioned_actor, 1),
             "value": trainable(nets.value, 2),
-            "q_reward": trainable(nets.critic, 3, copies=2, tracked=True),
-            "q_cost": trainable(nets.critic, 4, copies=config.cost_ensemble, tracked=True),
+            "q_reward": trainable(nets.reward_critic, 3, copies=2, tracked=True),
+            "q_cost": trainable(nets.cost_critic, 4, copies=config.cost_ensemble, tracked=True),
         }
 
     @property

@@ -21,7 +21,7 @@ _MIX_2 = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
 
 
 class Stream(IntEnum):
-    """What a draw is for. Values are part of a run's identity: never reuse or renumber one."""
+    """What a draw is for. Values are part of a run's identity: never reuse or renumber one (12 was one)."""
 
     INITIALISATION = 0
     ROWS = 1
@@ -35,7 +35,6 @@ class Stream(IntEnum):
     REGULARISER_NOISE = 9
     ESTIMATE_ROWS = 10
     ESTIMATE_NOISE = 11
-    ESTIMATE_STATES = 12
     SAMPLING_NOISE = 13
     APPENDED_ROWS = 14
 

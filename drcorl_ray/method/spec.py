@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -15,7 +16,7 @@ from drcorl_ray.method.policy import POLICY_CLASSES
 from drcorl_ray.method.schedules import BETA_SCHEDULES
 
 REWARD_RANGE = 1000.0  # the data's return range after scaling, so that β does not depend on the task's reward unit
-LOW_COST_RATE = 0.01  # cost per step below which a row counts as safe behaviour
+BEST_EPISODES = 0.1  # share of the episodes within the limit that show what can be asked of the behaviour
 
 _CODES = {"adaptation": ADAPTATIONS, "policy_class": POLICY_CLASSES, "beta_schedule": BETA_SCHEDULES}
 
@@ -42,6 +43,19 @@ class DataSpec:
     @property
     def reward_scale(self) -> float:
         return REWARD_RANGE / (self.return_max - self.return_min)
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """A dataset's episodes in row order: undiscounted returns and costs, lengths, and the rows behind their last; [E] each."""
+
+    returns: np.ndarray
+    costs: np.ndarray
+    lengths: np.ndarray
+
+    @property
+    def ends(self) -> np.ndarray:
+        return np.cumsum(self.lengths)
 
 
 @dataclass(frozen=True)
@@ -84,30 +98,18 @@ class Hyperparameters:
 
 
 def behaviour_condition(
-    spec: DataSpec, quantile: float | None, reward_rates: np.ndarray, cost_rates: np.ndarray
+    spec: DataSpec, quantile: float | None, cost_limit: float, episodes: Episodes, reward_rates: np.ndarray
 ) -> np.ndarray:
     """What a member asks of the behaviour model: [shown, √cost rate, shown, standardised reward rate], zeros for nothing (D7).
 
-    The cost rate asked for is 0; the reward rate is a quantile of the rates among low-cost rows (the safest tenth of the
-    data where no row is below LOW_COST_RATE). reward_rates, cost_rates: [N], per step.
+    The cost rate asked for is 0. The reward rate is a quantile of the rates [N] in the best episodes, by return, of those
+    within the cost limit (of the tenth of lowest cost where fewer are).
     """
     if quantile is None:
         return np.zeros(4, np.float32)
-    low_cost = cost_rates <= max(LOW_COST_RATE, float(np.quantile(cost_rates, 0.1)))
-    rate = float(np.quantile(reward_rates[low_cost], quantile))
+    within = np.flatnonzero(episodes.costs <= max(cost_limit, float(np.quantile(episodes.costs, BEST_EPISODES))))
+    count = math.ceil(BEST_EPISODES * len(within))
+    best = within[np.argsort(-episodes.returns[within], kind="stable")[:count]]
+    rows = np.concatenate([np.arange(episodes.ends[i] - episodes.lengths[i], episodes.ends[i]) for i in best])
+    rate = float(np.quantile(reward_rates[rows], quantile))
     return np.array([1.0, 0.0, 1.0, (rate - spec.reward_rate_mean) / spec.reward_rate_std], np.float32)
-
-
-def estimation_rows(
-    states: str, cost_limit: float, episode_length: int, reward_rates: np.ndarray, cost_rates: np.ndarray
-) -> np.ndarray:
-    """Mask [N] of the rows on whose states a member's cost is estimated (D15).
-
-    all: every row, as printed. low_cost: stretches whose cost rate is within the limit's (of at least 1 an episode) and
-    whose reward rate is in the upper 30 % of those; the tenth of lowest cost rate stands in where no row is within.
-    """
-    if states == "all":
-        return np.ones(len(cost_rates), bool)
-    ceiling = max(max(cost_limit, 1.0) / episode_length, float(np.quantile(cost_rates, 0.1)))
-    low_cost = cost_rates <= ceiling
-    return low_cost & (reward_rates >= np.quantile(reward_rates[low_cost], 0.7))

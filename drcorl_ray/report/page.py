@@ -12,7 +12,7 @@ import plotly.io as pio
 from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
-from drcorl_ray.report import calibration, calibration_figures, figures
+from drcorl_ray.report import calibration, calibration_figures, figures, seeds
 from drcorl_ray.report.study import FEWEST_FINISHED, Series, Studied, judged
 from drcorl_ray.report.tables import (
     BASELINES,
@@ -60,6 +60,7 @@ class Page:
         parts = [
             self._headline(),
             self._winners(),
+            self._over_seeds(),
             self._chooser(),
             self._scatter(),
             self._pareto(),
@@ -113,6 +114,13 @@ class Page:
         title = "Winners" if is_search(self._results) else "Policies"
         table = _table(columns, rows, "") if rows else _note("no policy was evaluated")
         return _section(title, table, f'<p class="legend">{LEGEND}</p>', _list(references(self._results)))
+
+    def _over_seeds(self) -> str:
+        found = seeds.groups(self._results)
+        if not found:
+            return ""
+        table = _table(seeds.columns(found), found, "", lambda group: self._tagged([group.first["task"]]))
+        return _section(seeds.TITLE, table, _note(seeds.NOTE))
 
     def _chooser(self) -> str:
         if len(self._tasks) < 2:

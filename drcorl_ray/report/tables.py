@@ -217,11 +217,16 @@ def print_table(results: Results) -> None:
     columns = top_columns(results)
     if len(columns) > _MOST_COLUMNS:  # the terminal is narrow
         columns = [column for column in columns if column.title not in ("length", "episodes", "safe")]
-    table = Table(*(column.title.replace(" ", "\n") for column in columns))
-    for row in top_rows(results):
-        cells = (escape(column.text(row)) for column in columns)
-        table.add_row(*cells, style="green" if row["normalized_cost"] <= 1 else "red")
+    table = terminal_table(columns, top_rows(results), lambda row: row["normalized_cost"] <= 1)
     wide_console().print(table, *map(escape, references(results)), sep="\n", highlight=False)
+
+
+def terminal_table(columns: Sequence[Column], rows: Iterable[Any], safe: Callable[[Any], bool]) -> Table:
+    """Safe rows are green, the others red."""
+    table = Table(*(column.title.replace(" ", "\n") for column in columns))
+    for row in rows:
+        table.add_row(*(escape(column.text(row)) for column in columns), style="green" if safe(row) else "red")
+    return table
 
 
 def markdown_table(columns: Sequence[Column], rows: Iterable[Any]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from drcorl_ray.report import calibration, pictures
+from drcorl_ray.report import calibration, pictures, seeds
 from drcorl_ray.report.page import Page
 from drcorl_ray.report.study import Studied, importances, judged, offline_curves, read_studies
 from drcorl_ray.report.tables import (
@@ -72,6 +72,8 @@ def _markdown(name: str, results: Results, drawn: Sequence[tuple[str, Path]]) ->
     lines = [f"# {plain(name)}", "", sentence, "", *(f"- {plain(line)}" for line in by_task), ""]
     lines += [*markdown_table(top_columns(results), top_rows(results)), ""]
     lines += [*(f"- {plain(line)}" for line in references(results)), "", LEGEND, "", "Everything, to look into: report.html"]
+    if over_seeds := seeds.groups(results):
+        lines += ["", f"## {seeds.TITLE}", "", *markdown_table(seeds.columns(over_seeds), over_seeds), "", seeds.NOTE]
     for title, path in drawn:
         lines += ["", f"## {title}", "", f"![{title}]({path.name})"]
     lines += _calibration(results)

@@ -11,6 +11,7 @@ from torch import Tensor
 from drcorl_ray.config import Config
 from drcorl_ray.config_file import load_config
 from drcorl_ray.data.replay import Batch
+from drcorl_ray.method.estimation import Footprints
 from drcorl_ray.method.learner import Learner
 from drcorl_ray.method.pretrainer import Pretrainer
 from drcorl_ray.method.random import Draws, Stream
@@ -99,8 +100,6 @@ def make_learner(
     **kw,
 ) -> Learner:
     settled = [config.member_with(member) for member in members]
-    seeds = torch.tensor([member.seed for member in settled])
-    states = Draws(seeds, 0).normal(Stream.ESTIMATE_STATES, 64, spec.observation_size, dtype=dtype)
     conditions = torch.tensor([[1.0, 0.0, 1.0, 0.5]]).repeat(len(members), 1)
     return Learner(
         spec,
@@ -111,10 +110,18 @@ def make_learner(
         evaluation=config.evaluation,
         sources=[0] * len(members),
         conditions=conditions,
-        estimation_observations=states,
+        footprints=make_footprints(spec, dtype),
         dtype=dtype,
         **kw,
     )
+
+
+def make_footprints(spec: DataSpec, dtype: torch.dtype = torch.float64, nearest: int | None = 3) -> Footprints:
+    """Forty states in two phases, each compared by the four before it."""
+    [numbers] = Draws(torch.tensor([0]), 0).normal(Stream.ROWS, 40, spec.observation_size + spec.action_size, dtype=dtype)
+    observations, actions = numbers.split([spec.observation_size, spec.action_size], dim=-1)
+    ends = torch.arange(4, 40)
+    return Footprints(observations, actions.tanh(), ends, ends // 20, stretch=4, nearest=nearest)
 
 
 def extract(learner: Learner, table: dict[str, Tensor], start: int, stop: int, rows: int | None = None, **kw):

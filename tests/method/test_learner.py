@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from drcorl_ray.method import diffusion
+from drcorl_ray.method.estimation import Footprints
 from drcorl_ray.method.random import Stream
 from tests.method.helpers import extract, make_learner, make_spec, make_table, pretrain, sampler, small_config
 
@@ -259,7 +260,9 @@ def test_toy_constrained_optimum():
     cases = [(rule, first) for rule in ("gradient_manipulation", "crpo", "lagrangian") for first in (-0.6, 0.7)]
     members = [{"adaptation": rule} for rule, _ in cases]
     learner = make_learner(config, spec, members, pretrain(config, spec, table, [0], steps=0).result())
-    learner.estimation_observations = torch.zeros(len(cases), 16, 1, dtype=torch.float64)
+    zeros, ends = torch.zeros(16, 1, dtype=torch.float64), torch.arange(16)
+    learner.footprints = Footprints(zeros, zeros, ends, torch.zeros_like(ends), stretch=0, nearest=None)
+    learner.estimated_on = ends.repeat(len(cases), 1)
     for member, (_, first) in enumerate(cases):
         learner.trainables["actor"].weights["layers.2.bias"].detach()[member, 0] = math.atanh(first)
     extract(learner, table, 0, learner.total_steps)

@@ -39,7 +39,7 @@ def test_the_papers_settings_are_among_the_first_points(tmp_path):
     [(study, tasks)] = open_studies(config, RunDirectory.prepare(config), config.tasks)
     assert tasks == ["PointCircle"]
     assert [study.ask(0), study.ask(1)] == [
-        {"beta_0": 0.01, "policy_class": "dirac"},  # the configured member
+        {"beta_0": 0.04, "policy_class": "dirac"},  # the configured member
         {"beta_0": 0.02, "policy_class": "gaussian_constant"},
     ]
 
