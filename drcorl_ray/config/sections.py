@@ -120,6 +120,9 @@ class ExtractConfig(Section):
         default="nearest",
         description="states on which the cost is estimated: where the data acts like the policy, or all (D15)",
     )
+    estimate_interval: PositiveInt = Field(
+        default=50, description="policy steps after which those states are chosen anew, as the policy has moved (D15)"
+    )
     estimate_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         default=0.98, description="decay of the running average of the cost estimate (D16)"
     )

@@ -124,7 +124,7 @@ class Learner:
         policy_step = step - self.extract.critic_steps
         progress = max(policy_step, 0) / self.extract.steps
         rate = schedules.cosine(progress, self.extract.final_learning_rate)
-        if policy_step >= 0 and policy_step % self.extract.epoch_steps == 0:
+        if policy_step >= 0 and policy_step % self.extract.estimate_interval == 0:
             self.estimated_on.copy_(self._nearest_states())
         actions, std = self._act(batch.observations, draws, Stream.POLICY_NOISE)
         losses, metrics = self._losses(batch, actions.detach(), draws)

@@ -28,6 +28,7 @@ SMALL = [
     "extract.critic_steps=2",
     "extract.batch_size=16",
     "extract.epoch_steps=2",
+    "extract.estimate_interval=2",
 ]
 
 
