@@ -50,7 +50,7 @@ def ray_cluster(session_cluster: None) -> None:
 
 
 def cpus_return(within_s: float) -> bool:
-    """What `available_resources` says may be old until something changes: a task that books both CPUs waits, and changes it."""
+    """`available_resources` may be old until something changes: a task that books both CPUs waits, and changes it."""
     import ray
 
     deadline = time.monotonic() + within_s
