@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from drcorl_ray.errors import UserError
 
@@ -43,6 +47,20 @@ def connect() -> None:
             logging_level=logging.ERROR,
             runtime_env={"env_vars": dict(_ENVIRONMENT)},
         )
+
+
+@contextmanager
+def interrupts_restored() -> Iterator[None]:
+    """Afterwards Ctrl-C means what it meant before: Ray Train and Tune 2.60 answer it in their own way also after their end.
+
+    By its handler Ray Train keeps the process of its controller too.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _answering_address() -> str | None:

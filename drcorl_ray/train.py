@@ -21,6 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from torch import Tensor
 
+from drcorl_ray.cluster import interrupts_restored
 from drcorl_ray.config import Config, MemberConfig
 from drcorl_ray.curves import curve_steps, save_curve_point
 from drcorl_ray.data.replay import Batch, Replay
@@ -217,7 +218,8 @@ def _fit(
         ),
     )
     try:
-        trainer.fit()
+        with interrupts_restored():
+            trainer.fit()
     except ray.train.TrainingFailedError as error:
         causes = getattr(error, "worker_failures", {}).values()
         user_error = next((cause for cause in causes if isinstance(cause, UserError)), None)

@@ -40,21 +40,30 @@ def assert_equal_policies(one: PopulationPolicy, other: PopulationPolicy, tolera
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
 
 
-def training_workers() -> list[psutil.Process]:
+def ray_processes(name: str) -> list[psutil.Process]:
     children = psutil.Process().children(recursive=True)
-    return [process for process in children if process.is_running() and process.name().startswith("ray::RayTrain")]
+    return [process for process in children if process.is_running() and process.name().startswith(f"ray::{name}")]
 
 
 def kill_a_worker_at(log, stage: str, step: int, killed: list[int]) -> None:
     """Wait until a stage has reported `step`, then kill -9 its worker."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         if any(line["stage"] == stage and line["step"] >= step for line in read_log(log)):
-            for worker in training_workers():
+            for worker in ray_processes("RayTrain"):
                 os.kill(worker.pid, signal.SIGKILL)
                 killed.append(worker.pid)
             return
         time.sleep(0.02)
+
+
+def assert_ray_train_left_nothing_behind() -> None:
+    """Fault: its answer to Ctrl-C stays, and by it the process of a controller that has nothing left to do."""
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    deadline = time.monotonic() + 30
+    while ray_processes("TrainCont"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.mark.ray
@@ -69,6 +78,7 @@ def test_ray_train_equals_a_plain_loop_bitwise_also_after_kill_9(tmp_path):
     data, run, policies = run_stages(config)
     killer.join()
     assert killed
+    assert_ray_train_left_nothing_behind()
     assert_equal_policies(policies, plain_policies(config, data))
     steps = [line["step"] for line in read_log(run.metrics) if line["stage"] == "extract"]
     assert steps == [*range(100, 2100, 100), 2020]  # each report once, in order

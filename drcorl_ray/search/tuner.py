@@ -11,6 +11,7 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
+from drcorl_ray.cluster import interrupts_restored
 from drcorl_ray.config import ScalingConfig
 from drcorl_ray.errors import UserError
 from drcorl_ray.search.pack import PackTrainer
@@ -99,7 +100,8 @@ def run_packs(trainer: PackTrainer, plans: Sequence[SearchPlan]) -> None:
             verbose=0,
         ),
     )
-    trials = tuner.fit()
+    with interrupts_restored():
+        trials = tuner.fit()
     errors = [getattr(error, "cause", error) for error in trials.errors]
     errors += [trial.metrics["mistake"] for trial in trials if trial.metrics and "mistake" in trial.metrics]
     if errors:
