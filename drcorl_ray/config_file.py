@@ -27,7 +27,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
         "member": {
             "beta_0": 0.02, "alpha": 0.2, "actor_learning_rate": 6e-4, "policy_class": "gaussian_constant",
-            "behaviour_reward_quantile": None,
+            "behaviour_reward_quantile": None, "slack_minus": 0.2, "slack_shrink": 1.0,
         },
     },
 }  # fmt: skip

@@ -24,7 +24,7 @@ from drcorl_ray.errors import UserError
 from drcorl_ray.policy import PopulationPolicy, load_population
 from drcorl_ray.progress import Watcher, console, progress_bars
 from drcorl_ray.report import write_report
-from drcorl_ray.results import Candidate, Selection, best_safe_episodes, describe_results, score
+from drcorl_ray.results import Candidate, Selection, best_safe_episodes, data_episodes, describe_results, score
 from drcorl_ray.rollout_pool import RolloutPool
 from drcorl_ray.run_directory import RunDirectory
 from drcorl_ray.stages import TaskData, pretrain_seeds
@@ -65,7 +65,8 @@ def train(config: Config) -> RunDirectory:
             config, data, members, lambda step: load_curve_point(run.curve(data.task.name, step)), pool
         )
     references = best_safe_episodes(data, [member.cost_limit for member in members])
-    finish(run, rows, started, {"curves": [curve], "calibration": [calibration], "references": references})
+    measured = {"curves": [curve], "calibration": [calibration], "references": references}
+    finish(run, rows, started, measured | {"data_episodes": [data_episodes(data)]})
     return run
 
 

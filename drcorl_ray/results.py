@@ -11,6 +11,9 @@ its training), appended_transitions and appended_budget.
 A search's rows have in addition study, configuration (the Optuna trial), state (`complete`, or `stopped` by a rung),
 member_steps (extraction steps spent on it) and config_file (its complete settings, relative to the run); those of its winners
 search_normalized_reward and search_normalized_cost, by which they were chosen, beside the fresh ones.
+
+What a report draws beside the rows is in `run`: curves and calibration (curves.py), references (`best_safe_episodes`),
+data_episodes (`data_episodes`, an entry a task) and, of a search, what it was and took.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from drcorl_ray.policy import PopulationPolicy
 from drcorl_ray.run_directory import RESULTS_SCHEMA, RunDirectory
 from drcorl_ray.stages import TaskData
 
+MOST_EPISODES = 1000
 _PACKAGES = ("drcorl_ray", "torch", "ray", "optuna", "gymnasium", "mujoco", "numpy", "pyarrow")
 
 Selection = Literal["last", "online_best", "search_winner"]
@@ -111,6 +115,17 @@ def best_safe_episode(data: TaskData, cost_limit: float) -> float | None:
     returns, costs = (np.asarray(x) for x in (data.manifest.episode_returns, data.manifest.episode_costs))
     safe = returns[costs <= cost_limit]
     return float(normalized_reward(safe.max(), data.spec.return_min, data.spec.return_max)) if len(safe) else None
+
+
+def data_episodes(data: TaskData) -> dict[str, Any]:
+    """The data's own episodes, for a report: {"task", "normalized_reward": [E], "cost": [E]}, costs undiscounted sums.
+
+    Of more than 1,000 that many, evenly spaced in the data's order, the first and the last among them.
+    """
+    count = len(data.episodes.costs)
+    kept = np.linspace(0, count - 1, min(count, MOST_EPISODES)).round().astype(int)
+    rewards = normalized_reward(data.episodes.returns[kept], data.spec.return_min, data.spec.return_max)
+    return {"task": data.task.name, "normalized_reward": rewards.tolist(), "cost": data.episodes.costs[kept].tolist()}
 
 
 def describe_results(rows: Sequence[Mapping[str, Any]], wall_s: float, extra: Mapping[str, Any]) -> dict[str, Any]:

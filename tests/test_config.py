@@ -34,7 +34,7 @@ def write(path: Path, text: str) -> str:
 def test_later_sources_win(tmp_path):
     """Fault: swap the arguments of `_merge` in load_config."""
     file = write(tmp_path / "c.yaml", "extract: {steps: 7, critic_steps: 11}\nmember: {k: 3.0}\n")
-    assert load_config().extract.steps == 2500
+    assert load_config().extract.steps == 800
     assert load_config(["run.preset=paper"]).extract.steps == 2050
     both = load_config([file, "run.preset=paper", "member.k=5"])
     assert (both.extract.steps, both.extract.critic_steps, both.member.k) == (7, 11, 5.0)
@@ -78,6 +78,20 @@ def test_settings_that_would_train_garbage_are_refused(arguments):
     """Fault: a behaviour model asked for what its training never showed; a seed that was never pretrained."""
     with pytest.raises(UserError, match=r"behaviour model|space\.seed|lists a task twice"):
         load_config(arguments)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "member.cost_ensemble=5",
+        "population=[{cost_ensemble: 1}, {cost_ensemble: 5}]",
+        "search.space={cost_ensemble: {choices: [1, 5]}}",
+    ],
+)
+def test_more_critics_than_will_be_pretrained_are_refused_at_once(override):
+    """Fault: leave the search space, or the population, out."""
+    assert refusal(override).startswith("member.cost_ensemble=5: pretrain.cost_ensemble=4 cost critics are pretrained")
+    load_config([override, "pretrain.cost_ensemble=5"])
 
 
 def test_the_preset_may_come_from_the_file(tmp_path):

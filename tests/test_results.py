@@ -9,7 +9,14 @@ from drcorl_ray.data.dsrl import make_dataset
 from drcorl_ray.data.store import Source, convert
 from drcorl_ray.metrics import EpisodeStats
 from drcorl_ray.policy import load_policy
-from drcorl_ray.results import Candidate, best_safe_episode, best_safe_episodes, describe_results, score
+from drcorl_ray.results import (
+    Candidate,
+    best_safe_episode,
+    best_safe_episodes,
+    data_episodes,
+    describe_results,
+    score,
+)
 from drcorl_ray.run_directory import RunDirectory
 from drcorl_ray.stages import TaskData
 from tests.data.helpers import make_columns
@@ -102,6 +109,16 @@ def test_references_are_the_limits_that_the_data_keep(data):
         {"task": "PointCircle", "cost_limit": 3.0, "normalized_reward": 0.5},
         {"task": "PointCircle", "cost_limit": 9.0, "normalized_reward": 1.0},
     ]
+
+
+def test_the_episodes_of_the_data(data, monkeypatch):
+    """All of them, or an even selection with the ends. Faults: costs over a limit; the first ones of too many."""
+    every = {"task": "PointCircle", "normalized_reward": [0.0, 0.3, 1.0, 0.5], "cost": [0.0, 3.0, 9.0, 3.0]}
+    assert data_episodes(data) == every
+    monkeypatch.setattr("drcorl_ray.results.MOST_EPISODES", 3)
+    assert data_episodes(data) == {"task": "PointCircle", "normalized_reward": [0.0, 1.0, 0.5], "cost": [0.0, 9.0, 3.0]}
+    monkeypatch.setattr("drcorl_ray.results.MOST_EPISODES", 2)
+    assert data_episodes(data)["cost"] == [0.0, 3.0]
 
 
 def test_results_say_what_made_them():

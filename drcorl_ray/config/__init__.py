@@ -39,7 +39,7 @@ __all__ = [
     "validate",
 ]
 
-_QUANTILE = "behaviour_reward_quantile"
+_QUANTILE, _ENSEMBLE = "behaviour_reward_quantile", "cost_ensemble"
 
 
 class Config(Section):
@@ -82,6 +82,14 @@ class Config(Section):
             raise ValueError(f"pretrain.condition_dropout=1 trains a plain behaviour model; {where}")
         if self.pretrain.condition_dropout == 0.0 and any(value is None for value in asked):
             raise ValueError(f"pretrain.condition_dropout=0 trains no plain behaviour model; give member.{_QUANTILE}")
+        return self
+
+    @model_validator(mode="after")
+    def _critics_are_pretrained(self) -> Config:
+        """No member, of launch/train.py or of a search, may ask for more cost critics than there are."""
+        searched = self.search.space[_ENSEMBLE].examples() if _ENSEMBLE in self.search.space else []
+        for overrides in [{}, *self.population, *({_ENSEMBLE: value} for value in searched)]:
+            self.pretrain.cost_critics_for(self.member_with(overrides).cost_ensemble)
         return self
 
     @model_validator(mode="after")

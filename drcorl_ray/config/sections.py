@@ -13,6 +13,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from drcorl_ray.config.base import Fraction, NonNegative, Positive, Section, Widths
 from drcorl_ray.data.dsrl import Filters
+from drcorl_ray.errors import UserError
 
 EvaluationMode = Literal["offline", "online", "hybrid"]
 
@@ -97,9 +98,18 @@ class PretrainConfig(Section):
         default=0.3, description="chance that a (cost rate, reward rate) label is hidden; 1: a plain behaviour model (D7)"
     )
 
+    def cost_critics_for(self, asked: int | None) -> int:
+        """Cost critics of a member with `asked` as its cost_ensemble; UserError where fewer are pretrained."""
+        if asked is not None and asked > self.cost_ensemble:
+            raise UserError(
+                f"member.cost_ensemble={asked}: pretrain.cost_ensemble={self.cost_ensemble} cost critics are pretrained; "
+                "ask for fewer, or pretrain more"
+            )
+        return asked or self.cost_ensemble
+
 
 class ExtractConfig(Section):
-    steps: PositiveInt = Field(default=2500, description="policy steps")
+    steps: PositiveInt = Field(default=800, description="policy steps; few, so that the critics know the policy (D21)")
     critic_steps: Annotated[int, Field(ge=0)] = Field(
         default=2000, description="critic-only steps before the first policy step (D8)"
     )
@@ -132,20 +142,23 @@ class ExtractConfig(Section):
 class MemberConfig(Section):
     cost_limit: NonNegative = Field(default=10.0, description="l, limit on the undiscounted episode cost")
     k: float = Field(default=2.0, description="standard deviations of the cost UCB (Eq. 24)")
+    cost_ensemble: PositiveInt | None = Field(
+        default=None, description="E of this member: it uses the first E cost critics; none: all that are pretrained"
+    )
     beta_schedule: Literal["constant", "sqrt", "linear"] = Field(default="constant", description="β over epochs t")
     beta_0: NonNegative = Field(default=0.04, description="constant: β; sqrt: √(β₀ + β₁t); linear: β₀ + β₁t")
     beta_1: NonNegative = Field(default=0.0, description="growth of β per epoch")
     alpha: NonNegative = Field(default=0.0, description="pessimism of the cost critics during extraction (Eq. 19, D5)")
     slack_plus: NonNegative = Field(default=0.2, description="h⁺, upper slack on the normalised cost (h of CRPO)")
-    slack_minus: Fraction = Field(default=0.2, description="h⁻, lower slack on the normalised cost")
-    slack_shrink: Fraction = Field(default=1.0, description="share of the slack that is gone at the last step, linearly")
+    slack_minus: Fraction = Field(default=0.5, description="h⁻, lower slack on the normalised cost (D22)")
+    slack_shrink: Fraction = Field(default=0.5, description="share of the slack that is gone at the last step, linearly (D22)")
     adaptation: Literal["gradient_manipulation", "crpo", "lagrangian"] = Field(
         default="gradient_manipulation", description="Algorithm 3, Algorithm 2, or Eq. 22 with a PID multiplier"
     )
     pid_proportional: NonNegative = Field(default=0.1, description="K_P of the multiplier")
     pid_integral: NonNegative = Field(default=0.003, description="K_I of the multiplier")
     pid_derivative: NonNegative = Field(default=0.001, description="K_D of the multiplier")
-    actor_learning_rate: NonNegative = Field(default=3e-4, description="Adam learning rate of the policy (paper: 6e-4)")
+    actor_learning_rate: NonNegative = Field(default=1.5e-4, description="Adam learning rate of the policy (D21)")
     critic_learning_rate: NonNegative = Field(default=6e-4, description="Adam learning rate of the critics")
     policy_class: Literal["dirac", "gaussian", "gaussian_constant"] = Field(
         default="dirac", description="policy class (App. D.1)"
@@ -167,7 +180,7 @@ class EvaluationConfig(Section):
         description="where training's cost estimate comes from: the critics, rollouts, or rollouts that are learnt from too",
     )
     online_episodes: PositiveInt = Field(default=2, description="episodes a member spends on one online evaluation")
-    online_interval: PositiveInt = Field(default=25, description="policy steps between two online evaluations")
+    online_interval: PositiveInt = Field(default=8, description="policy steps between two online evaluations")
     online_staleness: Annotated[int, Field(ge=0)] = Field(
         default=0, description="steps that learning goes on between an online evaluation's begin and its use; 0: it waits"
     )
@@ -219,7 +232,7 @@ class ScalingConfig(Section):
     use_gpu: bool = Field(default=False, description="one GPU per worker, and a share of one per pack")
     cpus_per_worker: Positive = Field(default=1.0, description="CPUs of a worker or pack; also its torch threads")
     gpus_per_pack: Positive = Field(default=1.0, description="share of a GPU that a pack owns when scaling.use_gpu is on")
-    report_steps: PositiveInt = Field(default=500, description="steps between two reports, each with a checkpoint")
+    report_steps: PositiveInt = Field(default=200, description="steps between two reports, each with a checkpoint")
     cpus_per_actor: NonNegative = Field(
         default=0.0, description="CPUs that a rollout actor books; 0 fits any machine, a cluster grows by more than 0 alone"
     )

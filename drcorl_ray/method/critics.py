@@ -48,9 +48,23 @@ def pessimism(q_of_policy: Tensor, *, alpha: Tensor | float) -> Tensor:
     return -alpha * q_of_policy.mean(-1).sum(-1)
 
 
-def upper_confidence_bound(q: Tensor, *, k: Tensor) -> Tensor:
-    """Eq. 24: mean + k·std over the ensemble [P, E, B] (population std), k [P]; → [P, B]."""
-    return q.mean(1) + k[:, None] * q.std(1, correction=0)
+def in_use(counts: Tensor, critics: int) -> Tensor:
+    """Which of E critics a member uses: its first `counts` [P]; → [P, E, 1] bool."""
+    return (torch.arange(critics, device=counts.device) < counts[:, None]).unsqueeze(-1)
+
+
+def ensemble_moments(q: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and population std of an ensemble [P, E, B] over the critics in use [P, E, 1]; → [P, B] each, of one critic 0."""
+    counts = used.sum(1, dtype=q.dtype)
+    mean = (q * used).sum(1) / counts
+    q = torch.where(used, q, mean.unsqueeze(1))  # leaves the mean, and adds nothing to the sum of squared deviations
+    return q.mean(1), q.std(1, correction=0) * (q.shape[1] / counts).sqrt()
+
+
+def upper_confidence_bound(q: Tensor, used: Tensor, *, k: Tensor) -> Tensor:
+    """Eq. 24: mean + k·std over the critics in use [P, E, 1] of an ensemble [P, E, B], k [P]; → [P, B]."""
+    mean, std = ensemble_moments(q, used)
+    return mean + k[:, None] * std
 
 
 def episodic_cost(q_cost: Tensor, *, discount: float, episode_length: int) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 PHASES = 4  # parts of an episode that count alike
 NEAREST = 32  # states of each phase on which a policy is estimated
 STRETCH = 100  # steps before a state that are compared, a quarter of an episode where that is shorter
-ROWS = 32768  # states whose actions are compared, an even selection
+ROWS = 65536  # states whose actions are compared, an even selection
 _AT_ONCE = 4096
 
 

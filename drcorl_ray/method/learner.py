@@ -57,7 +57,7 @@ class Learner:
     ) -> None:
         self.spec, self.pretrain, self.extract = spec, pretrain, extract
         self.first_row, self.reduce = first_row, reduce
-        self.hyper = Hyperparameters.of(members, device, dtype)
+        self.hyper = Hyperparameters.of(members, pretrain, device, dtype)
         # What no member of the pack needs is not computed; where one does, the others' part is an exact zero.
         self.stochastic = any(member.policy_class != "dirac" for member in members)
         self.pessimistic = any(member.alpha > 0.0 for member in members)
@@ -103,6 +103,11 @@ class Learner:
     @property
     def total_steps(self) -> int:
         return self.extract.critic_steps + self.extract.steps
+
+    @property
+    def used_critics(self) -> Tensor:
+        """The cost critics that each member uses, [P, E, 1] bool; the others stand still."""
+        return critics.in_use(self.hyper.cost_ensemble, self.pretrain.cost_ensemble)
 
     def draws(self, step: int) -> Draws:
         return Draws(self.hyper.seed, step + _STEP_OFFSET, self.first_row)
@@ -155,7 +160,7 @@ class Learner:
 
     def _losses(self, batch: Batch, actions: Tensor, draws: Draws) -> tuple[dict[str, Tensor], Metrics]:
         """Critic losses [P]: TD on the policy's own actions (Eq. 19, App. C.1)."""
-        q_reward, q_cost = self.trainables["q_reward"], self.trainables["q_cost"]
+        q_reward, q_cost, used = self.trainables["q_reward"], self.trainables["q_cost"], self.used_critics
         with torch.no_grad():
             next_actions = self._act(batch.next_observations, draws, Stream.NEXT_POLICY_NOISE)[0]
             next_q_r = ensemble_q(q_reward, q_reward.target, batch.next_observations, next_actions).amin(1)
@@ -174,12 +179,12 @@ class Learner:
             )
         q_r = ensemble_q(q_reward, q_reward.weights, batch.observations, batch.actions)
         q_c = ensemble_q(q_cost, q_cost.weights, batch.observations, batch.actions)
-        losses = {"q_reward": critics.q_loss(q_r, reward_target), "q_cost": critics.q_loss(q_c, cost_target)}
+        losses = {"q_reward": critics.q_loss(q_r, reward_target), "q_cost": critics.q_loss(q_c * used, cost_target * used)}
         if self.pessimistic:
             q_c_policy = ensemble_q(q_cost, q_cost.weights, batch.observations, actions)
-            losses["q_cost"] = losses["q_cost"] + critics.pessimism(q_c_policy, alpha=self.hyper.alpha)
-        metrics = {"critic/q_reward": q_r.detach().mean((1, 2)), "critic/q_cost": q_c.detach().mean((1, 2))}
-        return losses, metrics
+            losses["q_cost"] = losses["q_cost"] + critics.pessimism(q_c_policy * used, alpha=self.hyper.alpha)
+        mean_cost, _ = critics.ensemble_moments(q_c.detach(), used)
+        return losses, {"critic/q_reward": q_r.detach().mean((1, 2)), "critic/q_cost": mean_cost.mean(-1)}
 
     def _noise_loss(self, dataset: Batch, draws: Draws) -> Tensor:
         labels = row_conditions(dataset, self.spec, draws, self.pretrain.condition_dropout)
@@ -190,7 +195,8 @@ class Learner:
         q_reward, q_cost = self.trainables["q_reward"], self.trainables["q_cost"]
         at = actions.detach().requires_grad_()
         q_r = ensemble_q(q_reward, q_reward.target, batch.observations, at).amin(1)
-        q_c = critics.upper_confidence_bound(ensemble_q(q_cost, q_cost.target, batch.observations, at), k=self.hyper.k)
+        q_c = ensemble_q(q_cost, q_cost.target, batch.observations, at)
+        q_c = critics.upper_confidence_bound(q_c, self.used_critics, k=self.hyper.k)
         (for_reward,) = torch.autograd.grad(q_r.sum(), at)
         (for_cost,) = torch.autograd.grad(q_c.sum(), at)
         for_behaviour, for_std = self._behaviour_directions(at.detach(), std.detach(), batch, draws)
@@ -229,7 +235,8 @@ class Learner:
         with torch.no_grad():
             observations = states.gather(1, index.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
             actions = self._act(observations, draws, Stream.ESTIMATE_NOISE)[0]
-            bound = critics.upper_confidence_bound(ensemble_q(q_cost, q_cost.target, observations, actions), k=self.hyper.k)
+            q = ensemble_q(q_cost, q_cost.target, observations, actions)
+            bound = critics.upper_confidence_bound(q, self.used_critics, k=self.hyper.k)
             return critics.episodic_cost(bound, discount=self.pretrain.cost_discount, episode_length=self.spec.episode_length)
 
     def offline_estimate(self) -> tuple[Tensor, Tensor]:
@@ -239,17 +246,16 @@ class Learner:
         """
         actor, q_cost = self.trainables["actor"], self.trainables["q_cost"]
         weights = self.nets.actor.layout.split(self.average)
-        means, deviations = [], []
+        moments = []
         with torch.no_grad():
             for states in self.footprints.observations[self.estimated_on].split(_ESTIMATE_ROWS, dim=1):
                 q = ensemble_q(q_cost, q_cost.target, states, actor.network(weights, states)[0])
-                means.append(q.mean(1))
-                deviations.append(q.std(1, correction=0))
+                moments.append(critics.ensemble_moments(q, self.used_critics))
         mean, deviation = (
             critics.episodic_cost(
                 torch.cat(parts, dim=-1), discount=self.pretrain.cost_discount, episode_length=self.spec.episode_length
             )
-            for parts in (means, deviations)
+            for parts in zip(*moments, strict=True)
         )
         return mean, deviation
 

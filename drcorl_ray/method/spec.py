@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drcorl_ray.config import MemberConfig
+from drcorl_ray.config import MemberConfig, PretrainConfig
 from drcorl_ray.method.adaptation import ADAPTATIONS
 from drcorl_ray.method.policy import POLICY_CLASSES
 from drcorl_ray.method.schedules import BETA_SCHEDULES
@@ -19,6 +19,7 @@ REWARD_RANGE = 1000.0  # the data's return range after scaling, so that β does 
 BEST_EPISODES = 0.1  # share of the episodes within the limit that show what can be asked of the behaviour
 
 _CODES = {"adaptation": ADAPTATIONS, "policy_class": POLICY_CLASSES, "beta_schedule": BETA_SCHEDULES}
+_COUNTS = ("cost_ensemble", "seed")
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,11 @@ class Episodes:
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """MemberConfig as tensors [P] (floats in the learner's dtype; choices as indices into their tables)."""
+    """MemberConfig as tensors [P] (floats in the learner's dtype; counts int64; choices as indices into their tables)."""
 
     cost_limit: Tensor
     k: Tensor
+    cost_ensemble: Tensor
     beta_schedule: Tensor
     beta_0: Tensor
     beta_1: Tensor
@@ -81,12 +83,18 @@ class Hyperparameters:
     seed: Tensor
 
     @classmethod
-    def of(cls, members: Sequence[MemberConfig], device: torch.device | str, dtype: torch.dtype) -> Hyperparameters:
+    def of(
+        cls, members: Sequence[MemberConfig], pretrain: PretrainConfig, device: torch.device | str, dtype: torch.dtype
+    ) -> Hyperparameters:
+        """UserError where a member asks for more cost critics than were pretrained."""
+
         def tensor(name: str) -> Tensor:
             values = [getattr(member, name) for member in members]
             if name in _CODES:
                 return torch.tensor([_CODES[name].index(value) for value in values], device=device)
-            return torch.tensor(values, device=device, dtype=torch.int64 if name == "seed" else dtype)
+            if name == "cost_ensemble":
+                values = [pretrain.cost_critics_for(value) for value in values]
+            return torch.tensor(values, device=device, dtype=torch.int64 if name in _COUNTS else dtype)
 
         return cls(**{field.name: tensor(field.name) for field in fields(cls)})
 

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
+from drcorl_ray.report.frontier import BEST, CLONES, Mark, Panel
 from drcorl_ray.report.study import OFFLINE, Judged, Series, Studied, pareto_front, quiet, ranked_keys
 from drcorl_ray.report.tables import BASELINES, EDGE, WALL_PARTS, Row, is_judged, is_winner, row_name, settings
 
@@ -22,6 +24,11 @@ _MARGIN = {"l": 60, "r": 20, "t": 44, "b": 50}
 def hover(row: Row, keys: Sequence[str], *extra: str) -> str:
     """Lines of a row's hover: its name, its hyper-parameters."""
     return "<br>".join(escape(line) for line in (row_name(row), *extra, *settings(row, keys)))
+
+
+def _scored(row: Row, keys: Sequence[str]) -> str:
+    score = f"reward {row['normalized_reward']:.3f}, cost {row['normalized_cost']:.2f}"
+    return hover(row, keys, score, f"episode cost {row['cost_mean']:.1f}, limit {row['cost_limit']:g}")
 
 
 def layout(title: str, height: int, **more: Any) -> dict[str, Any]:
@@ -79,20 +86,54 @@ def _points(name: str, rows: Sequence[Row], marker: dict[str, Any], keys: Sequen
     beyond = [row["normalized_cost"] > EDGE for row in rows]
     symbol, open_ = marker.get("symbol", "circle"), "-open" if "open" in marker.get("symbol", "") else ""
     symbols = [f"triangle-right{open_}" if far and symbol != "star" else symbol for far in beyond]
-    texts = [
-        hover(row, keys, f"reward {row['normalized_reward']:.3f}, cost {row['normalized_cost']:.2f}",
-              f"episode cost {row['cost_mean']:.1f}, limit {row['cost_limit']:g}")
-        for row in rows
-    ]  # fmt: skip
     return go.Scatter(
         name=name,
         x=[min(row["normalized_cost"], EDGE) for row in rows],
         y=[row["normalized_reward"] for row in rows],
         mode="markers",
         marker=marker | {"symbol": symbols},
-        text=texts,
+        text=[_scored(row, keys) for row in rows],
         hovertemplate="%{text}<extra></extra>",
         visible=bool(rows),
+        cliponaxis=False,
+    )
+
+
+def frontier(panel: Panel, keys: Sequence[str]) -> go.Figure:
+    """The policies before the data's own episodes; a click on a limit in the legend hides its policies. Hollow: clones."""
+    figure = go.Figure(layout=layout(f"{panel.task}: by episode cost", 520, legend=BELOW))
+    faint = {"color": GREY, "size": 4, "opacity": 0.5}
+    figure.add_trace(_plain(panel.backdrop, panel.costs.tolist(), np.round(panel.rewards, 4).tolist(), faint))
+    dash = {"symbol": "line-ew", "size": 7, "line": {"width": 3, "color": [panel.colors[limit] for limit in panel.best]}}
+    figure.add_trace(_plain(BEST, list(panel.best), list(panel.best.values()), dash))
+    for name in CLONES:
+        figure.add_trace(_marks(name, [mark for mark in panel.clones if mark.row["algorithm"] == name], keys, "-open"))
+    for limit, color in panel.colors.items():
+        name, own = f"limit {limit:g}", [mark for mark in panel.policies if mark.row["cost_limit"] == limit]
+        together: dict[str, Any] = {"name": name, "legendgroup": name}
+        figure.add_vline(x=limit, line={"dash": "dash", "width": 1, "color": color}, showlegend=True, **together)
+        figure.add_trace(_marks(name, own, keys).update(showlegend=False, **together))
+    for name, shape in panel.shapes.items():
+        figure.add_trace(_plain(escape(name), [None], [None], {"symbol": shape.page, "size": 11, "color": GREY}))
+    figure.update_xaxes(title_text=panel.axis, range=[-0.02 * panel.edge, 1.03 * panel.edge])
+    figure.update_yaxes(title_text="normalised reward")
+    return figure
+
+
+def _plain(name: str, x: Sequence[Any], y: Sequence[Any], marker: dict[str, Any]) -> go.Scatter:
+    return go.Scatter(name=name, x=x, y=y, mode="markers", marker=marker, hoverinfo="skip", visible=bool(x))
+
+
+def _marks(name: str, marks: Sequence[Mark], keys: Sequence[str], suffix: str = "") -> go.Scatter:
+    return go.Scatter(
+        name=name,
+        x=[mark.cost for mark in marks],
+        y=[mark.reward for mark in marks],
+        mode="markers",
+        marker={"size": 11, "color": [m.color for m in marks], "symbol": [m.shape.page + suffix for m in marks]},
+        text=[_scored(mark.row, keys) for mark in marks],
+        hovertemplate="%{text}<extra></extra>",
+        visible=bool(marks),
         cliponaxis=False,
     )
 

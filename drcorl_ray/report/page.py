@@ -12,8 +12,8 @@ import plotly.io as pio
 from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
-from drcorl_ray.report import calibration, calibration_figures, figures, seeds
-from drcorl_ray.report.study import FEWEST_FINISHED, Series, Studied, judged
+from drcorl_ray.report import calibration, calibration_figures, figures, frontier, seeds
+from drcorl_ray.report.study import FEWEST_FINISHED, Series, Studied, judged, policies
 from drcorl_ray.report.tables import (
     BASELINES,
     LEGEND,
@@ -23,7 +23,6 @@ from drcorl_ray.report.tables import (
     cost_rows,
     duration,
     is_search,
-    is_winner,
     judged_columns,
     judged_rows,
     references,
@@ -63,6 +62,7 @@ class Page:
             self._over_seeds(),
             self._chooser(),
             self._scatter(),
+            self._frontier(),
             self._pareto(),
             self._importances(),
             self._parallel(),
@@ -152,6 +152,11 @@ class Page:
         ]
         return _section("Reward against cost", _grid(plots)) if plots else ""
 
+    def _frontier(self) -> str:
+        panels = frontier.panels(self._results)
+        plots = [self._plot(figures.frontier(panel, self._keys), [panel.task], "wide") for panel in panels]
+        return _section(frontier.TITLE, _note(frontier.NOTE), *plots) if plots else ""
+
     def _pareto(self) -> str:
         if not (self._about.get("search") or {}).get("multi_objective"):
             return ""
@@ -201,7 +206,7 @@ class Page:
             if true:
                 parts.append(self._plot(figures.true_curves(f"{task}: rolled out", true), [task], "wide"))
             if task in self._offline:
-                title, rows = f"{task}: what training saw", self._by_number(task)
+                title, rows = f"{task}: what training saw", policies(self._results, task)
                 plot = figures.offline_curves(title, self._offline[task], rows, self._keys)
                 parts.append(self._plot(plot, [task], "wide"))
             elif is_search(self._results):
@@ -209,12 +214,6 @@ class Page:
                 parts.append(f'<p class="note" data-tasks="{self._tagged([task])}">{note}</p>')
         note = "A line a member or configuration; gold: winner, blue: safe, red: not safe, grey: stopped early."
         return _section("Learning curves", _note(note), *parts) if parts else ""
-
-    def _by_number(self, task: str) -> dict[int, Row]:
-        """Rows by configuration, the winners' before the judged ones'; of a training run, by member, of the last policies."""
-        rows = [row for row in self._results["rows"] if row["task"] == task and row["algorithm"] not in BASELINES]
-        rows = [row for row in rows if row["selection"] != "online_best"]
-        return {row.get("configuration", row["member"]): row for row in sorted(rows, key=is_winner)}
 
     def _calibration(self) -> str:
         known = calibration.by_task(self._results)

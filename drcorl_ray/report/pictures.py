@@ -1,4 +1,4 @@
-"""A report's PNGs, by matplotlib: curves, scatter, importances, parallel coordinates, Pareto fronts, calibration."""
+"""A report's PNGs, by matplotlib: curves, scatter, frontier, importances, parallel coordinates, Pareto fronts, calibration."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from drcorl_ray.report.calibration import KINDS, Entry, Point, own_name, points
 from drcorl_ray.report.calibration_figures import KIND_COLORS, LINES, MOST_NAMED
+from drcorl_ray.report.frontier import BEST, CLONES, Mark, Panel
 from drcorl_ray.report.study import Judged, Studied, pareto_front, quiet, ranked_keys
 from drcorl_ray.report.tables import EDGE, Row, is_winner
 
@@ -105,6 +106,43 @@ def _points(axis: Axes, rows: Sequence[Row], algorithm: str, *, hollow: bool) ->
     style = {"edgecolor": color, "facecolor": "none" if hollow else color, "alpha": 0.8}
     axis.scatter(costs[~beyond], rewards[~beyond], label=f"{algorithm}, stopped" if hollow else algorithm, **style)
     axis.scatter(np.full(beyond.sum(), EDGE), rewards[beyond], marker=">", **style)
+
+
+def frontier(path: Path, panels: Sequence[Panel]) -> Path:
+    """The policies before the data's own episodes, in the colours of their cost limits; hollow: clones."""
+    figure, axes = _grid(len(panels), width=8.0, height=6.4)
+    for axis, panel in zip(axes, panels, strict=True):
+        if len(panel.costs):
+            axis.scatter(panel.costs, panel.rewards, s=10, color="grey", alpha=0.4, linewidth=0, label=panel.backdrop)
+        for limit, color in panel.colors.items():
+            axis.axvline(limit, color=color, linestyle="--", linewidth=1, label=f"limit {limit:g}")
+        for limit, reward in panel.best.items():
+            axis.plot(limit, reward, "_", markersize=8, markeredgewidth=2.5, color=panel.colors[limit])
+        _marks(axis, panel.clones, hollow=True)
+        _marks(axis, panel.policies, hollow=False)
+        _explain(axis, panel)
+        axis.set(xlabel=panel.axis, ylabel="normalised reward", title=panel.task, xlim=(-0.02 * panel.edge, 1.03 * panel.edge))
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.11))
+    return _save(figure, path)
+
+
+def _marks(axis: Axes, marks: Sequence[Mark], *, hollow: bool) -> None:
+    for mark in marks:
+        face, edge, width = ("none", mark.color, 1.5) if hollow else (mark.color, "white", 0.7)
+        style: dict[str, Any] = {"marker": mark.shape.png, "facecolor": face, "edgecolor": edge, "linewidth": width}
+        axis.scatter(mark.cost, mark.reward, s=70, zorder=3, **style)
+
+
+def _explain(axis: Axes, panel: Panel) -> None:
+    """Lines of the legend for what has many colours."""
+    style: dict[str, Any] = {"linestyle": "", "color": "grey"}
+    for name, shape in panel.shapes.items():
+        axis.plot([], [], marker=shape.png, label=name, **style)
+    for name in sorted({mark.row["algorithm"] for mark in panel.clones}):
+        axis.plot([], [], marker=CLONES[name].png, markerfacecolor="none", label=name, **style)
+    if panel.best:
+        axis.plot([], [], marker="_", markersize=8, markeredgewidth=2.5, label=BEST, **style)
 
 
 def importances(path: Path, shares: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Path:

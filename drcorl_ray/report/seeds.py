@@ -45,11 +45,11 @@ class Group:
 
 
 def groups(results: Results) -> list[Group]:
-    """Runs that differ in nothing but the seed, by task, limit and method; what a rung stopped is in none."""
+    """Runs that differ in nothing but the seed, by task, limit and method; none of what a rung stopped or a search crowned."""
     best = {(entry["task"], entry["cost_limit"]): entry["normalized_reward"] for entry in results["run"].get("references", [])}
     found: dict[str, list[Row]] = {}
     for row in results["rows"]:
-        if row.get("state") != "stopped":
+        if row.get("state") != "stopped" and row["selection"] != "search_winner":
             kept = {key: value for key, value in row["config"].items() if key != "seed"}
             own = [row[key] for key in ("task", "cost_limit", "algorithm", "selection", "evaluation_mode")]
             found.setdefault(json.dumps([own, kept], sort_keys=True), []).append(row)

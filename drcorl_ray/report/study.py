@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from drcorl_ray.checkpoint import read_json
 from drcorl_ray.errors import UserError
-from drcorl_ray.report.tables import Results, Row, is_judged
+from drcorl_ray.report.tables import BASELINES, Results, Row, is_judged, is_winner
 from drcorl_ray.run_directory import RunDirectory, read_log
 
 FEWEST_FINISHED = 4
@@ -141,6 +141,13 @@ def judged(results: Results, study: str) -> list[Judged]:
         )
         for number, group in sorted(rows.items())
     ]
+
+
+def policies(results: Results, task: str) -> dict[int, Row]:
+    """A task's policies by configuration, or member: a winner's fresh row for its judged one; no online_best, no baselines."""
+    rows = [row for row in results["rows"] if row["task"] == task and row["algorithm"] not in BASELINES]
+    rows = [row for row in rows if row["selection"] != "online_best"]
+    return {row.get("configuration", row["member"]): row for row in sorted(rows, key=is_winner)}
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -23,9 +23,9 @@ _MOST_COLUMNS = 10  # of a table on the terminal
 EDGE = 3.0  # normalised costs beyond it are drawn on it
 LEGEND = (
     "Reward and cost are normalised (Eq. 26): the dataset's extreme returns are 0 and 1, the cost limit is 1; safe cells are "
-    "marked. last: the policy at the end of training, chosen by nobody. online_best: the one that its member's own online "
-    "evaluations found best, then evaluated on fresh episodes. search_winner: chosen among the search's configurations by "
-    "online episodes (search score), then evaluated on fresh ones (fresh score)."
+    "marked. last: the policy at the end of training, chosen by nobody. online_best: the one along its training that "
+    "online evaluations (of a search: its curve's) found best, then evaluated on fresh episodes. search_winner: chosen "
+    "among the search's configurations by online episodes (search score), then evaluated on fresh ones (fresh score)."
 )
 
 
@@ -60,8 +60,9 @@ _TAIL = [
     Column("episodes", lambda row: str(row["episodes"])),
 ]
 _CONFIGURATION = Column("config", lambda row: str(row.get("configuration", "–")))
-_TRAINING = [_LIMIT, Column("selection", lambda row: row["selection"]), *_score(""), *_TAIL]
-_SEARCH = [_CONFIGURATION, _LIMIT, *_score("search ", "search_"), *_score("fresh "), *_TAIL]
+_SELECTION = Column("selection", lambda row: row["selection"])
+_TRAINING = [_LIMIT, _SELECTION, *_score(""), *_TAIL]
+_SEARCH = [_CONFIGURATION, _LIMIT, _SELECTION, *_score("search ", "search_"), *_score("fresh "), *_TAIL]
 _JUDGED = [
     Column("study", lambda row: row.get("study", "")),
     _HEAD[0],
@@ -93,7 +94,7 @@ def task_names(results: Results) -> list[str]:
 
 
 def top_rows(results: Results) -> list[Row]:
-    """Rows of the first table: winners and baselines of a search, everything of a training run."""
+    """Rows of the first table: winners, their best points and baselines of a search, everything of a training run."""
     rows = [row for row in results["rows"] if not (is_search(results) and is_judged(row))]
     return sorted(rows, key=_order)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from drcorl_ray.report import calibration, pictures, seeds
+from drcorl_ray.report import calibration, frontier, pictures, seeds
 from drcorl_ray.report.page import Page
 from drcorl_ray.report.study import Studied, importances, judged, offline_curves, read_studies
 from drcorl_ray.report.tables import (
@@ -46,7 +46,8 @@ def _pictures(folder: Path, results: Results, studies: Sequence[Studied], shares
     about = results["run"]
     curves = [curve for curve in about.get("curves", []) if curve["steps"]]
     several = [study for study in studies if any(trial.params for trial in study.finished())]
-    path = {name: folder / f"{name}.png" for name in ("curves", "scatter", "importances", "parallel", "pareto", "calibration")}
+    names = ("curves", "scatter", "frontier", "importances", "parallel", "pareto", "calibration")
+    path = {name: folder / f"{name}.png" for name in names}
     for file in path.values():
         file.unlink(missing_ok=True)
     drawn = []
@@ -54,6 +55,8 @@ def _pictures(folder: Path, results: Results, studies: Sequence[Studied], shares
         drawn.append(("Learning curves", pictures.curves(path["curves"], curves)))
     known = about.get("references", [])
     drawn.append(("Reward against cost", pictures.scatter(path["scatter"], task_names(results), results["rows"], known)))
+    if panels := frontier.panels(results):
+        drawn.append((frontier.TITLE, pictures.frontier(path["frontier"], panels)))
     if is_search(results) and about["search"].get("multi_objective"):
         fronts = {study.name: judged(results, study.name) for study in studies}
         drawn.append(("Pareto front", pictures.pareto(path["pareto"], fronts)))

@@ -13,7 +13,7 @@ from drcorl_ray.config_file import PRESETS
 from drcorl_ray.errors import UserError
 from drcorl_ray.experiment import Records, evaluate_baselines, finish, open_task, start_baselines
 from drcorl_ray.progress import Watcher, console, progress_bars
-from drcorl_ray.results import best_safe_episodes
+from drcorl_ray.results import best_safe_episodes, data_episodes
 from drcorl_ray.rollout_pool import RolloutPool
 from drcorl_ray.run_directory import RunDirectory
 from drcorl_ray.search.cost import Ledger
@@ -23,7 +23,7 @@ from drcorl_ray.search.plan import SearchPlan
 from drcorl_ray.search.record import SearchRecord, configuration_rows
 from drcorl_ray.search.study import SearchStudy
 from drcorl_ray.search.tuner import check_room, run_packs
-from drcorl_ray.search.winners import fresh_episodes, winner_curves, winner_rows
+from drcorl_ray.search.winners import fresh_episodes, online_best_rows, winner_curves, winner_rows
 from drcorl_ray.stages import TaskData, pretrain_seeds
 from drcorl_ray.tracking import Tracker
 from drcorl_ray.train import pretrain_tasks
@@ -63,7 +63,7 @@ def search(config: Config) -> RunDirectory:
     references = [reference for data in tasks for reference in best_safe_episodes(data, limits)]
     described = describe_search(records, ledger.cost(records, time.monotonic() - started))
     measured = {"curves": curves, "calibration": calibration, "references": references}
-    finish(run, rows, started, measured | {"search": described})
+    finish(run, rows, started, measured | {"data_episodes": list(map(data_episodes, tasks)), "search": described})
     return run
 
 
@@ -132,7 +132,7 @@ def stops(config: Config) -> list[int]:
 
 
 def evaluate_search(records: Sequence[SearchRecord], pool: RolloutPool) -> tuple[Records, Records, Records]:
-    """Rows of the winners and of all configurations; the winners' curves and calibration."""
+    """Rows of the winners, of all configurations and of the winners' best points; the winners' curves and calibration."""
     rows: Records = []
     pairs: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for record in records:
@@ -140,5 +140,7 @@ def evaluate_search(records: Sequence[SearchRecord], pool: RolloutPool) -> tuple
         rows += winning
         for data in record.tasks:
             rows += configuration_rows(record, data)
-            pairs += winner_curves(record, data, best, pool)
+            found = winner_curves(record, data, best, pool)
+            rows += online_best_rows(record, data, best, [curve for curve, _ in found], pool)
+            pairs += found
     return rows, [curve for curve, _ in pairs], [calibration for _, calibration in pairs]

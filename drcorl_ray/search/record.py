@@ -12,7 +12,7 @@ import numpy as np
 from drcorl_ray.checkpoint import read_json, write_bytes
 from drcorl_ray.config import Config, MemberConfig, SearchConfig, TaskConfig
 from drcorl_ray.config_file import dump_config
-from drcorl_ray.curves import CurvePoint, PointAt, load_curve_point
+from drcorl_ray.curves import CurvePoint, PointAt, curve_steps, load_curve_point
 from drcorl_ray.experiment import Records, member_candidate
 from drcorl_ray.metrics import EpisodeStats
 from drcorl_ray.policy import PopulationPolicy, load_population
@@ -70,12 +70,13 @@ class SearchRecord:
         return point
 
     def candidate(self, number: int, task: Task, selection: Selection, **details: Any) -> Candidate:
-        """What a configuration's row says of it. A winner is charged with all the study's episodes: it was chosen by them."""
-        charged = [number] if selection == "last" else list(self.path)
+        """What a configuration's row says of it; all the study's episodes chose a winner, and its curve's a best point."""
+        charged = list(self.path) if selection == "search_winner" else [number]
+        curve = len(curve_steps(self.config)) * self.config.evaluation.curve_episodes if selection == "online_best" else 0
         return member_candidate(
             self.config,
             self.member(number),
-            sum(self.episodes(other) for other in charged),
+            sum(self.episodes(other) for other in charged) + curve,
             self._taken(number, task)["appended_transitions"],
             selection,
             self._details(number, task) | details,

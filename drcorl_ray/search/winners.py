@@ -1,9 +1,11 @@
-"""The winners of a search: its best configurations, judged again on fresh seeds, and their curves."""
+"""The winners of a search: its best configurations, judged again on fresh seeds, their curves and the best point of each."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from drcorl_ray.config import Config
 from drcorl_ray.curves import roll_out_curves
@@ -66,3 +68,26 @@ def winner_curves(
         curve, calibration = roll_out_curves(record.config, data, [record.member(number)], point_at, pool)
         pairs.append((curve | label, calibration | label))
     return pairs
+
+
+def online_best_rows(
+    record: SearchRecord, data: TaskData, winners: Sequence[int], curves: Sequence[Mapping[str, Any]], pool: RolloutPool
+) -> Records:
+    """Each winner's policy at the best point of its curve, on fresh episodes; the curve's episodes are charged."""
+    return [
+        _online_best_row(record, data, number, best_step(curve), pool) for number, curve in zip(winners, curves, strict=True)
+    ]
+
+
+def best_step(curve: Mapping[str, Any]) -> int:
+    """The step at which a curve of one member is best: the highest reward that is safe, else the lowest cost."""
+    reward, cost = (np.array(curve[name][0], np.float64) for name in ("normalized_reward", "normalized_cost"))
+    safe = cost <= 1
+    return curve["steps"][np.where(safe, reward, -np.inf).argmax() if safe.any() else np.nanargmin(cost)]
+
+
+def _online_best_row(record: SearchRecord, data: TaskData, number: int, step: int, pool: RolloutPool) -> dict[str, Any]:
+    candidate = record.candidate(number, data.task, "online_best", member_steps=step)
+    policies = record.point_at(number, data.task)(step).policies
+    stats = pool.evaluate(policies, data.task, episode_seeds(FRESH_SEEDS, fresh_episodes(record.config, data.task)))
+    return score(record.run, data, policies, [candidate], stats, [f"online-best-{number:04d}"])[0]

@@ -51,10 +51,34 @@ def test_no_loss_broadcasts_rows_against_rows():
 
 def test_upper_confidence_bound_and_episode_cost():
     q = torch.tensor([[[1.0, 0.0], [3.0, 0.0]], [[1.0, 0.0], [3.0, 4.0]]], **F64)
-    assert critics.upper_confidence_bound(q, k=torch.tensor([0.0, 2.0], **F64)).tolist() == [[2.0, 0.0], [4.0, 6.0]]
+    both = critics.in_use(torch.tensor([2, 2]), 2)
+    assert critics.upper_confidence_bound(q, both, k=torch.tensor([0.0, 2.0], **F64)).tolist() == [[2.0, 0.0], [4.0, 6.0]]
     # a policy that pays 0.3 a step has Q_c = 0.3 / (1 − γ) and an episode cost of 0.3 · L
     stationary = torch.full((1, 4), 0.3 / (1 - 0.97), **F64)
     assert float(critics.episodic_cost(stationary, discount=0.97, episode_length=200)[0]) == pytest.approx(60.0)
+
+
+def test_ensemble_moments_by_hand():
+    """Members that use 1, 2, 3 and 4 of the critics 1, 3, 8, 100. Fault: the std over n - 1; the divisor of all four."""
+    q = torch.tensor([1.0, 3.0, 8.0, 100.0], **F64).view(1, 4, 1).repeat(4, 1, 1).requires_grad_()
+    mean, std = critics.ensemble_moments(q, critics.in_use(torch.tensor([1, 2, 3, 4]), 4))
+    assert mean.squeeze(1).tolist() == pytest.approx([1, 2, 4, 28])
+    assert std[0] == 0
+    assert std.squeeze(1).tolist() == pytest.approx([0, 1, (26 / 3) ** 0.5, (6938 / 4) ** 0.5])
+    of_mean, of_std = (torch.autograd.grad(x.sum(), q, retain_graph=True)[0].squeeze(2) for x in (mean, std))
+    expected = [[1, 0, 0, 0], [1 / 2, 1 / 2, 0, 0], [1 / 3, 1 / 3, 1 / 3, 0], [1 / 4] * 4]
+    torch.testing.assert_close(of_mean, torch.tensor(expected, **F64))
+    assert of_std[0].tolist() == [0] * 4  # a single critic has no deviation to climb, and no nan
+    torch.testing.assert_close(of_std[1], torch.tensor([-1 / 2, 1 / 2, 0, 0], **F64))
+
+
+@pytest.mark.parametrize("size", range(1, 9))
+def test_ensemble_moments_of_a_whole_ensemble_are_bitwise_plain(size):
+    """So a member that uses all critics is what it was without the choice."""
+    q = torch.randn(3, size, 50, generator=torch.Generator().manual_seed(size))
+    mean, std = critics.ensemble_moments(q, critics.in_use(torch.full((3,), size), size))
+    assert torch.equal(mean, q.mean(1))
+    assert torch.equal(std, q.std(1, correction=0))
 
 
 def probe_table(terminals: list[float], rewards: list[float], costs: list[float]) -> dict[str, torch.Tensor]:

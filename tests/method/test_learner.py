@@ -15,9 +15,9 @@ SPEC = make_spec(3, 2)
 TABLE = make_table(200, 3, 2)
 MEMBERS = [
     {"seed": 1},
-    {"seed": 2, "k": 0.0, "beta_0": 0.5, "cost_limit": 0.0, "alpha": 0.1},
+    {"seed": 2, "k": 0.0, "beta_0": 0.5, "cost_limit": 0.0, "alpha": 0.1, "cost_ensemble": 3},
     {"seed": 3, "adaptation": "crpo", "cost_limit": 3.0, "policy_class": "gaussian", "slack_plus": 0.0},
-    {"seed": 4, "adaptation": "lagrangian", "policy_class": "gaussian_constant", "cost_limit": 1.0},
+    {"seed": 4, "adaptation": "lagrangian", "policy_class": "gaussian_constant", "cost_limit": 1.0, "cost_ensemble": 1},
     {"seed": 5, "beta_schedule": "linear", "beta_1": 0.2, "cost_limit": 40.0, "actor_learning_rate": 0.01},
 ]
 PRESETS = ["default", "paper"]

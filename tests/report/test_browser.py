@@ -48,7 +48,7 @@ def test_the_page_draws_everything_and_the_console_is_silent(tmp_path, kind):
     dom, console = opened(run / "report.html", tmp_path / "profile")
     assert console == []
     figures, done = drawn(dom)
-    assert figures == done == {"search": 9, "multi_objective": 10, "training": 4}[kind]
+    assert figures == done == {"search": 11, "multi_objective": 12, "training": 5}[kind]
     assert dom.count('class="main-svg"') >= figures
     assert dom.count('class="scatterlayer') >= 2
 
@@ -94,5 +94,5 @@ def test_a_task_is_chosen_and_the_table_sorted(tmp_path):
     assert rising.split() == expected
     assert falling.split() == expected[::-1]
     hidden = [tag for tag in re.findall(r"<div[^>]*data-tasks[^>]*>", dom) if "hidden" in tag]
-    assert len(hidden) == 5
+    assert len(hidden) == 6
     assert all('data-tasks="0"' in tag for tag in hidden)

@@ -138,7 +138,7 @@ def test_a_calibration_without_points_is_drawn_too(tmp_path):
 
 def test_a_search_has_all_its_pictures(tmp_path):
     text = report(tmp_path, MadeSearch(tmp_path, ("A", "B"), 12, multi_objective=True).results)["report.md"]
-    for name in ("curves", "scatter", "pareto", "importances", "parallel"):
+    for name in ("curves", "scatter", "frontier", "pareto", "importances", "parallel"):
         assert f"({name}.png)" in text
         assert imread(tmp_path / f"{name}.png")[..., :3].std() > 0.01
     assert len(coloured(tmp_path / "pareto.png", PURPLE)) > 100
@@ -161,7 +161,7 @@ def test_a_report_is_rebuilt_from_the_results(tmp_path):
     before = {name: (run.path / name).read_bytes() for name in names}
     for name in names:
         (run.path / name).unlink()
-    for name in ("pareto.png", "calibration.png"):
+    for name in ("pareto.png", "calibration.png", "frontier.png"):
         (run.path / name).touch()
     rebuild(run.path)
     assert {name: (run.path / name).read_bytes() for name in names} == before

@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 
 from drcorl_ray.checkpoint import load_arrays
 from drcorl_ray.config_file import load_config
+from drcorl_ray.curves import load_curve_point
 from drcorl_ray.errors import UserError
 from drcorl_ray.experiment import train
 from drcorl_ray.policy import load_policy, load_population
@@ -26,6 +27,7 @@ from drcorl_ray.search.cost import covered, most_at_once
 from drcorl_ray.search.driver import open_studies, open_tasks, reference_members, stops
 from drcorl_ray.search.plan import POPULATION, RESULT, STATE, read_packs
 from drcorl_ray.search.study import load_study
+from drcorl_ray.search.winners import best_step
 from tests.tiny import pretrain_beforehand, tiny_arguments, tiny_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,6 +70,18 @@ def test_every_seed_and_limit_that_is_compared_is_pretrained_and_cloned(tmp_path
 def test_rungs_are_shares_of_the_policy_steps(tmp_path):
     config = tiny_config(tmp_path, "extract.steps=100", "extract.critic_steps=40", "search.rungs=[0.25, 0.5]")
     assert stops(config) == [65, 90, 140]
+
+
+def test_the_best_point_of_a_curve_by_hand():
+    """Fault: the highest reward whatever its cost, or the last of the safe ones."""
+
+    def best(reward: list, cost: list) -> int:
+        return best_step({"steps": [10, 20, 30, 40], "normalized_reward": [reward], "normalized_cost": [cost]})
+
+    assert best([0.5, 0.9, 0.8, 0.7], [0.0, 1.1, 1.0, 0.2]) == 30
+    assert best([0.5, 0.9, 0.8, 0.7], [3.0, 2.0, 1.5, 1.6]) == 30
+    assert best([0.5, None, 0.8, 0.7], [0.5, None, 2.0, 1.6]) == 10
+    assert best([None, 0.5, 0.8, 0.7], [None, 1.5, 2.0, 1.6]) == 20
 
 
 def test_covered_and_busiest_by_hand():
@@ -125,6 +139,15 @@ def test_a_search_ends_in_winners_that_train_again_to_the_same_policy(tmp_path):
     assert winner["reward_mean"] == float(again.returns.mean())
     assert not np.isclose(winner["reward_mean"], searched["reward_mean"])  # fresh seeds, not the search's
     assert [len(values) for values in results["run"]["curves"][0]["normalized_reward"]] == [3]
+
+    best_points = [row for row in rows if row["selection"] == "online_best"]
+    assert [row["configuration"] for row in best_points] == [row["configuration"] for row in winners]
+    [point, _], [curve, _] = best_points, results["run"]["curves"]
+    assert point["member_steps"] == best_step(curve)
+    assert point["online_episodes"] == searched["online_episodes"] + 3 * config.evaluation.curve_episodes
+    kept = [load_curve_point(file) for file in run.path.glob(f"curves/*/*/step-{best_step(curve):08d}.safetensors")]
+    weights = load_policy(run.path / point["policy"]).population.weights[0][0]
+    assert any((weights == other.policies.weights[0]).all(axis=(1, 2)).any() for other in kept)
 
     cost = results["run"]["search"]["cost"]
     assert (cost["packs"], cost["configurations"], cost["stopped"]) == (3, 8, 4)
