@@ -118,6 +118,6 @@ def behaviour_condition(
     within = np.flatnonzero(episodes.costs <= max(cost_limit, float(np.quantile(episodes.costs, BEST_EPISODES))))
     count = math.ceil(BEST_EPISODES * len(within))
     best = within[np.argsort(-episodes.returns[within], kind="stable")[:count]]
-    rows = np.concatenate([np.arange(episodes.ends[i] - episodes.lengths[i], episodes.ends[i]) for i in best])
-    rate = float(np.quantile(reward_rates[rows], quantile))
+    rates = np.split(reward_rates, episodes.ends[:-1])
+    rate = float(np.quantile(np.concatenate([rates[episode] for episode in best]), quantile))
     return np.array([1.0, 0.0, 1.0, (rate - spec.reward_rate_mean) / spec.reward_rate_std], np.float32)

@@ -20,12 +20,12 @@ def test_footprints_by_hand():
 
 def test_many_rows_are_thinned_out_evenly_within_each_episode():
     rows, ends, phases, stretch = trace(np.array([1000, 999] * 150), 1000)
-    hop = 10
-    assert len(rows) == 300 * 100 < ROWS
+    hop = 5
+    assert len(rows) == 300 * 200 < ROWS
     assert rows[:2].tolist() == [0, hop]
-    assert rows[100:102].tolist() == [1000, 1000 + hop]
+    assert rows[200:202].tolist() == [1000, 1000 + hop]
     assert stretch == STRETCH // hop
-    assert np.bincount(phases).tolist() == [300 * 15, *[300 * 25] * 3]
+    assert np.bincount(phases).tolist() == [300 * 30, *[300 * 50] * 3]
     assert rows[ends].min() == STRETCH
 
 

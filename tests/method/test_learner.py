@@ -255,7 +255,7 @@ def test_toy_constrained_optimum():
         "pretrain.cost_discount=0.0", "pretrain.discount=0.0", "extract.terminal_cost=false", "member.k=0", "member.beta_0=30",
         "member.cost_limit=20", "member.critic_learning_rate=0.003", "member.actor_learning_rate=0.003",
         "extract.cost_step_reward_weight=0", "member.pid_integral=0.05", "extract.estimate_smoothing=0.8",
-        "extract.normalize_action_gradients=false",
+        "extract.normalize_action_gradients=false", "member.slack_minus=0.2", "member.slack_shrink=1",
     )  # fmt: skip
     cases = [(rule, first) for rule in ("gradient_manipulation", "crpo", "lagrangian") for first in (-0.6, 0.7)]
     members = [{"adaptation": rule} for rule, _ in cases]
