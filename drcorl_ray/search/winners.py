@@ -73,10 +73,9 @@ def winner_curves(
 def online_best_rows(
     record: SearchRecord, data: TaskData, winners: Sequence[int], curves: Sequence[Mapping[str, Any]], pool: RolloutPool
 ) -> Records:
-    """Each winner's policy at the best point of its curve, on fresh episodes; the curve's episodes are charged."""
-    return [
-        _online_best_row(record, data, number, best_step(curve), pool) for number, curve in zip(winners, curves, strict=True)
-    ]
+    """Each winner's policy at the best point of its curve, if it has one, on fresh episodes; the curve's are charged too."""
+    pairs = zip(winners, curves, strict=True)
+    return [_online_best_row(record, data, number, best_step(curve), pool) for number, curve in pairs if curve["steps"]]
 
 
 def best_step(curve: Mapping[str, Any]) -> int:
