@@ -4,6 +4,7 @@ import time
 import pytest
 import torch
 
+from drcorl_ray.cluster import interrupts_restored
 from drcorl_ray.data.replay import Replay
 from drcorl_ray.data.store import load_manifest, read_store
 from drcorl_ray.errors import UserError
@@ -148,7 +149,7 @@ def test_windows_in_a_trainer_that_books_every_cpu(ray_cluster, folder, tmp_path
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    TorchTrainer(
+    trainer = TorchTrainer(
         train_loop,
         train_loop_config={"folder": folder},
         datasets={"train": stream.stream_dataset(folder)},
@@ -158,6 +159,8 @@ def test_windows_in_a_trainer_that_books_every_cpu(ray_cluster, folder, tmp_path
         run_config=RunConfig(
             name="windows", storage_path=str(tmp_path), failure_config=FailureConfig(controller_failure_limit=1)
         ),
-    ).fit()
+    )
+    with interrupts_restored():
+        trainer.fit()
     arrived = [int((folder.parent / f"rank{rank}.txt").read_text()) for rank in range(2)]
     assert sum(arrived) == ROWS
