@@ -82,9 +82,9 @@ class SearchConfig(Section):
     space: dict[str, RangeConfig] = Field(
         default={
             "k": RangeConfig(low=0.0, high=4.0),
-            "beta_0": RangeConfig(low=0.003, high=0.1, log=True),
+            "beta_0": RangeConfig(low=0.01, high=0.1, log=True),
             "slack_plus": RangeConfig(low=0.0, high=0.4),
-            "slack_minus": RangeConfig(low=0.0, high=0.4),
+            "slack_minus": RangeConfig(low=0.2, high=0.8),
         },
         description="searched keys of the member section: {key: {low, high, log} or {choices}, with an optional `when`}",
     )
