@@ -43,17 +43,16 @@ def print_help(description: str | None) -> None:
     """The script's purpose and every key with its default and meaning."""
     console = Console()
     console.print(f"{description}\n\nusage: {Path(sys.argv[0]).name} [CONFIG.yaml] [section.key=value …]\n", markup=False)
-    for key, default, meaning in _keys(Config):
+    for key, default, meaning in _keys(Config()):
         console.print(f"  {key}={default}\n      {meaning}", markup=False, highlight=False)
 
 
-def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    for name, field in model.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            yield from _keys(annotation, f"{prefix}{name}.")
+def _keys(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    for name, field in type(section).model_fields.items():
+        default = getattr(section, name)
+        if isinstance(default, BaseModel):
+            yield from _keys(default, f"{prefix}{name}.")
         else:
-            default = field.default
             if name == "space":
                 default = {key: entry.model_dump(exclude_defaults=True) for key, entry in default.items()}
             yield f"{prefix}{name}", default, field.description or ""

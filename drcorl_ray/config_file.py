@@ -26,7 +26,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "policy_average": 0.0, "estimate_states": "all", "estimate_smoothing": 0.0, "update_diffusion": True,
         },
         "member": {
-            "beta_0": 0.02, "alpha": 0.2, "actor_learning_rate": 6e-4, "policy_class": "gaussian_constant",
+            "k": 2.0, "beta_0": 0.02, "alpha": 0.2, "actor_learning_rate": 6e-4, "policy_class": "gaussian_constant",
             "behaviour_reward_quantile": None, "slack_minus": 0.2, "slack_shrink": 1.0,
         },
     },

@@ -20,7 +20,7 @@ from drcorl_ray.rollout_pool import RolloutPool
 from drcorl_ray.stages import TaskData, mean_scores
 
 CURVE_SEEDS = 2_000_000
-CALIBRATED_K = (0.0, 1.0, 2.0, 4.0)  # standard deviations of the estimates that are compared with the truth; 0: the mean
+CALIBRATED_K = (0.0, 1.0, 2.0, 3.0, 4.0)  # standard deviations of the estimates that are compared with the truth; 0: the mean
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ def roll_out_curves(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The entries "curves" and "calibration" of results.json, for P members and the K steps of `curve_steps`.
 
-    curve: task, steps [K], normalized_reward, normalized_cost [P][K]. calibration: task, steps, episodes, k; members (labels),
-    modes, cost_limits, member_k [P]; estimates [P][k][K] and own_estimates [P][K] of the episode cost; true_cost,
-    true_cost_se [P][K]. A policy that is not finite has no value.
+    curve: task, steps [K], numbers [P] of the members, normalized_reward, normalized_cost [P][K]. calibration: task, steps,
+    episodes, k; members (labels), modes, cost_limits, member_k [P]; estimates [P][k][K] and own_estimates [P][K] of the
+    episode cost; true_cost, true_cost_se [P][K]. A policy that is not finite has no value.
     """
     episodes = config.evaluation.curve_episodes
     seeds = range(CURVE_SEEDS, CURVE_SEEDS + episodes)
@@ -85,7 +85,8 @@ def roll_out_curves(
     mean, deviation = expected.transpose(1, 2, 0)
     own = np.array([member.k for member in members])
     about = {"task": data.task.name, "steps": steps}
-    curve = about | {"normalized_reward": _nested(reward), "normalized_cost": _nested(cost)}
+    scores = {"normalized_reward": _nested(reward), "normalized_cost": _nested(cost)}
+    curve = about | {"numbers": list(range(len(members)))} | scores
     calibration = about | {
         "members": [f"{place} {member.evaluation_mode}" for place, member in enumerate(members)],
         "modes": [member.evaluation_mode for member in members],

@@ -147,21 +147,36 @@ def member_candidate(
 
 @dataclass(frozen=True)
 class PendingClones:
-    """Cloned policies under way in a Ray task."""
+    """Cloned policies under way in a Ray task; places: of each candidate, the clone that it is."""
 
     candidates: list[Candidate]
+    places: list[int]
     result: Any
 
 
 def start_baselines(
     config: Config, data: TaskData, members: Sequence[MemberConfig], cpus: float = 0.0
 ) -> PendingClones | None:
-    """Train the behaviour clones beside the main job: `bc` per seed, `bc_safe` per seed and cost limit.
+    """Train the behaviour clones beside the main job; None where there are none.
 
-    A cost limit that no episode of the data keeps has no `bc_safe`. cpus: that are booked; none where a Ray Train job comes
-    next, which would wait for them until it gives up.
+    cpus: that are booked; none where a Ray Train job comes next, which would wait for them until it gives up.
     """
-    clones, candidates = [], []
+    clones, candidates, places = planned_clones(config, data, members)
+    if not candidates:
+        return None
+    task = ray.remote(clone).options(num_cpus=cpus, max_retries=config.scaling.max_failures)
+    return PendingClones(candidates, places, task.remote(data, config.pretrain, clones))
+
+
+def planned_clones(
+    config: Config, data: TaskData, members: Sequence[MemberConfig]
+) -> tuple[list[Clone], list[Candidate], list[int]]:
+    """What is trained; what the rows show of it, per seed and cost limit of the members; and which of the first each one is.
+
+    A seed's `bc` is the same at every limit. A limit that no episode of the data keeps has no `bc_safe`.
+    """
+    clones: dict[Clone, int] = {}
+    candidates, places = [], []
     cheapest = min(data.manifest.episode_costs)
     limits = sorted({member.cost_limit for member in members})
     for seed in pretrain_seeds(members):
@@ -170,12 +185,9 @@ def start_baselines(
             for name in config.evaluation.baselines:
                 if name == "bc_safe" and np.float32(limit) < np.float32(cheapest):
                     continue
-                clones.append(wanted[name])
                 candidates.append(Candidate(name, asdict(wanted[name]), seed, limit))
-    if not clones:
-        return None
-    task = ray.remote(clone).options(num_cpus=cpus, max_retries=config.scaling.max_failures)
-    return PendingClones(candidates, task.remote(data, config.pretrain, clones))
+                places.append(clones.setdefault(wanted[name], len(clones)))
+    return list(clones), candidates, places
 
 
 def evaluate_baselines(
@@ -184,9 +196,10 @@ def evaluate_baselines(
     if pending is None:
         return []
     try:
-        policies: PopulationPolicy = ray.get(pending.result)
+        trained: PopulationPolicy = ray.get(pending.result)
     except ray.exceptions.RayError as error:
         raise UserError(f"{data.task.name}: cloning failed ({str(error).strip().splitlines()[-1]})") from error
+    policies = trained.select(pending.places)
     stats = pool.evaluate(policies, data.task, episode_seeds(FRESH_SEEDS, episodes))
     return score(run, data, policies, pending.candidates, stats, [_clone_label(c) for c in pending.candidates])
 

@@ -23,7 +23,7 @@ Charge = Callable[[Sequence[int], int], Sequence[int]]
 
 _POLL_S = 1.0
 _SIGN_OF_LIFE_S = 30.0  # of an actor that worked before
-_SMALL_JOB = 8  # episodes; measured in docs/performance_log.md
+_SMALL_JOB = 8  # episodes; measured in docs/performance.md
 _DEATHS = 20  # of the processes that ran one job; its own mistakes end a rollout much earlier
 
 

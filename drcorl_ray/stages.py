@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +16,14 @@ import torch
 from torch import Tensor
 
 from drcorl_ray.checkpoint import load_arrays, save_arrays
-from drcorl_ray.config import Config, MemberConfig, PretrainConfig
-from drcorl_ray.data.replay import Batch
+from drcorl_ray.config import Config, MemberConfig, PretrainConfig, ScalingConfig
 from drcorl_ray.data.store import Manifest, load_manifest, read_store
 from drcorl_ray.errors import UserError
 from drcorl_ray.method.estimation import NEAREST, Footprints, trace
 from drcorl_ray.method.learner import Learner
 from drcorl_ray.method.optim import Reduce, alone
 from drcorl_ray.method.pretrainer import Pretrainer
-from drcorl_ray.method.random import Draws
+from drcorl_ray.method.runner import Runner, Sampler, cuda_graphs
 from drcorl_ray.method.spec import DataSpec, Episodes, behaviour_condition
 from drcorl_ray.metrics import EpisodeStats, normalized_cost, normalized_reward
 from drcorl_ray.tasks import Task, get_task
@@ -33,7 +32,6 @@ ARTIFACT_SCHEMA = 3
 ESTIMATION_STATES = 2048
 
 Stage = Pretrainer | Learner
-Sampler = Callable[[Draws, int], Batch]
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ def report_intervals(step: int, total: int, report_steps: int) -> Iterator[tuple
 
 def build_pretrainer(config: Config, data: TaskData, seeds: Sequence[int], placement: Placement) -> Pretrainer:
     first_row = placement.rank * placement.rows(config.pretrain.batch_size)
-    return Pretrainer(data.spec, config.pretrain, seeds, device=placement.device, first_row=first_row, reduce=placement.reduce)
+    return Pretrainer(data.spec, config.pretrain, seeds, device=placement.device, first_row=first_row)
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,6 @@ def build_learner(
         footprints=_footprints(config, data),
         device=placement.device,
         first_row=placement.rank * placement.rows(config.extract.batch_size),
-        reduce=placement.reduce,
     )
 
 
@@ -172,24 +169,19 @@ def _footprints(config: Config, data: TaskData) -> Footprints:
     )
 
 
-def advance(
-    stage: Stage,
-    sample: Sampler,
-    batch_rows: int,
-    start: int,
-    stop: int,
-    before: Callable[[int], object] = lambda step: None,
-) -> dict[str, np.ndarray]:
-    """Steps start … stop − 1, each after a call of `before`; each metric's mean [P] over the steps that reported it."""
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
-    for step in range(start, stop):
-        before(step)
-        draws = stage.draws(step)
-        for name, value in stage.step(sample(draws, batch_rows), draws, step).items():
-            sums[name] = sums[name] + value if name in sums else value
-            counts[name] = counts.get(name, 0) + 1
-    return {name: (total / counts[name]).cpu().numpy() for name, total in sums.items()}
+def build_runner(stage: Stage, sample: Sampler, rows: int, placement: Placement, scaling: ScalingConfig) -> Runner:
+    """How the stage is advanced here: on a GPU by CUDA graphs, unless its steps wait for other workers; else step by step."""
+    alone_on_gpu = placement.device.startswith("cuda") and placement.workers == 1
+    return Runner(
+        stage,
+        sample,
+        rows,
+        device=placement.device,
+        reduce=placement.reduce,
+        capture=cuda_graphs() if alone_on_gpu else None,
+        fused=scaling.fused,
+        precision=scaling.precision,
+    )
 
 
 def save_last(path: Path, learner: Learner) -> None:
@@ -220,10 +212,11 @@ def load_stage(path: Path, stage: Stage) -> int:
     return int(meta["step"])
 
 
-def artifact_path(root: Path, data: TaskData, config: PretrainConfig, seed: int) -> Path:
-    """File of a pretrained artifact, named by all it depends on: store, pretraining settings, seed, schema."""
+def artifact_path(root: Path, data: TaskData, config: PretrainConfig, seed: int, precision: str = "fp32") -> Path:
+    """File of a pretrained artifact, named by all it depends on: store, pretraining settings, seed, precision, schema."""
     shards = [shard.sha256 for shard in data.manifest.shards]
-    identity = json.dumps([ARTIFACT_SCHEMA, shards, config.model_dump(), seed], sort_keys=True)
+    rounded = [] if precision == "fp32" else [precision]
+    identity = json.dumps([ARTIFACT_SCHEMA, shards, config.model_dump(), seed, *rounded], sort_keys=True)
     return root / "pretrained" / f"{data.task.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
 
 

@@ -29,6 +29,7 @@ from drcorl_ray.data.stream import Window, data_config, fill, stream_dataset
 from drcorl_ray.errors import UserError
 from drcorl_ray.method.learner import Learner
 from drcorl_ray.method.online import Evidence
+from drcorl_ray.method.optim import alone
 from drcorl_ray.method.pretrainer import Pretrainer
 from drcorl_ray.method.random import Draws
 from drcorl_ray.online import Before, online_evaluation
@@ -39,10 +40,10 @@ from drcorl_ray.stages import (
     Placement,
     Stage,
     TaskData,
-    advance,
     artifact_path,
     build_learner,
     build_pretrainer,
+    build_runner,
     load_artifacts,
     load_stage,
     report_intervals,
@@ -71,7 +72,8 @@ def pretrain(
     Of several runs that want the same one at once, the first to lock it makes it and the others wait for it (until
     `cancelled`); the lock goes with its process.
     """
-    paths = {seed: artifact_path(config.run.storage_folder, data, config.pretrain, seed) for seed in seeds}
+    root, precision = config.run.storage_folder, config.scaling.precision
+    paths = {seed: artifact_path(root, data, config.pretrain, seed, precision) for seed in seeds}
     if missing := _missing(paths):
         with ExitStack() as locks:
             for seed in sorted(missing):
@@ -246,27 +248,27 @@ class Feed:
     """Minibatches of one worker: from a resident replay, or from a rolling window that moves as the steps go by."""
 
     def __init__(self, config: Config, data: TaskData, device: str, shard: Any) -> None:
-        self._refresh_steps, self._steps = config.data.refresh_steps, 0
+        self._refresh_steps = config.data.refresh_steps
         self._replay = Replay(data.manifest, device=device, capacity=config.data.window_rows)
-        self._window = None if self._replay.resident else Window(shard, chunk_rows=max(1, self._replay.capacity // 8))
-        if self._window is None:
+        self._window: Window | None = None
+        if self._replay.resident:
             fill(self._replay, shard)
         else:
-            self._window.fill(self._replay)
+            self._window = Window(shard, self._replay, chunk_rows=max(1, self._replay.capacity // 8))
+            self._window.fill()
 
     def seek(self, step: int) -> None:
-        """Bring a window to where it stood before `step`: its content is a function of the number of refreshes."""
-        for _ in range(step):
-            self._move()
+        """Bring a window to where it stood before `step`: its content is a function of the steps taken."""
+        for passed in range(step):
+            self.move(passed)
+
+    def move(self, step: int) -> None:
+        """Refresh a window where that is due before a step."""
+        if self._window is not None and step and step % self._refresh_steps == 0:
+            self._window.refresh()
 
     def sample(self, draws: Draws, rows: int) -> Batch:
-        self._move()
         return self._replay.sample(draws, rows)
-
-    def _move(self) -> None:
-        if self._window is not None and self._steps and self._steps % self._refresh_steps == 0:
-            self._window.refresh(self._replay)
-        self._steps += 1
 
     def close(self) -> None:
         if self._window is not None:
@@ -278,7 +280,7 @@ def _worker_loop(job: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
-    placement = Placement(str(get_device()), rank, workers, _all_reduce if workers > 1 else (lambda tensor: tensor))
+    placement = Placement(str(get_device()), rank, workers, _all_reduce if workers > 1 else alone)
     data: TaskData = job["data"]
     stage: Stage = job["build"](config, data, placement)
     rows = placement.rows((config.pretrain if name == "pretrain" else config.extract).batch_size)
@@ -288,8 +290,14 @@ def _worker_loop(job: dict[str, Any]) -> None:
     log = MetricsLog(job["log"], data.task.name, name, stage.total_steps, step) if rank == 0 else None
     keep = curve_steps(config) if name == "extract" and rank == 0 else []
     with _rollouts(config, stage, data, run, rank) as before:
+
+        def between(step: int) -> None:
+            feed.move(step)
+            before(step)
+
+        runner = build_runner(stage, feed.sample, rows, placement, config.scaling)
         for start, stop in report_intervals(step, stage.total_steps, config.scaling.report_steps):
-            metrics = advance(stage, feed.sample, rows, start, stop, before)
+            metrics = runner.advance(start, stop, between)
             if stop in keep and isinstance(stage, Learner):
                 save_curve_point(run.curve(data.task.name, stop), stage)
             if log is not None:

@@ -41,7 +41,7 @@ def ray_cluster(session_cluster: None) -> None:
     """
     import ray
 
-    if not cpus_return(within_s=30):
+    if not cpus_return(within_s=15):
         held = f"held: {held_by_actors()}, available: {ray.available_resources()}"
         warnings.warn(f"Ray lost the CPUs of the test before ({held}); it was started anew", stacklevel=2)
         ray.shutdown()

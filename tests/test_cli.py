@@ -46,7 +46,7 @@ def test_help_lists_every_key_with_its_default(script, flag):
     assert done.stderr == ""
     listed = [line.strip().split("=")[0] for line in done.stdout.splitlines() if line.startswith("  ") and line[2] != " "]
     assert [key for key in listed if key in keys()] == keys()
-    assert "extract.steps=800" in done.stdout
+    assert "extract.steps=600" in done.stdout
     assert "\x1b" not in done.stdout
 
 

@@ -34,7 +34,7 @@ def write(path: Path, text: str) -> str:
 def test_later_sources_win(tmp_path):
     """Fault: swap the arguments of `_merge` in load_config."""
     file = write(tmp_path / "c.yaml", "extract: {steps: 7, critic_steps: 11}\nmember: {k: 3.0}\n")
-    assert load_config().extract.steps == 800
+    assert load_config().extract.steps == 600
     assert load_config(["run.preset=paper"]).extract.steps == 2050
     both = load_config([file, "run.preset=paper", "member.k=5"])
     assert (both.extract.steps, both.extract.critic_steps, both.member.k) == (7, 11, 5.0)
@@ -214,6 +214,28 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path):
 
 def test_an_empty_file_is_the_default(tmp_path):
     assert load_config([write(tmp_path / "c.yaml", "# nothing\n")]) == Config()
+
+
+@pytest.mark.parametrize("name", ["table1", "velocity", "frontier", "k", "adaptation"])
+def test_the_papers_preset_reaches_through_a_shipped_file(name):
+    """Fault: a file that sets what the preset switches back, as monte_carlo_steps once was."""
+    [path] = [path for path in CONFIGS if path.stem == name]
+    config = load_config([str(path), "run.preset=paper"]).model_dump()
+    assert {key: {name: config[key][name] for name in values} for key, values in PRESETS["paper"].items()} == PRESETS["paper"]
+
+
+def test_every_setting_that_the_papers_preset_changes_is_a_numbered_deviation():
+    method = (Path(__file__).parents[1] / "docs" / "method.md").read_text(encoding="utf-8")
+    numbered = " ".join(line for line in method.splitlines() if line.startswith("| D"))
+    default = Config().model_dump()
+    changed = [(section, key) for section, values in PRESETS["paper"].items() for key in values]
+    changed = [(section, key) for section, key in changed if PRESETS["paper"][section][key] != default[section][key]]
+    assert [f"{section}.{key}" for section, key in changed if f"`{section}.{key}`" not in numbered] == []
+
+
+def test_monte_carlo_steps_are_a_fifth_of_the_steps_unless_set():
+    assert load_config(["pretrain.steps=500"]).pretrain.monte_carlo_steps == 100
+    assert load_config(["pretrain.steps=500", "pretrain.monte_carlo_steps=7"]).pretrain.monte_carlo_steps == 7
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

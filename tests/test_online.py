@@ -17,7 +17,7 @@ from drcorl_ray.envs import make_simulator
 from drcorl_ray.method.learner import Learner
 from drcorl_ray.online import EpisodeLedger, OnlineEvaluation, Roller
 from drcorl_ray.rollout import roll_out_in
-from tests.method.helpers import make_learner, make_spec, make_table, pretrain, sampler, small_config
+from tests.method.helpers import make_learner, make_spec, make_table, pretrain, sampler, small_config, take_step
 from tests.test_rollout import WALK
 from tests.tiny import HerePool, Killed
 
@@ -50,8 +50,7 @@ class Session:
         """The state after steps start … stop − 1."""
         for step in range(start, stop):
             self.evaluation.before(step)
-            draws = self.learner.draws(step)
-            self.learner.step(sampler(TABLE)(draws, 16), draws, step)
+            take_step(self.learner, sampler(TABLE), 16, step)
         return {name: tensor.clone() for name, tensor in self.learner.state_dict().items()}
 
 

@@ -154,8 +154,7 @@ def test_two_workers_see_the_same_rollouts_and_the_run_says_what_it_spent(tmp_pa
     assert calibration["members"] == ["0 offline", "1 online", "2 hybrid"]
     assert all(len(calibration["true_cost"][member]) == len(calibration["steps"]) == 3 for member in range(3))
     own, estimates = calibration["own_estimates"], calibration["estimates"]
-    assert calibration["k"][2] == calibration["member_k"][0] == 2.0
-    assert own[0] == pytest.approx(estimates[0][2])
+    assert own[0] == pytest.approx(estimates[0][calibration["k"].index(calibration["member_k"][0])])
     lines = [line for line in read_log(run.metrics) if line["stage"] == "extract"]
     assert lines[-1]["metrics"]["adaptation/online_episodes"][0] == 0
     assert "Can the offline estimate be trusted" in (run.path / "report.html").read_text()

@@ -11,22 +11,23 @@ import pytest
 import torch
 
 from drcorl_ray.baselines.behaviour_cloning import Clone, clone
-from drcorl_ray.config import Config, PretrainConfig
+from drcorl_ray.config import Config, MemberConfig, PretrainConfig
 from drcorl_ray.data.dsrl import make_dataset
 from drcorl_ray.data.replay import Replay
 from drcorl_ray.data.store import convert, read_store
 from drcorl_ray.errors import UserError
-from drcorl_ray.method.random import Draws, Stream
+from drcorl_ray.experiment import planned_clones
+from drcorl_ray.method.random import Stream
 from drcorl_ray.method.spec import Episodes, behaviour_condition
 from drcorl_ray.stages import (
     Placement,
     Pretrained,
     Stage,
     TaskData,
-    advance,
     artifact_path,
     build_learner,
     build_pretrainer,
+    build_runner,
     load_artifacts,
     load_stage,
     pretrain_seeds,
@@ -172,23 +173,6 @@ def test_costs_are_estimated_on_the_datas_states_standardised(tmp_path, states):
     assert states == "nearest" or distance.min(0).max() < 1e-5
 
 
-class Counted:
-    """A stage that reports its step, and every third step something more."""
-
-    def draws(self, step: int) -> Draws:
-        return Draws(torch.tensor([0]), step)
-
-    def step(self, batch: object, draws: Draws, step: int) -> dict[str, torch.Tensor]:
-        metrics = {"step": torch.tensor([float(step)])}
-        return metrics | ({"rare": torch.tensor([10.0 * step])} if step % 3 == 0 else {})
-
-
-def test_metrics_are_means_over_the_steps_that_reported_them():
-    """Fault: divide every sum by the number of steps."""
-    metrics = advance(Counted(), lambda draws, rows: None, 4, 2, 7)  # pyright: ignore
-    assert {name: value.tolist() for name, value in metrics.items()} == {"step": [4.0], "rare": [45.0]}
-
-
 # ---- saving and going on -----------------------------------------------------------------------------------------------
 
 
@@ -203,12 +187,12 @@ def test_pretraining_goes_on_through_a_file_bitwise(tmp_path, stop):
     sample, rows = full_replay(data).sample, config.pretrain.batch_size
     straight = build_pretrainer(config, data, [1, 2], Placement())
     total = straight.total_steps
-    advance(straight, sample, rows, 0, stop)
+    build_runner(straight, sample, rows, Placement(), config.scaling).advance(0, stop)
     save_stage(tmp_path / "state.safetensors", straight, stop)
-    advance(straight, sample, rows, stop, total)
+    build_runner(straight, sample, rows, Placement(), config.scaling).advance(stop, total)
     resumed = build_pretrainer(config, data, [1, 2], Placement())
     assert load_stage(tmp_path / "state.safetensors", resumed) == stop
-    advance(resumed, sample, rows, stop, total)
+    build_runner(resumed, sample, rows, Placement(), config.scaling).advance(stop, total)
     assert bits(resumed) == bits(straight)
 
 
@@ -221,13 +205,13 @@ def test_extraction_goes_on_through_a_file_bitwise(tmp_path, stop):
     members, sample, rows = config.members(), full_replay(data).sample, config.extract.batch_size
     pretrained = fresh(config, data, [0])
     straight = build_learner(config, data, members, pretrained, Placement())
-    advance(straight, sample, rows, 0, stop)
+    build_runner(straight, sample, rows, Placement(), config.scaling).advance(0, stop)
     save_stage(tmp_path / "state.safetensors", straight, stop)
-    metrics = advance(straight, sample, rows, stop, straight.total_steps)
+    metrics = build_runner(straight, sample, rows, Placement(), config.scaling).advance(stop, straight.total_steps)
     assert straight.multiplier.value[0] > 0.1
     resumed = build_learner(config, data, members, pretrained, Placement())
     assert load_stage(tmp_path / "state.safetensors", resumed) == stop
-    again = advance(resumed, sample, rows, stop, resumed.total_steps)
+    again = build_runner(resumed, sample, rows, Placement(), config.scaling).advance(stop, resumed.total_steps)
     assert bits(resumed) == bits(straight)
     assert {name: value.tobytes() for name, value in again.items()} == {
         name: value.tobytes() for name, value in metrics.items()
@@ -268,6 +252,7 @@ def test_an_artifacts_name_follows_every_input(tmp_path):
         assert changed != config
         paths[key] = artifact_path(root, data, changed, 0)
     paths["seed"] = artifact_path(root, data, config, 1)
+    paths["precision"] = artifact_path(root, data, config, 0, "bf16")
     columns = make_columns(200)
     columns["actions"][77, 1] += np.float32(2**-20)
     paths["store"] = artifact_path(root, open_made(tmp_path / "b", columns), config, 0)
@@ -290,7 +275,7 @@ def test_artifacts_are_what_pretraining_gave(tmp_path):
     """Fault: cut an ensemble's rows between the seeds in the wrong place."""
     data, config = open_made(tmp_path / "store"), small_config()
     pretrainer = build_pretrainer(config, data, [4, 5], Placement())
-    advance(pretrainer, full_replay(data).sample, 16, 0, pretrainer.total_steps)
+    build_runner(pretrainer, full_replay(data).sample, 16, Placement(), config.scaling).advance(0, pretrainer.total_steps)
     paths = {seed: artifact_path(tmp_path, data, config.pretrain, seed) for seed in (4, 5)}
     save_artifacts(paths, pretrainer)
     loaded, result = load_artifacts(list(paths.values())), pretrainer.result()
@@ -305,7 +290,7 @@ def test_a_seeds_artifact_is_the_same_whoever_was_pretrained_beside_it(tmp_path)
     tensors = []
     for name, seeds in (("pack", [4, 5]), ("alone", [5])):
         pretrainer = build_pretrainer(config, data, seeds, Placement())
-        advance(pretrainer, full_replay(data).sample, 16, 0, pretrainer.total_steps)
+        build_runner(pretrainer, full_replay(data).sample, 16, Placement(), config.scaling).advance(0, pretrainer.total_steps)
         save_artifacts({5: tmp_path / name}, pretrainer)
         tensors.append(load_artifacts([tmp_path / name]).tensors)
     assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())
@@ -382,6 +367,20 @@ def test_a_clone_alone_is_the_clone_in_a_pack(two_styles):
 def test_no_episode_within_the_limit_is_refused(two_styles):
     with pytest.raises(UserError, match="member 1 has no rows"):
         clone(two_styles, CLONING, [Clone(0, None), Clone(0, 1.0)])
+
+
+def test_bc_is_trained_once_for_all_limits(two_styles):
+    """And shown at each; a limit that no episode keeps has no bc_safe. Fault: a bc per limit."""
+    members = [MemberConfig(cost_limit=limit, seed=seed) for seed in (0, 4) for limit in (1.0, 5.0, 20.0)]
+    clones, candidates, places = planned_clones(Config(), two_styles, members)
+    assert clones == [Clone(seed, limit) for seed in (0, 4) for limit in (None, 5.0, 20.0)]
+    shown = [(candidate.algorithm, candidate.seed, candidate.cost_limit) for candidate in candidates]
+    cells = [("bc", 1.0), ("bc", 5.0), ("bc_safe", 5.0), ("bc", 20.0), ("bc_safe", 20.0)]
+    assert shown == [(name, seed, limit) for seed in (0, 4) for name, limit in cells]
+    assert places == [0, 0, 1, 0, 2, 3, 3, 4, 3, 5]
+    assert all(
+        candidate.config == dataclasses.asdict(clones[place]) for candidate, place in zip(candidates, places, strict=True)
+    )
 
 
 def test_a_clone_says_what_it_is():

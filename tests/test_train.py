@@ -70,10 +70,10 @@ def assert_ray_train_left_nothing_behind() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_ray_train_equals_a_plain_loop_bitwise_also_after_kill_9(tmp_path):
-    config = tiny_config(tmp_path, POPULATION, "extract.steps=2000", "scaling.report_steps=100")
+    config = tiny_config(tmp_path, POPULATION, "extract.steps=1000", "scaling.report_steps=50")
     killed: list[int] = []
     log = tmp_path / "run" / "metrics.jsonl"
-    killer = threading.Thread(target=kill_a_worker_at, args=(log, "extract", 300, killed))
+    killer = threading.Thread(target=kill_a_worker_at, args=(log, "extract", 150, killed))
     killer.start()
     data, run, policies = run_stages(config)
     killer.join()
@@ -81,7 +81,7 @@ def test_ray_train_equals_a_plain_loop_bitwise_also_after_kill_9(tmp_path):
     assert_ray_train_left_nothing_behind()
     assert_equal_policies(policies, plain_policies(config, data))
     steps = [line["step"] for line in read_log(run.metrics) if line["stage"] == "extract"]
-    assert steps == [*range(100, 2100, 100), 2020]  # each report once, in order
+    assert steps == [*range(50, 1050, 50), 1020]  # each report once, in order
 
 
 @pytest.mark.ray
@@ -169,8 +169,8 @@ def test_a_list_of_tasks_is_for_tune(tmp_path):
 def gloo_worker(rank: int, rendezvous: str, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     torch.set_num_threads(1)
-    learner, table = float64_learner(first_row=8 * rank, reduce=_all_reduce)
-    extract_steps(learner, table, 0, 10, rows=8)
+    learner, table = float64_learner(first_row=8 * rank)
+    extract_steps(learner, table, 0, 10, 8, _all_reduce)
     torch.save(learner.state_dict(), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 

@@ -25,10 +25,10 @@ from drcorl_ray.stages import (
     Placement,
     Pretrained,
     TaskData,
-    advance,
     artifact_path,
     build_learner,
     build_pretrainer,
+    build_runner,
     pretrain_seeds,
     save_artifacts,
 )
@@ -74,7 +74,9 @@ def tiny_config(folder: Path, *overrides: str) -> Config:
 def plain_pretrainer(config: Config, data: TaskData) -> Pretrainer:
     """Pretraining without Ray: a loop in this process."""
     pretrainer = build_pretrainer(config, data, pretrain_seeds(config.members()), Placement())
-    advance(pretrainer, whole_replay(data).sample, config.pretrain.batch_size, 0, pretrainer.total_steps)
+    build_runner(pretrainer, whole_replay(data).sample, config.pretrain.batch_size, Placement(), config.scaling).advance(
+        0, pretrainer.total_steps
+    )
     return pretrainer
 
 
@@ -100,7 +102,9 @@ def plain_learner(config: Config, data: TaskData) -> Learner:
     with tempfile.TemporaryDirectory() as folder:
         roller = Roller(config, learner, data.task, Path(folder), HerePool())
         online = OnlineEvaluation(config, learner, learner.total_steps, roller, lambda evidence: evidence)
-        advance(learner, replay.sample, config.extract.batch_size, 0, learner.total_steps, online.before)
+        build_runner(learner, replay.sample, config.extract.batch_size, Placement(), config.scaling).advance(
+            0, learner.total_steps, online.before
+        )
     return learner
 
 

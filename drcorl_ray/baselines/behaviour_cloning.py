@@ -43,5 +43,6 @@ def clone(data: TaskData, config: PretrainConfig, clones: Sequence[Clone], threa
         batch = replay.sample(Draws(seeds, step), config.batch_size, rows)
         mean, log_std = network(actor.weights, batch.observations)
         (gradient,) = flat_gradients(regression_loss(mean, log_std, batch.actions).sum(), [actor])
-        actor.descend(gradient, config.learning_rate * cosine(step / config.steps, config.final_learning_rate))
+        progress = torch.tensor(step / config.steps, dtype=torch.float64)
+        actor.descend(gradient, config.learning_rate * cosine(progress, config.final_learning_rate))
     return snapshot(network, network.layout.split(actor.flat), data.spec.observation_mean, data.spec.observation_std)

@@ -61,7 +61,9 @@ class SearchConfig(Section):
         default=False, description="search the Pareto front of reward and cost, in place of reward under the limit"
     )
     configurations: PositiveInt = Field(default=8, description="configurations per task (shared: in all; grid: all it has)")
-    members_per_pack: PositiveInt = Field(default=4, description="P, members trained side by side in one Tune trial")
+    members_per_pack: PositiveInt | Literal["auto"] = Field(
+        default=4, description="P, members trained side by side in one Tune trial; auto: measured where packs are trained"
+    )
     concurrent_packs: PositiveInt = Field(
         default=2, description="packs of one task under way before the oldest one's results must be in"
     )
@@ -75,7 +77,9 @@ class SearchConfig(Section):
         default=[], description="configurations asked first, before the member's own and the paper's: keys of the space"
     )
     episodes: PositiveInt = Field(default=10, description="online episodes that judge a configuration")
-    winners: PositiveInt = Field(default=3, description="best configurations that are evaluated again on fresh seeds")
+    winners: PositiveInt = Field(
+        default=3, description="best configurations, of each cost limit, that are evaluated again on fresh seeds"
+    )
     fresh_episodes: PositiveInt | None = Field(
         default=None, description="fresh episodes of a winner; none: 100 on tasks that are cheap to simulate, else 20"
     )

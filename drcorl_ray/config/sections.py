@@ -88,7 +88,8 @@ class PretrainConfig(Section):
     )
     target_step: Fraction = Field(default=0.02, description="Polyak step of the critics' targets (paper: 0.005)")
     monte_carlo_steps: Annotated[int, Field(ge=0)] = Field(
-        default=2000, description="first critic steps that regress on Monte-Carlo returns (D4)"
+        default_factory=lambda values: values["steps"] // 5,
+        description="first critic steps that regress on Monte-Carlo returns; by default a fifth of the steps (D4)",
     )
     alpha: NonNegative = Field(default=0.0, description="pessimism of the cost critics while pretraining (Eq. 19, D5)")
     policy: Literal["regression", "score"] = Field(
@@ -109,7 +110,7 @@ class PretrainConfig(Section):
 
 
 class ExtractConfig(Section):
-    steps: PositiveInt = Field(default=800, description="policy steps; few, so that the critics know the policy (D21)")
+    steps: PositiveInt = Field(default=600, description="policy steps; few, so that the critics know the policy (D21)")
     critic_steps: Annotated[int, Field(ge=0)] = Field(
         default=2000, description="critic-only steps before the first policy step (D8)"
     )
@@ -141,7 +142,7 @@ class ExtractConfig(Section):
 
 class MemberConfig(Section):
     cost_limit: NonNegative = Field(default=10.0, description="l, limit on the undiscounted episode cost")
-    k: float = Field(default=2.0, description="standard deviations of the cost UCB (Eq. 24)")
+    k: float = Field(default=3.0, description="standard deviations of the cost UCB (Eq. 24, D23)")
     cost_ensemble: PositiveInt | None = Field(
         default=None, description="E of this member: it uses the first E cost critics; none: all that are pretrained"
     )
@@ -158,7 +159,7 @@ class MemberConfig(Section):
     pid_proportional: NonNegative = Field(default=0.1, description="K_P of the multiplier")
     pid_integral: NonNegative = Field(default=0.003, description="K_I of the multiplier")
     pid_derivative: NonNegative = Field(default=0.001, description="K_D of the multiplier")
-    actor_learning_rate: NonNegative = Field(default=1.5e-4, description="Adam learning rate of the policy (D21)")
+    actor_learning_rate: NonNegative = Field(default=2e-4, description="Adam learning rate of the policy (D21)")
     critic_learning_rate: NonNegative = Field(default=6e-4, description="Adam learning rate of the critics")
     policy_class: Literal["dirac", "gaussian", "gaussian_constant"] = Field(
         default="dirac", description="policy class (App. D.1)"
@@ -180,7 +181,7 @@ class EvaluationConfig(Section):
         description="where training's cost estimate comes from: the critics, rollouts, or rollouts that are learnt from too",
     )
     online_episodes: PositiveInt = Field(default=2, description="episodes a member spends on one online evaluation")
-    online_interval: PositiveInt = Field(default=8, description="policy steps between two online evaluations")
+    online_interval: PositiveInt = Field(default=6, description="policy steps between two online evaluations")
     online_staleness: Annotated[int, Field(ge=0)] = Field(
         default=0, description="steps that learning goes on between an online evaluation's begin and its use; 0: it waits"
     )
@@ -232,7 +233,13 @@ class ScalingConfig(Section):
     use_gpu: bool = Field(default=False, description="one GPU per worker, and a share of one per pack")
     cpus_per_worker: Positive = Field(default=1.0, description="CPUs of a worker or pack; also its torch threads")
     gpus_per_pack: Positive = Field(default=1.0, description="share of a GPU that a pack owns when scaling.use_gpu is on")
-    report_steps: PositiveInt = Field(default=200, description="steps between two reports, each with a checkpoint")
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        default="fp32", description="of matrix products while training; tf32 is for GPUs alone"
+    )
+    fused: bool = Field(
+        default=False, description="compile each step into few kernels: a minute before the first step, quicker ones after"
+    )
+    report_steps: PositiveInt = Field(default=100, description="steps between two reports, each with a checkpoint")
     cpus_per_actor: NonNegative = Field(
         default=0.0, description="CPUs that a rollout actor books; 0 fits any machine, a cluster grows by more than 0 alone"
     )

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from drcorl_ray.data.schema import STORED
-from drcorl_ray.data.store import Manifest
 from drcorl_ray.errors import UserError
 from drcorl_ray.method.random import Draws, Stream
+
+if TYPE_CHECKING:  # pydantic is for those who read settings, not for those who use them
+    from drcorl_ray.data.store import Manifest
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,15 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Arrival:
+    """Rows [n] of the data set on the device, as a block of the table [n, W]; usable once `copied` has happened."""
+
+    rows: np.ndarray
+    block: Tensor
+    copied: torch.cuda.Event | None = None
+
+
+@dataclass(frozen=True)
 class RowSubset:
     """The rows each member may draw: rows [P, M] int64, of which the first counts [P] int64 of a member are meant."""
 
@@ -53,6 +65,7 @@ def subset(masks: Tensor) -> RowSubset:
     return RowSubset(rows.contiguous(), counts)
 
 
+_ROWS_AT_ONCE = 16384
 _COLUMNS = (*(field.name for field in fields(Batch)), "episode_returns", "episode_costs")
 
 
@@ -89,8 +102,8 @@ class Replay:
         self.capacity = manifest.rows if capacity is None or self.resident else capacity
         self.inserted_rows = 0
         self._arrived = np.zeros(manifest.rows, np.bool_)
-        self._mean = torch.tensor(manifest.observation_mean, dtype=dtype, device=device)
-        self._std = torch.tensor(manifest.observation_std, dtype=dtype, device=device)
+        self._mean, self._std = (torch.tensor(m, dtype=dtype) for m in (manifest.observation_mean, manifest.observation_std))
+        self._stream = torch.cuda.Stream(device) if torch.device(device).type == "cuda" else None
         self._widths = {
             name: {"S": manifest.observation_size, "A": manifest.action_size, "": 1}[STORED[name].width] for name in _COLUMNS
         }
@@ -111,16 +124,44 @@ class Replay:
         return min(self.inserted_rows, self.capacity)
 
     def insert(self, columns: Mapping[str, np.ndarray | Tensor]) -> None:
-        """Take rows of `schema.STORED` as the store holds them, in any order; observations are standardised here."""
-        rows = torch.as_tensor(columns["rows"]).cpu().numpy()
+        """Take rows of `schema.STORED` as the store holds them, in any order."""
+        rows = np.array(columns["rows"])
+        if self.resident and self._stream is None and len(rows) and (np.diff(rows) == 1).all():
+            self._write(columns, self._table[rows[0] : rows[-1] + 1])
+            self._count(rows)
+        else:
+            self.take(self.arrange(columns))
+
+    def arrange(self, columns: Mapping[str, np.ndarray | Tensor]) -> Arrival:
+        """Rows of `schema.STORED` made ready for `take`: standardised, and on their way to the device.
+
+        May be called in another thread than the one that samples.
+        """
+        rows = np.array(columns["rows"])  # of the columns' memory nothing is kept
+        block = torch.empty(len(rows), self._table.shape[1], dtype=self._table.dtype, pin_memory=self._stream is not None)
+        self._write(columns, block)
+        if self._stream is None:
+            return Arrival(rows, block)
+        with torch.cuda.stream(self._stream):
+            copied = torch.cuda.Event()
+            block = block.to(self._table.device, non_blocking=True)
+            copied.record()
+        return Arrival(rows, block, copied)
+
+    def take(self, arrival: Arrival) -> None:
+        """Put arranged rows in their places."""
+        rows, block = arrival.rows, arrival.block
+        if arrival.copied is not None:
+            current = torch.cuda.current_stream()
+            current.wait_event(arrival.copied)
+            block.record_stream(current)
         if self.resident:
             places = torch.as_tensor(rows, device=self._table.device)
         else:
             places = torch.arange(self.inserted_rows, self.inserted_rows + len(rows), device=self._table.device)
             places = places[-self.capacity :] % self.capacity
-        self._arrived[rows] = True
-        self.inserted_rows += len(rows)
-        self._table[places] = self._block(columns)[-len(places) :]
+        self._table[places] = block[-len(places) :]
+        self._count(rows)
 
     def sample(self, draws: Draws, batch_rows: int, subset: RowSubset | None = None, *, stream: Stream = Stream.ROWS) -> Batch:
         """Rows drawn uniformly with replacement for each of the P members of `draws`, from its own rows if so told."""
@@ -134,13 +175,19 @@ class Replay:
         views = self._views(rows.view(*index.shape, -1))
         return Batch(**{field.name: views[field.name] for field in fields(Batch)})
 
-    def _block(self, columns: Mapping[str, np.ndarray | Tensor]) -> Tensor:
-        """Stored columns as rows of the table, [n, W]."""
-        parts: list[Tensor] = []
-        for name, width in self._widths.items():
-            part = torch.as_tensor(columns[name]).to(self._table).view(-1, width)
-            parts.append((part - self._mean) / self._std if STORED[name].width == "S" else part)
-        return torch.cat(parts, dim=1)
+    def _write(self, columns: Mapping[str, np.ndarray | Tensor], block: Tensor) -> None:
+        """Stored columns into rows of the table, [n, W], on the CPU; a few at a time, that they are still in its caches."""
+        stored = {name: torch.as_tensor(columns[name]).view(-1, width) for name, width in self._widths.items()}
+        for first, rows in enumerate(block.split(_ROWS_AT_ONCE)):
+            parts: list[Tensor] = []
+            for name, column in stored.items():
+                part = column.narrow(0, first * _ROWS_AT_ONCE, len(rows)).to(block.dtype)
+                parts.append((part - self._mean).div_(self._std) if STORED[name].width == "S" else part)
+            torch.cat(parts, dim=1, out=rows)
+
+    def _count(self, rows: np.ndarray) -> None:
+        self._arrived[rows] = True
+        self.inserted_rows += len(rows)
 
     def _views(self, table: Tensor) -> dict[str, Tensor]:
         parts = table.split(list(self._widths.values()), dim=-1)

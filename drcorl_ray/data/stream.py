@@ -15,7 +15,7 @@ from ray.data.collate_fn import ArrowBatchCollateFn
 from ray.train import DataConfig
 from torch import Tensor
 
-from drcorl_ray.data.replay import Replay
+from drcorl_ray.data.replay import Arrival, Replay
 from drcorl_ray.data.store import load_manifest, primitives, read_block
 from drcorl_ray.errors import UserError
 
@@ -30,7 +30,7 @@ def stream_dataset(folder: Path, worker: int = 0, workers: int = 1) -> ray.data.
     """
     paths = [str((folder / shard.file_name).absolute()) for shard in load_manifest(folder).shards][worker::workers]
     if not paths:
-        raise UserError(f"{folder}: too few shards for {workers} workers; use fewer workers or smaller shards")
+        raise UserError(f"{folder}: too few shards for {workers} workers; use fewer workers")
     # Ray 2.60: read_parquet merges and cuts files into blocks of its own and takes 6 s to start each epoch (measured),
     # a plain task a file 0.3 s. Readers book no CPU: with every CPU booked by trainers they would wait for ever.
     # `read_block` lives in a module without torch, which costs a reader process 4 s and 600 MB to import.
@@ -72,33 +72,36 @@ class StoredColumns(ArrowBatchCollateFn):
 class Window:
     """Keeps a rolling-window replay fresh: a thread reads this worker's rows, epoch after epoch, a few chunks ahead.
 
-    The sequence of chunks is the same in every run, and `refresh` waits rather than skips, so a window's content depends
-    only on the number of refreshes. waited_s: seconds the learner has waited for data since the window was full.
-    Beyond the replay it holds at most prefetch_chunks + 2 chunks and Ray's few blocks. Close it, or use it in a `with`.
+    The thread also standardises them and sends them to the device, beside the learner's work. The sequence of chunks is the
+    same in every run, and `refresh` waits rather than skips, so a window's content depends only on the number of refreshes.
+    waited_s: seconds the learner has waited for data since the window was full. Beyond the replay it holds at most
+    prefetch_chunks + 2 chunks and Ray's few blocks. Close it, or use it in a `with`.
     """
 
-    def __init__(self, iterator: ray.data.DataIterator, *, chunk_rows: int = 65536, prefetch_chunks: int = 2):
+    def __init__(
+        self, iterator: ray.data.DataIterator, replay: Replay, *, chunk_rows: int = 65536, prefetch_chunks: int = 2
+    ) -> None:
         self.waited_s = 0.0
-        self._iterator, self._chunk_rows = iterator, chunk_rows
-        self._chunks: queue.Queue[dict[str, Tensor] | BaseException] = queue.Queue(prefetch_chunks)
+        self._iterator, self._replay, self._chunk_rows = iterator, replay, chunk_rows
+        self._chunks: queue.Queue[Arrival | BaseException] = queue.Queue(prefetch_chunks)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._produce, name="drcorl-window", daemon=True)
         self._thread.start()
 
-    def fill(self, replay: Replay) -> None:
-        """Insert chunks until the replay is full (rows come twice where this worker has fewer than fit)."""
-        while replay.filled < replay.capacity:
-            self.refresh(replay)
+    def fill(self) -> None:
+        """Take chunks until the replay is full (rows come twice where this worker has fewer than fit)."""
+        while self._replay.filled < self._replay.capacity:
+            self.refresh()
         self.waited_s = 0.0
 
-    def refresh(self, replay: Replay) -> None:
+    def refresh(self) -> None:
         """Overwrite the replay's oldest rows with the next chunk; errors of the reading thread are raised here."""
         started = time.perf_counter()
         chunk = self._chunks.get()
         self.waited_s += time.perf_counter() - started
         if isinstance(chunk, BaseException):
             raise chunk
-        replay.insert(chunk)
+        self._replay.take(chunk)
 
     def close(self) -> None:
         """Stop reading; what was read ahead is dropped."""
@@ -117,12 +120,12 @@ class Window:
                 for chunk in self._iterator.iter_torch_batches(
                     batch_size=self._chunk_rows, prefetch_batches=1, collate_fn=StoredColumns(), device="cpu"
                 ):
-                    if not self._offer(chunk):
+                    if not self._offer(self._replay.arrange(chunk)):
                         return
         except BaseException as error:  # a reader must not die in silence: refresh would wait for ever
             self._offer(error)
 
-    def _offer(self, item: dict[str, Tensor] | BaseException) -> bool:
+    def _offer(self, item: Arrival | BaseException) -> bool:
         """Put an item into the queue; false when the window was closed meanwhile."""
         while not self._closed.is_set():
             try:

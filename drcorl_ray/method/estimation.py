@@ -18,8 +18,9 @@ from torch import Tensor
 PHASES = 4  # parts of an episode that count alike
 NEAREST = 32  # states of each phase on which a policy is estimated
 STRETCH = 100  # steps before a state that are compared, a quarter of an episode where that is shorter
-ROWS = 65536  # states whose actions are compared, an even selection
-_AT_ONCE = 4096
+ROWS = 65536  # states whose actions are compared at most
+HOP = 5  # steps between two of them at most: a stretch is twenty states or more; larger data are thinned by whole episodes
+_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,15 @@ class Footprints:
 def trace(lengths: np.ndarray, episode_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Of a dataset with episodes of these lengths: rows [N] that are compared, then ends [C], phases [C] and stretch as above.
 
-    A candidate has a whole stretch of its episode before it; where no episode is long enough stretches are shorter.
+    A candidate has a whole stretch of its episode before it; where no episode is long enough stretches are shorter. Every
+    n-th episode takes part, so that a few steps' hop leaves no more than ROWS.
     """
-    hop = -(-int(lengths.sum()) // ROWS)
+    hop = min(-(-int(lengths.sum()) // ROWS), HOP)
+    starts = np.cumsum(lengths) - lengths
+    every = -(-int(lengths.sum()) // (ROWS * hop))
+    starts, lengths = starts[::every], lengths[::every]
     steps = np.concatenate([np.arange(0, length, hop) for length in lengths])
-    starts = np.repeat(np.cumsum(lengths) - lengths, -(-lengths // hop))
+    starts = np.repeat(starts, -(-lengths // hop))
     reach = min(STRETCH, episode_length // PHASES, (int(lengths.max()) - 1) // hop * hop)
     stretch = reach // hop
     ends = np.flatnonzero(steps >= stretch * hop)

@@ -1,30 +1,34 @@
 """Policy extraction (Algorithm 1, lines 7-13): P members, each with its own hyper-parameters, advanced by one program.
 
-One step reads as Algorithm 1: critic losses, the three parts of the policy gradient, the cost estimate; one flat all-reduce;
-then every decision and update, identical on all workers. Knows nothing of Ray, files or simulators.
+One step reads as Algorithm 1: critic losses, the three parts of the policy gradient, the cost estimate (`gradients`); then,
+from their means over the workers, every decision and change, the same on all of them (`update`). Knows nothing of Ray, files
+or simulators.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from drcorl_ray.config import EvaluationConfig, ExtractConfig, MemberConfig, PretrainConfig
 from drcorl_ray.data.replay import Batch
 from drcorl_ray.method import critics, diffusion, schedules
 from drcorl_ray.method.adaptation import REGIONS, Decision, Multiplier, decide, manipulate
 from drcorl_ray.method.estimation import Footprints
 from drcorl_ray.method.networks import Weights
 from drcorl_ray.method.online import Evidence, OnlineData
-from drcorl_ray.method.optim import Reduce, Trainable, alone, flat_gradients, reduce_together
+from drcorl_ray.method.optim import Trainable, flat_gradients
 from drcorl_ray.method.policy import fold_condition, snapshot, standard_deviation
 from drcorl_ray.method.pretrainer import Architectures, Metrics, ensemble_q, noise_loss, row_conditions
 from drcorl_ray.method.random import Draws, Stream
 from drcorl_ray.method.spec import DataSpec, Hyperparameters
 from drcorl_ray.metrics import COST_EPSILON
 from drcorl_ray.policy import PopulationPolicy
+
+if TYPE_CHECKING:  # pydantic is for those who read settings, not for those who use them
+    from drcorl_ray.config import EvaluationConfig, ExtractConfig, MemberConfig, PretrainConfig
 
 _PER_MEMBER = ("sources", "conditions", "average", "estimate", "region_counts", "estimated_on")
 _ESTIMATE_ROWS = 256  # states of `offline_estimate` that are evaluated at once
@@ -53,10 +57,9 @@ class Learner:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         first_row: int = 0,
-        reduce: Reduce = alone,
     ) -> None:
         self.spec, self.pretrain, self.extract = spec, pretrain, extract
-        self.first_row, self.reduce = first_row, reduce
+        self.first_row = first_row
         self.hyper = Hyperparameters.of(members, pretrain, device, dtype)
         # What no member of the pack needs is not computed; where one does, the others' part is an exact zero.
         self.stochastic = any(member.policy_class != "dirac" for member in members)
@@ -109,7 +112,7 @@ class Learner:
         """The cost critics that each member uses, [P, E, 1] bool; the others stand still."""
         return critics.in_use(self.hyper.cost_ensemble, self.pretrain.cost_ensemble)
 
-    def draws(self, step: int) -> Draws:
+    def draws(self, step: int | Tensor) -> Draws:
         return Draws(self.hyper.seed, step + _STEP_OFFSET, self.first_row)
 
     def observe(self, evidence: Evidence) -> None:
@@ -120,36 +123,53 @@ class Learner:
         policies = self.online.pending if self.online.pending_step >= 0 else self.average
         self.online.take(evidence, policies, self.hyper.cost_limit)
 
-    def step(self, batch: Batch, draws: Draws, step: int) -> Metrics:
-        """One step of Algorithm 1 on a minibatch of the dataset; metrics [P], detached.
+    def program(self, step: int) -> str:
+        """What a step does: "critics" alone (D8), or the "policy" too."""
+        return "critics" if step < self.extract.critic_steps else "policy"
 
-        A hybrid member's critics and policy also see its appended transitions, the behaviour model never.
-        """
-        dataset, batch = batch, self.online.mix(batch, draws)
+    def prepare(self, step: int) -> None:
+        """Choose the estimation states anew where that is due before a step."""
         policy_step = step - self.extract.critic_steps
-        progress = max(policy_step, 0) / self.extract.steps
-        rate = schedules.cosine(progress, self.extract.final_learning_rate)
         if policy_step >= 0 and policy_step % self.extract.estimate_interval == 0:
             self.estimated_on.copy_(self._nearest_states())
+
+    @property
+    def _critics(self) -> list[Trainable]:
+        """What descends on its loss; the policy is moved by the safe adaptation."""
+        return [part for name, part in self.trainables.items() if name != "actor"]
+
+    def gradients(self, program: str, batch: Batch, draws: Draws) -> tuple[list[Tensor], Metrics]:
+        """All that is averaged over the workers, in the order `update` takes it, and metrics [P]; changes nothing.
+
+        batch: of the dataset. A hybrid member's critics and policy also see its appended transitions, the behaviour model
+        never.
+        """
+        dataset, batch = batch, self.online.mix(batch, draws)
         actions, std = self._act(batch.observations, draws, Stream.POLICY_NOISE)
         losses, metrics = self._losses(batch, actions.detach(), draws)
         if self.extract.update_diffusion:
             losses["noise"] = self._noise_loss(dataset, draws)
-        trained = [self.trainables[name] for name in losses]
-        partial = flat_gradients(torch.stack(list(losses.values())).sum(), trained)
-        if policy_step >= 0:
-            partial += [
+        parts = flat_gradients(torch.stack(list(losses.values())).sum(), self._critics)
+        if program == "policy":
+            parts += [
                 *self._policy_gradients(batch, actions, std, draws),
                 self.estimate_cost(draws, actions.shape[1]),
             ]
-        means = reduce_together(partial, self.reduce)
-        for part, gradient in zip(trained, means, strict=False):
+        return parts, metrics | {f"critic/{name}_loss": loss.detach() for name, loss in losses.items()}
+
+    def update(self, program: str, means: Sequence[Tensor], step: Tensor) -> Metrics:
+        """Every decision and every change of a step; metrics [P]. step: scalar, on the device."""
+        policy_step = (step - self.extract.critic_steps).clamp(min=0)
+        progress = policy_step.double() / self.extract.steps
+        rate = schedules.cosine(progress, self.extract.final_learning_rate)
+        for part, gradient in zip(self._critics, means, strict=False):
             part.descend(gradient, self.hyper.critic_learning_rate * rate)
-        if policy_step >= 0:
-            metrics |= self._adapt(means[len(trained) :], policy_step, progress, rate)
+        metrics = {}
+        if program == "policy":
+            metrics = self._adapt(means[len(self._critics) :], policy_step, progress, rate)
         for name in ("q_reward", "q_cost"):
             self.trainables[name].track(self.extract.target_step)
-        return metrics | {f"critic/{name}_loss": loss.detach() for name, loss in losses.items()}
+        return metrics
 
     def _act(self, observations: Tensor, draws: Draws, stream: Stream) -> tuple[Tensor, Tensor]:
         """Reparameterised actions m + σz, and σ; [P, B, A] each."""
@@ -259,7 +279,7 @@ class Learner:
         )
         return mean, deviation
 
-    def _adapt(self, parts: Sequence[Tensor], policy_step: int, progress: float, rate: float) -> Metrics:
+    def _adapt(self, parts: Sequence[Tensor], policy_step: Tensor, progress: Tensor, rate: Tensor) -> Metrics:
         """Safe adaptation and the policy's update from the averaged parts of the gradient (Algorithms 2-3, Eq. 12, 20-23)."""
         toward_reward, toward_cost, toward_behaviour, norm_reward, norm_cost, offline = parts
         hyper = self.hyper
@@ -290,13 +310,14 @@ class Learner:
         )
         actor = self.trainables["actor"]
         actor.descend(-ascent, hyper.actor_learning_rate * rate)
-        self.average.lerp_(actor.flat, max(1.0 - self.extract.policy_average, 1.0 / (policy_step + 1)))
+        share = (1.0 / (policy_step + 1)).clamp(min=1.0 - self.extract.policy_average)
+        self.average.lerp_(actor.flat, share.to(actor.flat.dtype))
         self.region_counts.scatter_add_(1, decision.region[:, None], torch.ones_like(decision.region[:, None]))
-        return {
+        regions = {f"adaptation/{name}": (decision.region == i).to(cost.dtype) for i, name in enumerate(REGIONS)}
+        return regions | {
             "adaptation/cost_estimate": cost * (hyper.cost_limit + COST_EPSILON),
             "adaptation/offline_estimate": offline,
             "adaptation/online_episodes": self.online.episodes.to(cost.dtype),
-            "adaptation/region": decision.region.to(cost.dtype),
             "adaptation/conflict": conflict.to(cost.dtype),
             "adaptation/multiplier": self.multiplier.value.clone(),
             "adaptation/slack_plus": slack_plus,

@@ -2,7 +2,7 @@
 
 A network here is its architecture alone. Its weights are G vectors in one flat buffer [G, N] (G = P members, or P · E for an
 ensemble), seen as named tensors [G, *shape]. Inputs are [G, B, features]: each of the G networks has its own minibatch, and
-one batched matrix product serves them all.
+one batched matrix product serves them all. A network returns the dtype of its inputs, in whatever its products are rounded.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def _apply_linear(weights: Weights, name: str, x: Tensor) -> Tensor:
 
 
 def _apply_norm(weights: Weights, name: str, x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:]) * weights[f"{name}.gain"].unsqueeze(1) + weights[f"{name}.shift"].unsqueeze(1)
+    gain, shift = weights[f"{name}.gain"].unsqueeze(1), weights[f"{name}.shift"].unsqueeze(1)
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), gain)
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,13 @@ class MLP:
         return layout
 
     def __call__(self, weights: Weights, x: Tensor) -> Tensor:
+        dtype = x.dtype
         for layer in range(len(self.hidden)):
             x = _apply_linear(weights, f"layers.{layer}", x)
             if self.layer_norm:
                 x = _apply_norm(weights, f"norms.{layer}", x)
             x = F.relu(x)
-        x = _apply_linear(weights, f"layers.{len(self.hidden)}", x)
+        x = _apply_linear(weights, f"layers.{len(self.hidden)}", x).to(dtype)
         return F.softplus(x) if self.positive else x
 
 
@@ -162,7 +164,7 @@ class NoiseNetwork:
                 hidden = hidden * masks[:, :, block]
             hidden = F.mish(_apply_linear(weights, f"blocks.{block}.0", hidden))
             x = x + _apply_linear(weights, f"blocks.{block}.1", hidden)
-        return _apply_linear(weights, "output", F.mish(x))
+        return _apply_linear(weights, "output", F.mish(x)).to(noisy_actions.dtype)
 
 
 def fourier_features(times: Tensor) -> Tensor:

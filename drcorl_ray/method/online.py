@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from drcorl_ray.config import EvaluationConfig, MemberConfig
 from drcorl_ray.data.replay import Batch
 from drcorl_ray.method.random import Draws, Stream
 from drcorl_ray.method.spec import DataSpec
 from drcorl_ray.metrics import COST_EPSILON
+
+if TYPE_CHECKING:  # pydantic is for those who read settings, not for those who use them
+    from drcorl_ray.config import EvaluationConfig, MemberConfig
 
 Columns = Mapping[str, np.ndarray]
 _WIDE = {"observations": "observation_size", "actions": "action_size", "next_observations": "observation_size"}
@@ -113,20 +115,22 @@ class OnlineData:
 
         Every 1/share-th row is replaced, counted over the global minibatch, so that workers may split it anyhow.
         """
-        share, rows = self.config.hybrid_share, batch.rewards.shape[1]
-        places = range(draws.first_row, draws.first_row + rows)
-        chosen = [row for row, place in enumerate(places) if math.floor((place + 1) * share) > math.floor(place * share)]
-        if not chosen or not self.table.shape[1]:
+        if not self.table.shape[1]:
             return batch
-        index = draws.integers(Stream.APPENDED_ROWS, rows, self.counts.clamp(min=1))[:, chosen]
+        share, rows = self.config.hybrid_share, batch.rewards.shape[1]
+        places = torch.arange(draws.first_row, draws.first_row + rows, device=self.table.device).double()
+        due = ((places + 1.0) * share).floor() > (places * share).floor()
+        replaced = due & (self.counts > 0)[:, None]
+        index = draws.integers(Stream.APPENDED_ROWS, rows, self.counts.clamp(min=1))
         drawn = self.table.gather(1, index.unsqueeze(-1).expand(-1, -1, self.table.shape[-1]))
-        own = (self.counts > 0)[:, None, None]
         mixed: dict[str, Tensor] = {}
         for name, part in zip(self._widths, drawn.split(list(self._widths.values()), dim=-1), strict=True):
-            column = getattr(batch, name).clone()
-            wide = column if name in _WIDE else column.unsqueeze(-1)
-            wide[:, chosen] = torch.where(own, part, wide[:, chosen])
-            mixed[name] = column
+            column = getattr(batch, name)
+            mixed[name] = (
+                torch.where(replaced.unsqueeze(-1), part, column)
+                if name in _WIDE
+                else torch.where(replaced, part.squeeze(-1), column)
+            )
         return Batch(**mixed)
 
     def known(self, offline: Tensor) -> Tensor:

@@ -34,18 +34,19 @@ class Trainable:
         self.target = {} if self.target_flat is None else self.network.layout.split(self.target_flat)
 
     def descend(self, gradient: Tensor, learning_rate: Tensor | float, weight_decay: float = 0.0) -> None:
-        """One Adam step (decoupled weight decay) along −gradient [G, N]; learning_rate: a number or one per member [P]."""
-        if isinstance(learning_rate, Tensor):
+        """One Adam step (decoupled weight decay) along −gradient [G, N]; learning_rate: one of all or of each member [P]."""
+        if isinstance(learning_rate, Tensor) and learning_rate.ndim:
             learning_rate = learning_rate.repeat_interleave(self.copies)[:, None]
         self.updates += 1
         self.moment_1.lerp_(gradient, 1.0 - _ADAM_BETA_1)
         self.moment_2.mul_(_ADAM_BETA_2).addcmul_(gradient, gradient, value=1.0 - _ADAM_BETA_2)
         correction_1, correction_2 = (1.0 - beta**self.updates for beta in (_ADAM_BETA_1, _ADAM_BETA_2))
-        step_size = (learning_rate / correction_1).to(self.flat.dtype)
-        denominator = (self.moment_2 / correction_2.to(self.flat.dtype)).sqrt_().add_(_ADAM_EPSILON)
+        root_2 = correction_2.sqrt()  # the corrections go into the scalars, which saves a pass over the moments
+        step_size = (learning_rate * root_2 / correction_1).to(self.flat.dtype)
+        denominator = self.moment_2.sqrt().add_((_ADAM_EPSILON * root_2).to(self.flat.dtype))
         if weight_decay:
             self.flat.mul_(1.0 - weight_decay * learning_rate)
-        self.flat.sub_(self.moment_1 * step_size / denominator)
+        self.flat.addcdiv_(self.moment_1 * step_size, denominator, value=-1.0)
 
     def track(self, step: float | Tensor) -> None:
         """Polyak step of the target: target += step · (weights − target)."""
@@ -88,6 +89,8 @@ def flat_gradients(loss: Tensor, trainables: Sequence[Trainable]) -> list[Tensor
 
 def reduce_together(tensors: Sequence[Tensor], reduce: Reduce) -> list[Tensor]:
     """Average several tensors over the workers by one flat all-reduce."""
+    if reduce is alone:
+        return list(tensors)
     flat = reduce(torch.cat([tensor.flatten() for tensor in tensors]))
     pieces = flat.split([tensor.numel() for tensor in tensors])
     return [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]

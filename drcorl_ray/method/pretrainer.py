@@ -7,19 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from drcorl_ray.config import PretrainConfig
 from drcorl_ray.data.replay import Batch
 from drcorl_ray.method import critics, diffusion
 from drcorl_ray.method.networks import MLP, NoiseNetwork, Weights
-from drcorl_ray.method.optim import Reduce, Trainable, alone, flat_gradients, reduce_together
+from drcorl_ray.method.optim import Trainable, flat_gradients
 from drcorl_ray.method.policy import Actor, regression_loss
 from drcorl_ray.method.random import Draws, Stream
 from drcorl_ray.method.schedules import cosine
 from drcorl_ray.method.spec import DataSpec
+
+if TYPE_CHECKING:  # pydantic is for those who read settings, not for those who use them
+    from drcorl_ray.config import PretrainConfig
 
 CONDITIONS = 4
 PHASES = ("diffusion", "policy", "critics")
@@ -80,7 +83,7 @@ def noise_loss(noise: Trainable, batch: Batch, conditions: Tensor, draws: Draws,
 
 
 class Pretrainer:
-    """S pretrainings side by side. `step` is pure in (state, batch, draws): no generator, no host synchronisation."""
+    """S pretrainings side by side. A step is pure in (state, batch, draws): no generator, no host synchronisation."""
 
     def __init__(
         self,
@@ -91,9 +94,8 @@ class Pretrainer:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         first_row: int = 0,
-        reduce: Reduce = alone,
     ) -> None:
-        self.spec, self.config, self.first_row, self.reduce = spec, config, first_row, reduce
+        self.spec, self.config, self.first_row = spec, config, first_row
         self.seeds = torch.tensor(list(seeds), dtype=torch.int64, device=device)
         nets = Architectures.of(spec, config)
 
@@ -114,40 +116,55 @@ class Pretrainer:
     def total_steps(self) -> int:
         return len(PHASES) * self.config.steps
 
-    def draws(self, step: int) -> Draws:
+    def draws(self, step: int | Tensor) -> Draws:
         return Draws(self.seeds, step, self.first_row)
 
-    def step(self, batch: Batch, draws: Draws, step: int) -> Metrics:
-        """One gradient step of the phase that `step` falls in; metrics [S], detached."""
+    def program(self, step: int) -> str:
+        """What a step does: the phase, whose last has "returns" (D4) before the "critics" of Eq. 17-19."""
         phase, phase_step = divmod(step, self.config.steps)
-        rate = self.config.learning_rate * cosine(phase_step / self.config.steps, self.config.final_learning_rate)
-        conditions = row_conditions(batch, self.spec, draws, self.config.condition_dropout)
-        if PHASES[phase] == "diffusion":
-            return self._diffusion_step(batch, draws, conditions, rate)
-        if PHASES[phase] == "policy":
-            return self._policy_step(batch, draws, conditions, rate)
-        return self._critics_step(batch, draws, phase_step, rate)
+        returns = PHASES[phase] == "critics" and phase_step < self.config.monte_carlo_steps
+        return "returns" if returns else PHASES[phase]
 
-    def _descend(self, names: Sequence[str], losses: Tensor, rate: float, weight_decay: float = 0.0) -> None:
-        trained = [self.trainables[name] for name in names]
-        gradients = reduce_together(flat_gradients(losses.sum(), trained), self.reduce)
-        for trainable, gradient in zip(trained, gradients, strict=True):
-            trainable.descend(gradient, rate, weight_decay)
+    def prepare(self, step: int) -> None:
+        """Nothing is due between steps."""
 
-    def _diffusion_step(self, batch: Batch, draws: Draws, conditions: Tensor, rate: float) -> Metrics:
+    def gradients(self, program: str, batch: Batch, draws: Draws) -> tuple[list[Tensor], Metrics]:
+        """Gradients [S · copies, N] of what the phase trains, and metrics [S]; changes nothing."""
+        if program in ("diffusion", "policy"):
+            conditions = row_conditions(batch, self.spec, draws, self.config.condition_dropout)
+            loss_of = self._diffusion_loss if program == "diffusion" else self._policy_loss
+            loss, metrics = loss_of(batch, draws, conditions)
+        else:
+            loss, metrics = self._critics_loss(batch, draws, returns=program == "returns")
+        return flat_gradients(loss.sum(), self._trained(program)), metrics
+
+    def update(self, program: str, means: Sequence[Tensor], step: Tensor) -> Metrics:
+        """Descend along the averaged gradients. step: scalar, on the device."""
+        progress = (step % self.config.steps).double() / self.config.steps
+        rate = self.config.learning_rate * cosine(progress, self.config.final_learning_rate)
+        weight_decay = self.config.noise_weight_decay if program == "diffusion" else 0.0
+        for part, gradient in zip(self._trained(program), means, strict=True):
+            part.descend(gradient, rate, weight_decay)
+            if part.target_flat is not None:
+                part.track(self.config.target_step)
+        return {}
+
+    def _trained(self, program: str) -> list[Trainable]:
+        names = {"diffusion": ["noise"], "policy": ["actor"]}.get(program, ["value", "q_reward", "q_cost"])
+        return [self.trainables[name] for name in names]
+
+    def _diffusion_loss(self, batch: Batch, draws: Draws, conditions: Tensor) -> tuple[Tensor, Metrics]:
         loss = noise_loss(self.trainables["noise"], batch, conditions, draws, self.config.noise_dropout)
-        self._descend(["noise"], loss, rate, self.config.noise_weight_decay)
-        return {"pretrain/diffusion_loss": loss.detach()}
+        return loss, {"pretrain/diffusion_loss": loss.detach()}
 
-    def _policy_step(self, batch: Batch, draws: Draws, conditions: Tensor, rate: float) -> Metrics:
+    def _policy_loss(self, batch: Batch, draws: Draws, conditions: Tensor) -> tuple[Tensor, Metrics]:
         mean, log_std = self._act(batch.observations, conditions)
         if self.config.policy == "regression":
             loss = regression_loss(mean, log_std, batch.actions)
         else:
             loss = self._score_loss(mean, log_std, batch, draws, conditions)
-        self._descend(["actor"], loss, rate)
         error = (mean - batch.actions).square().sum(-1).mean(-1)
-        return {"pretrain/policy_error": error.detach()}
+        return loss, {"pretrain/policy_error": error.detach()}
 
     def _score_loss(self, mean: Tensor, log_std: Tensor, batch: Batch, draws: Draws, conditions: Tensor) -> Tensor:
         """A loss whose gradient is minus the behaviour's ascent direction: cloning through the score, Eq. 8 with Q ≡ 0."""
@@ -161,12 +178,12 @@ class Pretrainer:
         )
         return -(mean * for_mean + std * for_std).sum(-1).mean(-1)
 
-    def _critics_step(self, batch: Batch, draws: Draws, phase_step: int, rate: float) -> Metrics:
+    def _critics_loss(self, batch: Batch, draws: Draws, *, returns: bool) -> tuple[Tensor, Metrics]:
         config = self.config
         value, q_reward, q_cost = (self.trainables[name] for name in ("value", "q_reward", "q_cost"))
         with torch.no_grad():
             target_q = ensemble_q(q_reward, q_reward.target, batch.observations, batch.actions)
-            reward_target, cost_target = self._critic_targets(batch, draws, phase_step)
+            reward_target, cost_target = self._returns(batch) if returns else self._critic_targets(batch, draws)
         v = value.network(value.weights, batch.observations).squeeze(-1)
         q_r = ensemble_q(q_reward, q_reward.weights, batch.observations, batch.actions)
         q_c = ensemble_q(q_cost, q_cost.weights, batch.observations, batch.actions)
@@ -178,10 +195,7 @@ class Pretrainer:
                 on_policy = self._act(batch.observations, self._own_conditions(batch, draws))[0]
             q_on_policy = ensemble_q(q_cost, q_cost.weights, batch.observations, on_policy)
             loss = loss + critics.pessimism(q_on_policy, alpha=config.alpha)
-        self._descend(["value", "q_reward", "q_cost"], loss, rate)
-        q_reward.track(config.target_step)
-        q_cost.track(config.target_step)
-        return {
+        return loss, {
             "critic/value_loss": loss_v.detach(),
             "critic/reward_loss": loss_r.detach(),
             "critic/cost_loss": loss_c.detach(),
@@ -189,19 +203,24 @@ class Pretrainer:
             "critic/q_cost": q_c.detach().mean((1, 2)),
         }
 
-    def _critic_targets(self, batch: Batch, draws: Draws, phase_step: int) -> tuple[Tensor, Tensor]:
-        """Monte-Carlo returns in the first steps (D4), then Eq. 18 and Eq. 19 with a' from the cloned policy."""
-        config, scale = self.config, self.spec.reward_scale
-        if phase_step < config.monte_carlo_steps:
-            reward_return = batch.reward_rates * (scale / (1.0 - config.discount))
-            cost_return = batch.cost_rates / (1.0 - config.cost_discount)
-            return reward_return.unsqueeze(1), cost_return.unsqueeze(1)
+    def _returns(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Monte-Carlo returns (D4)."""
+        config = self.config
+        reward_return = batch.reward_rates * (self.spec.reward_scale / (1.0 - config.discount))
+        cost_return = batch.cost_rates / (1.0 - config.cost_discount)
+        return reward_return.unsqueeze(1), cost_return.unsqueeze(1)
+
+    def _critic_targets(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Eq. 18 and Eq. 19 with a' from the cloned policy."""
+        config = self.config
         value, q_cost = self.trainables["value"], self.trainables["q_cost"]
         next_value = value.network(value.weights, batch.next_observations).squeeze(-1)
         next_actions = self._act(batch.next_observations, self._own_conditions(batch, draws))[0]
         next_q = ensemble_q(q_cost, q_cost.target, batch.next_observations, next_actions)
         return (
-            critics.reward_target(batch.rewards * scale, batch.terminals, next_value, discount=config.discount),
+            critics.reward_target(
+                batch.rewards * self.spec.reward_scale, batch.terminals, next_value, discount=config.discount
+            ),
             critics.cost_target(
                 batch.costs, batch.terminals, next_q, discount=config.cost_discount, ceiling=None, terminal_value=0.0
             ),

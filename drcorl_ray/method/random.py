@@ -9,7 +9,7 @@ arithmetic, which wraps modulo 2⁶⁴.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import torch
@@ -51,6 +51,17 @@ def mix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
+def _words(key: Tensor, stream: int, first: int, count: int) -> Tensor:
+    """Words first … first + count − 1 of a stream, [P, count], for keys [P] of a step."""
+    # torch.compile (2.13) works out a product of an index in integers that do not wrap; what an xor returns is no index.
+    counter = (torch.arange(count, device=key.device) + first) ^ 0
+    return mix(mix(key + stream)[:, None] + counter * _GOLDEN)
+
+
+_opaque_words = torch.library.custom_op("drcorl_ray::words", _words, mutates_args=())
+_opaque_words.register_fake(lambda key, stream, first, count: key.new_empty(len(key), count))
+
+
 @dataclass(frozen=True)
 class Draws:
     """All random numbers of one step of a population.
@@ -62,13 +73,17 @@ class Draws:
     seeds: Tensor
     step: int | Tensor
     first_row: int = 0
+    _key: Tensor = field(init=False, repr=False, compare=False)  # [P], the same for all streams of the step
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_key", mix(mix(self.seeds + _GOLDEN) + self.step))
 
     def bits(self, stream: Stream, rows: int, *inner: int) -> Tensor:
         """Uniform 64-bit words, [P, rows, *inner] int64."""
         per_row = math.prod(inner)
-        counter = torch.arange(rows * per_row, device=self.seeds.device) + (self.first_row * per_row + 1)
-        key = mix(mix(mix(self.seeds + _GOLDEN) + self.step) + int(stream))
-        return mix(key[:, None] + counter * _GOLDEN).view(-1, rows, *inner)
+        # Compiled for a CPU it would be C++, where signed integers do not wrap, and a compiler that counts on that.
+        words = _opaque_words if torch.compiler.is_compiling() and self.seeds.device.type == "cpu" else _words
+        return words(self._key, int(stream), self.first_row * per_row + 1, rows * per_row).view(-1, rows, *inner)
 
     def uniform(self, stream: Stream, rows: int, *inner: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Uniform on [0, 1): multiples of 2⁻²⁴, exact in float32; [P, rows, *inner]."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from drcorl_ray.config import MemberConfig, PretrainConfig
 from drcorl_ray.method.adaptation import ADAPTATIONS
 from drcorl_ray.method.policy import POLICY_CLASSES
 from drcorl_ray.method.schedules import BETA_SCHEDULES
+
+if TYPE_CHECKING:  # pydantic is for those who read settings, not for those who use them
+    from drcorl_ray.config import MemberConfig, PretrainConfig
 
 REWARD_RANGE = 1000.0  # the data's return range after scaling, so that β does not depend on the task's reward unit
 BEST_EPISODES = 0.1  # share of the episodes within the limit that show what can be asked of the behaviour

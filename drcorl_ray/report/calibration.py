@@ -182,6 +182,19 @@ def agreements(task: str, entries: Sequence[Entry]) -> list[Agreement]:
     return [Agreement(task, own_name(entries), points(entries)), *others]
 
 
+def table(task: str, entries: Sequence[Entry]) -> list[Agreement]:
+    """`agreements`, the members' own k also at each of several cost limits."""
+    own, *others = agreements(task, entries)
+    entries = offline_members(entries)
+    found = points(entries)
+    limits = sorted({point.limit for point in found})
+    at_limits = [
+        Agreement(task, f"{own_name(entries)}, limit {limit:g}", [point for point in found if point.limit == limit])
+        for limit in (limits if len(limits) > 1 else [])
+    ]
+    return [own, *at_limits, *others]
+
+
 @dataclass(frozen=True)
 class Verdict:
     """word: the answer; style: good, bad, doubtful or unknown; reason: in sentences."""

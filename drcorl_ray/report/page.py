@@ -12,7 +12,7 @@ import plotly.io as pio
 from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
-from drcorl_ray.report import calibration, calibration_figures, figures, frontier, seeds
+from drcorl_ray.report import adaptation, calibration, calibration_figures, figures, frontier, seeds
 from drcorl_ray.report.study import FEWEST_FINISHED, Series, Studied, judged, policies
 from drcorl_ray.report.tables import (
     BASELINES,
@@ -52,7 +52,7 @@ class Page:
     ) -> None:
         """shares: of each study, `study.importances`; offline: `study.offline_curves`."""
         self._name, self._results, self._about = name, results, results["run"]
-        self.studies, self.shares, self._offline = studies, shares, offline
+        self.studies, self.shares, self.offline = studies, shares, offline
         self._tasks, self._keys = task_names(results), varied_keys(results["rows"])
 
     def html(self) -> str:
@@ -67,6 +67,7 @@ class Page:
             self._importances(),
             self._parallel(),
             self._curves(),
+            self._adaptation(),
             self._calibration(),
             self._cost(),
             self._configurations(),
@@ -205,15 +206,22 @@ class Page:
             true = [curve for curve in self._about.get("curves", []) if curve["task"] == task and curve["steps"]]
             if true:
                 parts.append(self._plot(figures.true_curves(f"{task}: rolled out", true), [task], "wide"))
-            if task in self._offline:
+            if task in self.offline:
                 title, rows = f"{task}: what training saw", policies(self._results, task)
-                plot = figures.offline_curves(title, self._offline[task], rows, self._keys)
+                plot = figures.offline_curves(title, self.offline[task], rows, self._keys)
                 parts.append(self._plot(plot, [task], "wide"))
             elif is_search(self._results):
                 note = f"{escape(task)}: its packs' metrics logs are not beside this report"
                 parts.append(f'<p class="note" data-tasks="{self._tagged([task])}">{note}</p>')
         note = "A line a member or configuration; gold: winner, blue: safe, red: not safe, grey: stopped early."
         return _section("Learning curves", _note(note), *parts) if parts else ""
+
+    def _adaptation(self) -> str:
+        rows = adaptation.adapted(self._results, self.offline)
+        if not rows:
+            return ""
+        table = _table(adaptation.columns(rows), rows, "", lambda entry: self._tagged([entry.row["task"]]))
+        return _section(adaptation.TITLE, table, _note(adaptation.NOTE))
 
     def _calibration(self) -> str:
         known = calibration.by_task(self._results)
@@ -227,7 +235,7 @@ class Page:
             plots += [
                 self._plot(draw(task, entries), [task]) for draw in (calibration_figures.scatter, calibration_figures.errors)
             ]
-            rows += calibration.agreements(task, entries)
+            rows += calibration.table(task, entries)
         return _section(
             calibration.TITLE,
             f'<table class="answers">{"".join(answers)}</table>',

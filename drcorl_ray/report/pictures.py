@@ -14,6 +14,7 @@ import numpy as np
 from drcorl_ray.report.calibration import KINDS, Entry, Point, own_name, points
 from drcorl_ray.report.calibration_figures import KIND_COLORS, LINES, MOST_NAMED
 from drcorl_ray.report.frontier import BEST, CLONES, Mark, Panel
+from drcorl_ray.report.seeds import SeedCurves
 from drcorl_ray.report.study import Judged, Studied, pareto_front, quiet, ranked_keys
 from drcorl_ray.report.tables import EDGE, Row, is_winner
 
@@ -25,6 +26,7 @@ from matplotlib.figure import Figure
 COLORS = {"drcorl": "tab:blue", "bc": "tab:red", "bc_safe": "tab:orange"}
 _MOST_COLUMNS = 4
 _MOST_STUDIES = 6
+_MOST_LINES = 10  # that are named
 
 
 def _grid(panels: int, width: float = 4.8, height: float = 3.8) -> tuple[Figure, list[Axes]]:
@@ -51,14 +53,14 @@ def _unsafe_side(axis: Axes) -> None:
     axis.grid(alpha=0.3)
 
 
-def curves(path: Path, lines: Sequence[Mapping[str, Any]]) -> Path:
-    """True normalised reward and cost along the training, a line a member, the limit drawn."""
+def curves(path: Path, lines: Sequence[Mapping[str, Any]], groups: Sequence[SeedCurves]) -> Path:
+    """True normalised reward and cost along the training, the limit drawn.
+
+    A line for the runs that differ in nothing but the seed, with a band from the lowest to the highest of several; where
+    `groups` are not known, a line a member.
+    """
     figure, axes = _grid(2)
-    for curve in lines:
-        for axis, name in zip(axes, ("normalized_reward", "normalized_cost"), strict=True):
-            for member, values in enumerate(curve[name]):
-                label = f"{curve['task']}: {curve.get('label', member)}"
-                axis.plot(curve["steps"], values, marker="o", markersize=3, label=label)
+    shown = _seed_lines(axes, groups) if groups else _member_lines(axes, lines)
     for axis, label in zip(axes, ("normalised reward", "normalised cost"), strict=True):
         axis.set(xlabel="extraction step", ylabel=label)
         axis.grid(alpha=0.3)
@@ -67,9 +69,26 @@ def curves(path: Path, lines: Sequence[Mapping[str, Any]]) -> Path:
     axes[1].axhline(1.0, color="black", linestyle="--", linewidth=1)
     axes[1].annotate("cost limit", (0.02, 1.0), xycoords=("axes fraction", "data"), va="bottom")
     axes[1].set_ylim(bottom=0)
-    if sum(len(curve["normalized_cost"]) for curve in lines) <= 8:
-        axes[0].legend(fontsize=8)
+    if shown <= _MOST_LINES:
+        axes[0].legend(fontsize=8, loc="lower right")
     return _save(figure, path)
+
+
+def _member_lines(axes: Sequence[Axes], lines: Sequence[Mapping[str, Any]]) -> int:
+    for curve in lines:
+        for axis, name in zip(axes, ("normalized_reward", "normalized_cost"), strict=True):
+            for member, values in enumerate(curve[name]):
+                label = f"{curve['task']}: {curve.get('label', member)}"
+                axis.plot(curve["steps"], values, marker="o", markersize=3, label=label)
+    return sum(len(curve["normalized_cost"]) for curve in lines)
+
+
+def _seed_lines(axes: Sequence[Axes], groups: Sequence[SeedCurves]) -> int:
+    for group in groups:
+        for axis, values in zip(axes, (group.reward, group.cost), strict=True):
+            [line] = axis.plot(group.steps, values.mean(0), marker="o", markersize=3, label=group.label)
+            axis.fill_between(group.steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
+    return len(groups)
 
 
 def scatter(path: Path, tasks: Sequence[str], rows: Sequence[Row], references: Sequence[Row]) -> Path:

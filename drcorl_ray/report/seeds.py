@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from drcorl_ray.progress import wide_console
-from drcorl_ray.report.tables import BASELINES, Column, Results, Row, setting, terminal_table, varied_keys
+from drcorl_ray.report.tables import BASELINES, Column, Results, Row, setting, settings, terminal_table, varied_keys
 
 TITLE = "Over the seeds"
 NOTE = (
@@ -47,15 +48,58 @@ class Group:
 def groups(results: Results) -> list[Group]:
     """Runs that differ in nothing but the seed, by task, limit and method; none of what a rung stopped or a search crowned."""
     best = {(entry["task"], entry["cost_limit"]): entry["normalized_reward"] for entry in results["run"].get("references", [])}
+    several = [rows for rows in _by_method(results) if len({row["seed"] for row in rows}) > 1]
+    return [Group(rows, best.get((rows[0]["task"], rows[0]["cost_limit"]))) for rows in several]
+
+
+def _by_method(results: Results) -> list[list[Row]]:
+    """As `groups`, single runs too."""
     found: dict[str, list[Row]] = {}
     for row in results["rows"]:
         if row.get("state") != "stopped" and row["selection"] != "search_winner":
             kept = {key: value for key, value in row["config"].items() if key != "seed"}
             own = [row[key] for key in ("task", "cost_limit", "algorithm", "selection", "evaluation_mode")]
             found.setdefault(json.dumps([own, kept], sort_keys=True), []).append(row)
-    several = [rows for rows in found.values() if len({row["seed"] for row in rows}) > 1]
-    ordered = sorted(several, key=lambda rows: _order(rows[0]))
-    return [Group(rows, best.get((rows[0]["task"], rows[0]["cost_limit"]))) for rows in ordered]
+    return sorted(found.values(), key=lambda rows: _order(rows[0]))
+
+
+@dataclass(frozen=True)
+class SeedCurves:
+    """True scores along the training of S runs that differ in nothing but the seed.
+
+    steps: [K]. reward, cost: [S, K], nan where a policy was not finite.
+    """
+
+    label: str
+    steps: Sequence[int]
+    reward: np.ndarray
+    cost: np.ndarray
+
+
+def curves(results: Results) -> list[SeedCurves]:
+    """Of the last policies' runs by method, where every seed has a curve; labelled by what the methods differ in."""
+    lines: dict[tuple[str, int], dict[str, Any]] = {}
+    for curve in results["run"].get("curves", []):
+        for place, number in enumerate(curve.get("numbers", [])):
+            scores = {name: curve[f"normalized_{name}"][place] for name in ("reward", "cost")}
+            lines[curve["task"], number] = scores | {"steps": curve["steps"]}
+    found = []
+    for rows in _by_method(results):
+        if rows[0]["algorithm"] not in BASELINES and rows[0]["selection"] == "last":
+            runs = [lines.get((row["task"], row.get("configuration", row["member"]))) for row in rows]
+            whole = [run for run in runs if run is not None and run["steps"]]
+            if len(whole) == len(runs) and all(run["steps"] == whole[0]["steps"] for run in whole):
+                found.append((rows, whole))
+    tasks = {rows[0]["task"] for rows, _ in found}
+    keys = [key for key in varied_keys(row for rows, _ in found for row in rows) if key != "seed"]
+    return [
+        SeedCurves(
+            ", ".join([*([rows[0]["task"]] if len(tasks) > 1 else []), *settings(rows[0], keys)]) or rows[0]["task"],
+            runs[0]["steps"],
+            *(np.array([run[name] for run in runs], float) for name in ("reward", "cost")),
+        )
+        for rows, runs in found
+    ]
 
 
 def columns(found: Sequence[Group]) -> list[Column]:
@@ -87,4 +131,7 @@ def _setting(row: Row, key: str) -> str:
 
 
 def _order(row: Row) -> tuple[object, ...]:
-    return row["task"], row["cost_limit"], row["algorithm"] in BASELINES, row["algorithm"], row["selection"]
+    clone = row["algorithm"] in BASELINES
+    config = [] if clone else sorted(item for item in row["config"].items() if item[0] != "seed")
+    values = [(0, x, "") if isinstance(x, int | float) else (1, 0, str(x)) for _, x in config]
+    return row["task"], row["cost_limit"], clone, row["algorithm"], row["selection"], values

@@ -29,7 +29,14 @@ OFFLINE = {
     "adaptation/cost_estimate": "estimated episode cost, by which it adapts",
     "critic/q_reward": "mean Q of the reward (offline)",
 }
+SHARES = {
+    "adaptation/safe": "reward steps",
+    "adaptation/band": "both",
+    "adaptation/unsafe": "cost steps",
+    "adaptation/conflict": "conflict",
+}
 _MOST_POINTS = 100
+_SERIES = (*OFFLINE, *SHARES)
 
 
 @dataclass(frozen=True)
@@ -173,7 +180,7 @@ def offline_curves(run: RunDirectory, results: Results) -> dict[str, dict[int, S
     logs = _pack_logs(run, results) if results["run"].get("search") else _training_log(run)
     for task, numbers, line in logs:
         for place, number in enumerate(numbers):
-            values = [_at(line["metrics"].get(metric), place) for metric in OFFLINE]
+            values = [_at(line["metrics"].get(metric), place) for metric in _SERIES]
             points.setdefault((task, number), {})[line["step"]] = values
     curves: dict[str, dict[int, Series]] = {}
     for (task, number), by_step in sorted(points.items()):
@@ -190,7 +197,7 @@ def _series(by_step: Mapping[int, list[float]]) -> Series:
     steps = np.array(sorted(by_step))
     kept = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), _MOST_POINTS)).round().astype(int))
     values = np.array([by_step[step] for step in steps[kept]], np.float32)
-    return Series(steps[kept], dict(zip(OFFLINE, values.T, strict=True)))
+    return Series(steps[kept], dict(zip(_SERIES, values.T, strict=True)))
 
 
 def _training_log(run: RunDirectory) -> Iterator[tuple[str, Sequence[int], Mapping[str, Any]]]:

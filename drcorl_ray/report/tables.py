@@ -157,24 +157,32 @@ def row_name(row: Row) -> str:
 
 
 def verdict(results: Results) -> tuple[str, list[str]]:
-    """One sentence for the run, one for each task: is there a safe policy, by the fresh score?"""
-    found = [_task_verdict(task, results) for task in task_names(results)]
+    """One sentence for the run, one for each task and cost limit: is there a safe policy, by the fresh score?"""
+    tasks, found = task_names(results), []
+    for task in tasks:
+        rows = [row for row in results["rows"] if row["task"] == task and row["algorithm"] not in BASELINES]
+        if is_search(results):
+            rows = [row for row in rows if is_winner(row)]
+        limits = sorted({row["cost_limit"] for row in rows})
+        if len(limits) < 2:
+            found.append(_verdict(task, rows, results))
+        for limit in limits if len(limits) > 1 else []:
+            found.append(_verdict(f"{task}, limit {limit:g}", [row for row in rows if row["cost_limit"] == limit], results))
     safe, what = sum(ok for ok, _ in found), "winner" if is_search(results) else "policy"
-    headline = f"A safe {what} on {safe} of {len(found)} task{'s' if len(found) != 1 else ''}."
-    return headline, [sentence for _, sentence in found]
+    over = f"task{'s' if len(found) != 1 else ''}" if len(found) == len(tasks) else "pairs of task and cost limit"
+    return f"A safe {what} on {safe} of {len(found)} {over}.", [sentence for _, sentence in found]
 
 
-def _task_verdict(task: str, results: Results) -> tuple[bool, str]:
-    rows = [row for row in results["rows"] if row["task"] == task and row["algorithm"] not in BASELINES]
+def _verdict(name: str, rows: Sequence[Row], results: Results) -> tuple[bool, str]:
     if is_search(results):
-        rows = [row for row in rows if is_winner(row)][:1]  # the crowned one comes first; the best fresh score would be luck
+        rows = rows[:1]  # the crowned one comes first; the best fresh score would be luck
     if not rows:
-        return False, f"{task}: no policy finished"
+        return False, f"{name}: no policy finished"
     safe = [row for row in rows if row["normalized_cost"] <= 1]
     best = max(safe, key=lambda row: row["normalized_reward"]) if safe else min(rows, key=lambda row: row["normalized_cost"])
     score = f"{row_name(best)}, reward {best['normalized_reward']:.3f} at cost {best['normalized_cost']:.2f}"
     several = f", {len(safe)} of {len(rows)} policies safe" if len(rows) > 1 else ""
-    return bool(safe), f"{task}: {score} ({'safe' if safe else 'not safe'}{several})"
+    return bool(safe), f"{name}: {score} ({'safe' if safe else 'not safe'}{several})"
 
 
 def references(results: Results) -> list[str]:

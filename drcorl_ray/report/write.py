@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from drcorl_ray.report import calibration, frontier, pictures, seeds
+from drcorl_ray.report import adaptation, calibration, frontier, pictures, seeds
 from drcorl_ray.report.page import Page
 from drcorl_ray.report.study import Studied, importances, judged, offline_curves, read_studies
 from drcorl_ray.report.tables import (
@@ -31,7 +31,10 @@ def write_files(run: RunDirectory, results: Results) -> dict[str, str]:
     page = read_page(run, results)
     shares = {name: found for name, found in page.shares.items() if found}
     drawn = _pictures(run.path, results, page.studies, shares)
-    return {"report.md": _markdown(run.path.name, results, drawn), "report.html": page.html()}
+    return {
+        "report.md": _markdown(run.path.name, results, drawn, adaptation.adapted(results, page.offline)),
+        "report.html": page.html(),
+    }
 
 
 def read_page(run: RunDirectory, results: Results) -> Page:
@@ -52,7 +55,7 @@ def _pictures(folder: Path, results: Results, studies: Sequence[Studied], shares
         file.unlink(missing_ok=True)
     drawn = []
     if curves:
-        drawn.append(("Learning curves", pictures.curves(path["curves"], curves)))
+        drawn.append(("Learning curves", pictures.curves(path["curves"], curves, seeds.curves(results))))
     known = about.get("references", [])
     drawn.append(("Reward against cost", pictures.scatter(path["scatter"], task_names(results), results["rows"], known)))
     if panels := frontier.panels(results):
@@ -70,7 +73,7 @@ def _pictures(folder: Path, results: Results, studies: Sequence[Studied], shares
     return drawn
 
 
-def _markdown(name: str, results: Results, drawn: Sequence[tuple[str, Path]]) -> str:
+def _markdown(name: str, results: Results, drawn: Sequence[tuple[str, Path]], adapted: Sequence[adaptation.Adapted]) -> str:
     sentence, by_task = verdict(results)
     lines = [f"# {plain(name)}", "", sentence, "", *(f"- {plain(line)}" for line in by_task), ""]
     lines += [*markdown_table(top_columns(results), top_rows(results)), ""]
@@ -79,6 +82,8 @@ def _markdown(name: str, results: Results, drawn: Sequence[tuple[str, Path]]) ->
         lines += ["", f"## {seeds.TITLE}", "", *markdown_table(seeds.columns(over_seeds), over_seeds), "", seeds.NOTE]
     for title, path in drawn:
         lines += ["", f"## {title}", "", f"![{title}]({path.name})"]
+    if adapted:
+        lines += ["", f"## {adaptation.TITLE}", "", *markdown_table(adaptation.columns(adapted), adapted), "", adaptation.NOTE]
     lines += _calibration(results)
     cost = (results["run"].get("search") or {}).get("cost")
     if cost:
@@ -96,5 +101,5 @@ def _calibration(results: Results) -> list[str]:
     for task, entries in measured.items():
         verdict = calibration.verdict(task, entries)
         lines.append(f"- {plain(task)}: **{verdict.word}**. {plain(verdict.reason)}")
-        rows += calibration.agreements(task, entries)
+        rows += calibration.table(task, entries)
     return [*lines, "", *markdown_table(calibration.COLUMNS, rows), "", calibration.NOTE]

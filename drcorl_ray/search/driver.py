@@ -19,6 +19,7 @@ from drcorl_ray.run_directory import RunDirectory
 from drcorl_ray.search.cost import Ledger
 from drcorl_ray.search.member_runs import MemberRuns
 from drcorl_ray.search.pack import PackTrainer
+from drcorl_ray.search.pack_size import pack_size
 from drcorl_ray.search.plan import SearchPlan
 from drcorl_ray.search.record import SearchRecord, configuration_rows
 from drcorl_ray.search.study import SearchStudy
@@ -49,11 +50,12 @@ def search(config: Config) -> RunDirectory:
     ):
         with ledger.phase("pretraining"):
             artifacts = pretrain_tasks(config, tasks, run, pretrain_seeds(reference_members(config)))
-        cpus = config.scaling.cpus_per_worker
-        clones = [start_baselines(config, data, reference_members(config), cpus) for data in tasks]
         stores = {name: (data.task, data.store) for name, data in by_name.items()}
         trainer = PackTrainer(config, run, stores, dict(zip(stores, artifacts, strict=True)))
-        run_packs(trainer, [SearchPlan(study, run.packs, judges, stops(config)) for study, judges in studies])
+        size = pack_size(trainer, max(study.configurations for study, _ in studies))
+        cpus = config.scaling.cpus_per_worker
+        clones = [start_baselines(config, data, reference_members(config), cpus) for data in tasks]
+        run_packs(trainer, [SearchPlan(study, run.packs, judges, stops(config), size) for study, judges in studies])
         with ledger.phase("evaluation"):
             records = [SearchRecord.read(config, run, study, [by_name[name] for name in judges]) for study, judges in studies]
             rows, curves, calibration = evaluate_search(records, pool)

@@ -23,6 +23,7 @@ from drcorl_ray.data.replay import Replay
 from drcorl_ray.data.store import read_store
 from drcorl_ray.experiment import SEARCH_SEEDS, episode_seeds
 from drcorl_ray.method.learner import Learner
+from drcorl_ray.method.runner import Runner
 from drcorl_ray.metrics import EpisodeStats
 from drcorl_ray.online import online_evaluation
 from drcorl_ray.policy import PopulationPolicy, load_population
@@ -33,8 +34,8 @@ from drcorl_ray.search.plan import ONLINE, POPULATION, RESULT, STATE, Member, Pa
 from drcorl_ray.stages import (
     Placement,
     TaskData,
-    advance,
     build_learner,
+    build_runner,
     load_artifacts,
     load_stage,
     mean_scores,
@@ -65,10 +66,22 @@ class PackTrainer:
         folder = self._folder(pack.study, pack.number, task)
         if not (folder / RESULT).exists():
             began = time.time()
-            data, replay = _task_data(*self.stores[task], self._placement.device)
+            data, replay = self.open(task)
             self._train(pack, data, replay, folder, report)
             judged = self._judge(pack, data, folder)
             write_json(folder / RESULT, judged | {"began": began, "ended": time.time()})
+
+    def open(self, task: str) -> tuple[TaskData, Replay]:
+        """A task and its resident data; a process, which is used again, keeps the last task's."""
+        return _task_data(*self.stores[task], self._placement.device)
+
+    def build(self, data: TaskData, members: Sequence[MemberConfig]) -> Learner:
+        """A population at the start of extraction."""
+        return build_learner(self.config, data, members, load_artifacts(self.artifacts[data.task.name]), self._placement)
+
+    def runner(self, learner: Learner, replay: Replay) -> Runner:
+        torch.set_num_threads(max(1, int(self.config.scaling.cpus_per_worker)))
+        return build_runner(learner, replay.sample, self.config.extract.batch_size, self._placement, self.config.scaling)
 
     def _folder(self, study: str, number: int, task: str) -> Path:
         return pack_folder(self.run.packs, study, number) / task
@@ -82,13 +95,13 @@ class PackTrainer:
 
     def _train(self, pack: Pack, data: TaskData, replay: Replay, folder: Path, report: Report) -> None:
         config, name = self.config, str(folder.relative_to(self.run.packs))
-        torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
         learner, step = self._learner(pack, data, folder)
         log = MetricsLog(folder / "metrics.jsonl", data.task.name, f"{pack.study} pack {pack.number}", pack.stop, step)
         keep = curve_steps(config)
+        runner = self.runner(learner, replay)
         with online_evaluation(config, learner, data.task, folder / ONLINE, pack.stop) as before:
             for start, stop in report_intervals(step, pack.stop, config.scaling.report_steps):
-                log.write(stop, advance(learner, replay.sample, config.extract.batch_size, start, stop, before))
+                log.write(stop, runner.advance(start, stop, before))
                 if stop in keep:
                     save_curve_point(self.run.curve(name, stop), learner)
                 save_stage(folder / STATE, learner, stop)
@@ -97,10 +110,9 @@ class PackTrainer:
 
     def _learner(self, pack: Pack, data: TaskData, folder: Path) -> tuple[Learner, int]:
         """The pack's learner at the step to go on from: its own last report, its members' sources, or the pretraining."""
-        pretrained = load_artifacts(self.artifacts[data.task.name])
 
         def build(members: Sequence[Member]) -> Learner:
-            return build_learner(self.config, data, self.members(members), pretrained, self._placement)
+            return self.build(data, self.members(members))
 
         if (folder / STATE).exists():
             learner = build(pack.members)
@@ -152,7 +164,6 @@ class PackTrainer:
 
 @functools.lru_cache(maxsize=1)
 def _task_data(task: Task, store: Path, device: str) -> tuple[TaskData, Replay]:
-    """A task and its resident data; a Tune actor, which is used again, keeps the last task's."""
     data = TaskData.open(store, task)
     replay = Replay(data.manifest, device=device)
     replay.insert(read_store(store))

@@ -77,10 +77,13 @@ def read_packs(packs: Path, study: str) -> Iterator[Pack]:
 
 
 class SearchPlan:
-    """The packs of one study, each trained on all of `tasks`. stops: extraction steps of the rungs, the last is the end."""
+    """The packs of one study, of `size` members, each trained on all of `tasks`.
 
-    def __init__(self, study: SearchStudy, packs: Path, tasks: Sequence[str], stops: Sequence[int]) -> None:
-        self.study, self.tasks = study, tuple(tasks)
+    stops: extraction steps of the rungs, the last is the end.
+    """
+
+    def __init__(self, study: SearchStudy, packs: Path, tasks: Sequence[str], stops: Sequence[int], size: int) -> None:
+        self.study, self.tasks, self._size = study, tuple(tasks), size
         self._packs, self._stops, self._settings = packs, list(stops), study.settings
         self._survivors: list[deque[Member]] = [deque() for _ in stops]
         self._under_way: deque[Pack] = deque()
@@ -121,7 +124,7 @@ class SearchPlan:
             )
 
     def _next_pack(self) -> Pack | None:
-        size = self._settings.members_per_pack
+        size = self._size
         for rung in reversed(range(1, len(self._stops))):
             if len(self._survivors[rung]) >= size:
                 return self._promoted(rung, size)

@@ -24,26 +24,35 @@ def fresh_episodes(config: Config, task: Task) -> int:
 
 
 def winner_rows(record: SearchRecord, pool: RolloutPool) -> tuple[list[int], Records]:
-    """The best configurations, the crowned one first, and their rows from fresh episodes on every task.
+    """The best configurations, the crowned one of each cost limit first, and their rows from fresh episodes on every task.
 
     The crown goes to the first of the search's order that is safe on the fresh episodes too, and not to the best fresh
-    score: that would be luck again. Without a safe one the order stays, and it is said.
+    score: that would be luck again. Without a safe one the order stays, and it is said. The tightest limit comes first.
     """
-    best = record.study.ranking()[: record.config.search.winners]
-    rows = {number: [_winner_row(record, data, number, pool) for data in record.tasks] for number in best}
-    safe = {number: all(row["normalized_cost"] <= 1 for row in rows[number]) for number in best}
-    crowned = sorted(best, key=lambda number: not safe[number])
-    _announce(record, crowned, best, safe)
-    return crowned, [row for number in crowned for row in rows[number]]
+    ranking = record.study.ranking()
+    limits = {number: record.member(number).cost_limit for number in ranking}
+    crowned, rows = [], []
+    if not ranking:
+        console.print(f"[red]{record.study.name}: no configuration finished with a finite policy")
+    for limit, best in finalists(ranking, limits, record.config.search.winners).items():
+        fresh = {number: [_winner_row(record, data, number, pool) for data in record.tasks] for number in best}
+        safe = {number: all(row["normalized_cost"] <= 1 for row in fresh[number]) for number in best}
+        order = sorted(best, key=lambda number: not safe[number])
+        _announce(f"{record.study.name}, limit {limit:g}", order[0], best, safe)
+        crowned += order
+        rows += [row for number in order for row in fresh[number]]
+    return crowned, rows
 
 
-def _announce(record: SearchRecord, crowned: Sequence[int], best: Sequence[int], safe: Mapping[int, bool]) -> None:
-    name = record.study.name
-    if not best:
-        console.print(f"[red]{name}: no configuration finished with a finite policy")
-    elif not any(safe.values()):
+def finalists(ranking: Sequence[int], limits: Mapping[int, float], count: int) -> dict[float, list[int]]:
+    """The first `count` configurations of each cost limit, the tightest limit first: more cost buys more reward."""
+    return {limit: [number for number in ranking if limits[number] == limit][:count] for limit in sorted({*limits.values()})}
+
+
+def _announce(name: str, crowned: int, best: Sequence[int], safe: Mapping[int, bool]) -> None:
+    if not any(safe.values()):
         console.print(f"[red]{name}: none of the best {len(best)} configurations was safe on fresh episodes")
-    elif crowned[0] != best[0]:
+    elif crowned != best[0]:
         console.print(f"[yellow]{name}: configuration {best[0]} was best in the search but not safe on fresh episodes")
 
 
@@ -66,7 +75,7 @@ def winner_curves(
         label = {"label": f"{record.study.name} {number}"}
         point_at = record.point_at(number, data.task)
         curve, calibration = roll_out_curves(record.config, data, [record.member(number)], point_at, pool)
-        pairs.append((curve | label, calibration | label))
+        pairs.append((curve | label | {"numbers": [number]}, calibration | label))
     return pairs
 
 

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import drcorl_ray.data.replay as replay_module
 from drcorl_ray.data.replay import Batch, Replay, subset
 from drcorl_ray.data.store import load_manifest, read_store
 from drcorl_ray.errors import UserError
@@ -63,6 +64,25 @@ def test_content_does_not_depend_on_the_order_of_blocks(store, data):
     assert replay.complete
     for name in ("observations", "rewards", "episode_costs"):
         assert torch.equal(getattr(replay, name), getattr(filled(store), name))
+
+
+def test_content_does_not_depend_on_how_many_rows_are_written_at_once(store, monkeypatch):
+    """Fault: write the first few rows again and again."""
+    manifest, columns = store
+    whole = filled(store)
+    monkeypatch.setattr(replay_module, "_ROWS_AT_ONCE", 7)
+    for order in (np.arange(ROWS), np.arange(ROWS)[::-1].copy()):  # into the table, and through a block
+        replay = Replay(manifest)
+        replay.insert(rows_of(columns, order))
+        assert torch.equal(replay._table, whole._table)
+
+
+def test_a_block_without_rows_changes_nothing(store):
+    replay = filled(store)
+    before = replay._table.clone()
+    replay.insert(rows_of(store[1], slice(0, 0)))
+    assert replay.complete
+    assert torch.equal(replay._table, before)
 
 
 def test_missing_and_repeated_rows_are_not_complete(store):

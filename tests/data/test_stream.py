@@ -49,11 +49,11 @@ class Endless:
 def test_a_window_goes_on_epoch_after_epoch_and_reads_little_ahead(folder):
     columns = read_store(folder)
     source, replay = Endless(columns), Replay(load_manifest(folder), capacity=350)
-    with stream.Window(source, chunk_rows=100, prefetch_chunks=2) as window:
-        window.fill(replay)
+    with stream.Window(source, replay, chunk_rows=100, prefetch_chunks=2) as window:
+        window.fill()
         assert replay.filled == 350
         for refreshes in range(5, 30):
-            window.refresh(replay)
+            window.refresh()
             time.sleep(0.002)
             assert source.taken <= refreshes + 3
         sent = ([*range(ROWS)] * 4)[: replay.inserted_rows]
@@ -67,10 +67,10 @@ def test_a_window_goes_on_epoch_after_epoch_and_reads_little_ahead(folder):
 def test_a_window_raises_what_stopped_its_reader(folder):
     replay = Replay(load_manifest(folder), capacity=900)
     with (
-        stream.Window(Endless(read_store(folder), fail_after=3), chunk_rows=100) as window,
+        stream.Window(Endless(read_store(folder), fail_after=3), replay, chunk_rows=100) as window,
         pytest.raises(OSError, match="the disk is gone"),
     ):
-        window.fill(replay)
+        window.fill()
     assert replay.filled == 300
 
 
@@ -134,11 +134,11 @@ def train_loop(config):
 
     replay = Replay(load_manifest(config["folder"]), capacity=300)
     context = ray.train.get_context()
-    with Window(ray.train.get_dataset_shard("train"), chunk_rows=64) as window:
-        window.fill(replay)
+    with Window(ray.train.get_dataset_shard("train"), replay, chunk_rows=64) as window:
+        window.fill()
         seen = config["folder"].parent / f"rank{context.get_world_rank()}.txt"
         for _ in range(10):
-            window.refresh(replay)
+            window.refresh()
     seen.write_text(str(int(replay._arrived.sum())))
 
 

@@ -13,8 +13,10 @@ from drcorl_ray.config_file import load_config
 from drcorl_ray.data.replay import Batch
 from drcorl_ray.method.estimation import Footprints
 from drcorl_ray.method.learner import Learner
+from drcorl_ray.method.optim import Reduce, alone, reduce_together
 from drcorl_ray.method.pretrainer import Pretrainer
 from drcorl_ray.method.random import Draws, Stream
+from drcorl_ray.method.runner import Sampler, Stage
 from drcorl_ray.method.spec import DataSpec
 
 SMALL = [
@@ -83,12 +85,19 @@ def sampler(table: dict[str, Tensor]):
     return sample
 
 
+def take_step(stage: Stage, sample: Sampler, rows: int, step: int, reduce: Reduce = alone) -> dict[str, Tensor]:
+    """A step as `Runner` takes it, in plain sight."""
+    program, draws = stage.program(step), stage.draws(step)
+    stage.prepare(step)
+    parts, metrics = stage.gradients(program, sample(draws, rows), draws)
+    return dict(metrics) | dict(stage.update(program, reduce_together(parts, reduce), torch.tensor(step)))
+
+
 def pretrain(config: Config, spec: DataSpec, table: dict[str, Tensor], seeds: Sequence[int], steps: int | None = None, **kw):
     pretrainer = Pretrainer(spec, config.pretrain, seeds, dtype=table["rewards"].dtype, **kw)
     sample = sampler(table)
     for step in range(pretrainer.total_steps if steps is None else steps):
-        draws = pretrainer.draws(step)
-        pretrainer.step(sample(draws, config.pretrain.batch_size), draws, step)
+        take_step(pretrainer, sample, config.pretrain.batch_size, step)
     return pretrainer
 
 
@@ -125,10 +134,11 @@ def make_footprints(spec: DataSpec, dtype: torch.dtype = torch.float64, nearest:
     return Footprints(observations, actions.tanh(), ends, ends // 20, stretch=4, nearest=nearest)
 
 
-def extract(learner: Learner, table: dict[str, Tensor], start: int, stop: int, rows: int | None = None, **kw):
+def extract(
+    learner: Learner, table: dict[str, Tensor], start: int, stop: int, rows: int | None = None, reduce: Reduce = alone
+):
     sample = sampler(table)
     metrics = {}
     for step in range(start, stop):
-        draws = learner.draws(step)
-        metrics = learner.step(sample(draws, rows or learner.extract.batch_size), draws, step, **kw)
+        metrics = take_step(learner, sample, rows or learner.extract.batch_size, step, reduce)
     return metrics

@@ -108,5 +108,5 @@ def test_slack_shrinks_by_its_share_and_rates_follow_half_a_cosine():
     start, shrink = torch.tensor([0.2, 0.2, 0.4]), torch.tensor([1.0, 0.0, 0.5])
     assert schedules.slack(start, shrink, 0.5).tolist() == pytest.approx([0.1, 0.2, 0.3])
     assert schedules.slack(start, shrink, 1.0).tolist() == pytest.approx([0.0, 0.2, 0.2])
-    assert [schedules.cosine(p, 0.1) for p in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.55, 0.1])
-    assert schedules.cosine(0.7, 1.0) == 1.0
+    assert schedules.cosine(torch.tensor([0.0, 0.5, 1.0]), 0.1).tolist() == pytest.approx([1.0, 0.55, 0.1])
+    assert schedules.cosine(torch.tensor(0.7), 1.0) == 1.0

@@ -5,7 +5,7 @@ import torch
 
 from drcorl_ray.method import critics
 from drcorl_ray.method.pretrainer import Pretrainer, ensemble_q
-from tests.method.helpers import extract, make_learner, make_spec, pretrain, sampler, small_config
+from tests.method.helpers import extract, make_learner, make_spec, pretrain, sampler, small_config, take_step
 
 F64 = {"dtype": torch.float64}
 
@@ -105,8 +105,7 @@ def learned_q(table: dict[str, torch.Tensor], *overrides: str) -> tuple[list[flo
     pretrainer = Pretrainer(make_spec(1, 1), config.pretrain, [0], dtype=torch.float64)
     sample = sampler(table)
     for step in range(2 * config.pretrain.steps, pretrainer.total_steps):
-        draws = pretrainer.draws(step)
-        pretrainer.step(sample(draws, 32), draws, step)
+        take_step(pretrainer, sample, 32, step)
     with torch.no_grad():
         return tuple(  # type: ignore[return-value]
             ensemble_q(part, part.weights, table["observations"][None], table["actions"][None]).mean((0, 1)).tolist()

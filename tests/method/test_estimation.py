@@ -29,6 +29,19 @@ def test_many_rows_are_thinned_out_evenly_within_each_episode():
     assert rows[ends].min() == STRETCH
 
 
+@pytest.mark.parametrize("episodes", [2249, 6600])
+def test_larger_data_are_thinned_out_by_whole_episodes(episodes):
+    """So that a stretch stays one: DSRL's larger files. Fault: one state in 35 or 101 of every episode."""
+    rows, ends, phases, stretch = trace(np.full(episodes, 1000), 1000)
+    every = -(-episodes * 1000 // (5 * ROWS))
+    assert stretch == STRETCH // 5
+    assert np.unique(rows // 1000).tolist() == list(range(0, episodes, every))
+    assert ROWS / 2 < len(rows) <= ROWS
+    assert np.unique(rows % 1000).tolist() == list(range(0, 1000, 5))
+    assert (np.bincount(phases) > 0).all()
+    assert rows[ends].max() < episodes * 1000
+
+
 @pytest.mark.parametrize(("lengths", "ends", "stretch"), [([1], [0], 0), ([2, 1, 1], [1], 1), ([5, 3], [4], 4)])
 def test_short_episodes_have_short_stretches(lengths, ends, stretch):
     found = trace(np.array(lengths), 1000)

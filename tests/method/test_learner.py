@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from drcorl_ray.method import diffusion
+from drcorl_ray.method.adaptation import REGIONS
 from drcorl_ray.method.estimation import Footprints
 from drcorl_ray.method.random import Stream
-from tests.method.helpers import extract, make_learner, make_spec, make_table, pretrain, sampler, small_config
+from tests.method.helpers import extract, make_learner, make_spec, make_table, pretrain, sampler, small_config, take_step
 
 SPEC = make_spec(3, 2)
 TABLE = make_table(200, 3, 2)
@@ -50,9 +51,20 @@ def test_a_member_alone_equals_the_member_in_a_pack_bitwise(preset, dtype):
     regions = set()
     for index, member in enumerate(MEMBERS):
         alone, _ = start(preset, [member], dtype=dtype)
-        regions.add(int(extract(alone, table, 0, 10)["adaptation/region"]))
+        extract(alone, table, 0, 10)
+        regions.add(int(alone.region_counts.argmax()))
         assert_same_member(pack.state_dict(), index, alone.state_dict(), len(MEMBERS))
     assert len(regions) > 1  # the members really took different branches
+
+
+def test_a_step_says_its_region():
+    """Means over many steps are then the shares of the regions."""
+    pack, table = start()
+    seen = [extract(pack, table, step, step + 1) for step in range(10)][2:]
+    regions = torch.stack([torch.stack([metrics[f"adaptation/{name}"] for metrics in seen]) for name in REGIONS])
+    assert torch.equal(regions.sum(1).T.long(), pack.region_counts)
+    assert (regions.sum(0) == 1).all()
+    assert len(pack.region_counts.sum(0).nonzero()) > 1
 
 
 def test_members_differ():
@@ -84,8 +96,7 @@ def test_pretraining_resumes_bitwise_and_shares_a_pack(preset):
     rest.load_state_dict({name: tensor.clone() for name, tensor in half.state_dict().items()})
     sample = sampler(TABLE)
     for step in range(7, rest.total_steps):
-        draws = rest.draws(step)
-        rest.step(sample(draws, config.pretrain.batch_size), draws, step)
+        take_step(rest, sample, config.pretrain.batch_size, step)
     alone = pretrain(config, SPEC, TABLE, [9])
     for name, tensor in straight.result().items():
         assert torch.equal(rest.result()[name], tensor), name
@@ -118,9 +129,10 @@ def test_two_workers_with_half_the_batch_equal_one_worker(preset):
     whole, table = start(preset)
     extract(whole, table, 0, 8)
     lockstep = Lockstep()
-    halves = [start(preset, first_row=8 * rank, reduce=lockstep.reduction(rank))[0] for rank in (0, 1)]
+    halves = [start(preset, first_row=8 * rank)[0] for rank in (0, 1)]
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda learner: extract(learner, table, 0, 8, rows=8), halves))
+        reductions = [lockstep.reduction(rank) for rank in (0, 1)]
+        list(pool.map(lambda learner, reduce: extract(learner, table, 0, 8, 8, reduce), halves, reductions))
     for name, tensor in whole.state_dict().items():
         torch.testing.assert_close(halves[0].state_dict()[name], tensor, rtol=1e-9, atol=1e-11, msg=name)
         assert torch.equal(halves[0].state_dict()[name], halves[1].state_dict()[name]), name

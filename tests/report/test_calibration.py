@@ -184,9 +184,18 @@ def test_the_text_has_verdict_picture_and_table(tmp_path):
     lines = [line.replace("\\|", "¦").strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
     assert {len(line) for line in lines} == {len(COLUMNS)}
     assert [line[:3] for line in lines[2:]] == [
-        ["A", "own k", "10"], ["A", "k = 0 (mean critic)", "10"], ["A", "k = 2", "10"],
-        ["B¦b", "own k", "5"], ["B¦b", "k = 0 (mean critic)", "5"], ["B¦b", "k = 2", "5"],
+        ["A", "own k", "10"], ["A", "own k, limit 10", "6"], ["A", "own k, limit 20", "4"],
+        ["A", "k = 0 (mean critic)", "10"], ["A", "k = 2", "10"],
+        ["B¦b", "own k", "5"], ["B¦b", "own k, limit 10", "3"], ["B¦b", "own k, limit 20", "2"],
+        ["B¦b", "k = 0 (mean critic)", "5"], ["B¦b", "k = 2", "5"],
     ]  # fmt: skip
+
+
+def test_each_limit_has_its_own_errors():
+    """By hand: estimate − truth −5, −2.1 and 5.1 at limit 10; −10 and 4.8 at 20. One limit is said once."""
+    entry = make_calibration()
+    assert [row.bias for row in calibration.table("A", [entry])[1:3]] == pytest.approx([-2.0 / 3, -2.6])
+    assert len(calibration.table("A", [one_member([1.0], [2.0])])) == 1
 
 
 def test_the_pages_scatter_shows_where_every_policy_fell(tmp_path):
@@ -233,12 +242,13 @@ def test_the_page_answers_for_every_task_and_the_chooser_knows_the_parts(tmp_pat
     entries = [make_calibration(task=task) for task in "BA"]
     results = make_results([make_row(task=task) for task in "AB"], calibration=entries)
     section = html_of(tmp_path, results).split(f"<h2>{calibration.TITLE}")[1].split("</section>")[0]
-    assert re.findall(r'data-tasks="([^"]*)"', section) == list("01") + list("0011") + list("000111")
+    assert re.findall(r'data-tasks="([^"]*)"', section) == list("01") + list("0011") + list("0000011111")
     assert section.count('class="answer bad"') == 2
     parsed = page(tmp_path, results)
     [answers] = [table for table in parsed.tables if table[0][0].startswith("A:")]
     assert [line[0] for line in answers] == ["A: no", "B: no"]
-    assert [line["estimate"] for line in shown(parsed, -1)] == ["own k", "k = 0 (mean critic)", "k = 2"] * 2
+    names = ["own k", "own k, limit 10", "own k, limit 20", "k = 0 (mean critic)", "k = 2"]
+    assert [line["estimate"] for line in shown(parsed, -1)] == names * 2
     assert shown(parsed, -1)[0]["safe of called safe"] == "2 of 3 (21–94 %)"
     assert parsed.classes[-1][1][-2] == "unsafe"
 

@@ -1,5 +1,6 @@
 """The table over seeds, by hand."""
 
+import numpy as np
 import pytest
 
 from drcorl_ray.report import seeds
@@ -75,3 +76,30 @@ def test_the_report_and_the_terminal_show_it(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert seeds.TITLE in shown
     assert "0.900 ± 0.100" in shown
+
+
+def test_lines_are_ordered_by_what_they_differ_in():
+    """Whatever was asked first. Fault: 10 before 2."""
+    rows = [run(seed, 0.5, 0.5, config={"k": k}) for k in (10.0, 2.0, 0) for seed in (0, 1)]
+    assert [line[3] for line in table(make_results(rows))[1:]] == ["0", "2", "10"]
+
+
+def curve(task: str, numbers: list[int], *costs: list[float | None]):
+    rewards = [[0.5] * len(cost) for cost in costs]
+    return {"task": task, "steps": [10, 20], "numbers": numbers, "normalized_reward": rewards, "normalized_cost": list(costs)}
+
+
+def test_curves_of_a_method_are_those_of_its_seeds():
+    """Alone: a run without a curve. Fault: a line a member; another member's line."""
+    rows = [
+        run(seed, 0.5, 0.5, member=2 * seed + place, config={"k": k}) for seed in (0, 1) for place, k in enumerate((0.0, 2.0))
+    ]
+    rows += [run(0, 0.5, 0.5, member=9, config={"k": 3.0}), run(0, 0.6, 0.5, member=0, selection="online_best")]
+    of_training = [curve("PointCircle", [0, 1, 2, 3], [1.0, 2.0], [3.0, 4.0], [5.0, None], [7.0, 8.0])]
+    one, two = seeds.curves(make_results(rows, curves=of_training))
+    assert (one.label, two.label) == ("k = 0", "k = 2")
+    np.testing.assert_array_equal(one.cost, [[1.0, 2.0], [5.0, np.nan]])
+    np.testing.assert_array_equal(two.cost, [[3.0, 4.0], [7.0, 8.0]])
+    of_a_search = [curve("PointCircle", [9], [6.0, 6.0])]
+    [alone] = seeds.curves(make_results(rows, curves=of_a_search))
+    assert (alone.label, alone.steps, alone.reward.tolist()) == ("PointCircle", [10, 20], [[0.5, 0.5]])

@@ -102,6 +102,23 @@ def test_the_verdict_of_a_training_run_counts_its_members_and_no_baseline():
     assert line == "PointCircle: member 1, reward 0.812 at cost 2.00 (not safe, 0 of 2 policies safe)"
 
 
+def test_each_cost_limit_has_its_own_verdict():
+    """Fault: one winner over all limits, which is the loosest limit's."""
+    rows = [
+        make_row(selection="search_winner", configuration=3, cost_limit=10.0, normalized_cost=1.5),
+        make_row(selection="search_winner", configuration=1, cost_limit=40.0, normalized_reward=0.9),
+        make_row(selection="search_winner", configuration=2, cost_limit=40.0, normalized_reward=0.95),
+        make_row(task="Solo", selection="search_winner", configuration=0),
+    ]
+    sentence, lines = tables.verdict(make_results(rows, search={"studies": []}))
+    assert sentence == "A safe winner on 2 of 3 pairs of task and cost limit."
+    assert lines == [
+        "PointCircle, limit 10: configuration 3, reward 0.812 at cost 1.50 (not safe)",
+        "PointCircle, limit 40: configuration 1, reward 0.900 at cost 0.50 (safe)",
+        "Solo: configuration 0, reward 0.812 at cost 0.50 (safe)",
+    ]
+
+
 def test_a_task_whose_search_found_nothing_is_named():
     search = {"studies": [{"name": "Lost", "tasks": ["Lost"], "journal": "j"}]}
     assert tables.verdict(make_results([], search=search)) == ("A safe winner on 0 of 1 task.", ["Lost: no policy finished"])

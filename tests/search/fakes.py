@@ -17,7 +17,8 @@ Objective = Callable[[dict, str], Score]
 
 def make_plan(folder: Path, settings: SearchConfig, tasks=("task",), stops=(100,), points=(), seed: int = 0) -> SearchPlan:
     study = SearchStudy(folder / "studies" / "s.journal", "s", settings, points, seed)
-    return SearchPlan(study, folder / "packs", tasks, stops)
+    assert settings.members_per_pack != "auto"
+    return SearchPlan(study, folder / "packs", tasks, stops, settings.members_per_pack)
 
 
 def answer(plan: SearchPlan, pack: Pack, task: str, objective: Objective) -> None:

@@ -290,7 +290,7 @@ cluster.shutdown()
 @pytest.mark.timeout(600)
 def test_kill_9_of_a_node_costs_only_time(tmp_path):
     """Two nodes of one CPU, a pack on each; one node's raylet is killed: its pack goes on elsewhere from its last report."""
-    extra = ["search.configurations=4", "extract.steps=6000", "scaling.report_steps=200", "evaluation.curve_points=0"]
+    extra = ["search.configurations=4", "extract.steps=3000", "scaling.report_steps=200", "evaluation.curve_points=0"]
     arguments = tiny_arguments(tmp_path, *extra, "evaluation.baselines=[]", "scaling.cpus_per_worker=0.6")
     pretrain_beforehand(load_config(arguments))
     command = [sys.executable, "-c", NODE_SEARCH, json.dumps(arguments)]

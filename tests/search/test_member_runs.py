@@ -74,7 +74,7 @@ def test_a_run_for_every_member_with_its_own_settings_history_and_fate(tmp_path)
     )
     run = RunDirectory.prepare(config)
     study = SearchStudy(run.study("PointCircle"), "PointCircle", config.search, [], 0)
-    plan = SearchPlan(study, run.packs, ["PointCircle"], [20, 40])
+    plan = SearchPlan(study, run.packs, ["PointCircle"], [20, 40], 2)
     with Tracker(config, run) as tracker, MemberRuns(config, run, tracker):
         while plan.jobs():
             train(config, run, plan, "PointCircle")

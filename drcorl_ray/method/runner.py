@@ -1,0 +1,172 @@
+"""Advancing a stage: each step draws, samples, trains and adds up its metrics on the device; on a GPU as a CUDA graph.
+
+A stage is a `Pretrainer` or a `Learner`. What its steps need of the host (`prepare`, rollouts, a moving window) happens
+between them; a step itself is a function of tensors alone, so that a replay of its graph does what the step did.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drcorl_ray.data.replay import Batch
+from drcorl_ray.method.optim import Reduce, alone, reduce_together
+from drcorl_ray.method.random import Draws
+
+WARM_UP_STEPS = 3  # before a capture, as torch asks; their traces are wiped out
+PRECISIONS = ("fp32", "tf32", "bf16")
+
+Sampler = Callable[[Draws, int], Batch]
+Step = Callable[[], None]
+Capture = Callable[[Step], Step]
+
+
+class Stage(Protocol):
+    """What can be advanced: a stage's programs, each the same tensor operations at whatever step."""
+
+    def program(self, step: int) -> str: ...
+    def prepare(self, step: int) -> None: ...
+    def draws(self, step: int | Tensor) -> Draws: ...
+    def gradients(self, program: str, batch: Batch, draws: Draws) -> tuple[list[Tensor], dict[str, Tensor]]: ...
+    def update(self, program: str, means: Sequence[Tensor], step: Tensor) -> dict[str, Tensor]: ...
+    def state_dict(self) -> dict[str, Tensor]: ...
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+class Runner:
+    """Advances one stage, whose members must stay the same meanwhile.
+
+    sample: what a step learns from, as `Replay.sample`; it must not wait for the host. rows: of a minibatch on this worker.
+    reduce: averages a flat tensor over the workers. capture: makes a replay of a step (`cuda_graphs`); None: every step is
+    run as it is written. fused: compile a step's arithmetic into few kernels. precision: of matrix products (PRECISIONS).
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        sample: Sampler,
+        rows: int,
+        *,
+        device: torch.device | str = "cpu",
+        reduce: Reduce = alone,
+        capture: Capture | None = None,
+        fused: bool = False,
+        precision: str = "fp32",
+    ) -> None:
+        self._stage, self._sample, self._rows, self._reduce, self._capture = stage, sample, rows, reduce, capture
+        if fused:
+            torch.compiler.reset()  # the versions of a process's stages before, which count towards a limit
+        self._gradients = _fused(stage.gradients) if fused else stage.gradients
+        self._update = _fused(stage.update) if fused else stage.update
+        self._device, self._precision = torch.device(device), precision
+        self._clock = torch.zeros((), dtype=torch.int64, device=device)
+        self._sums: dict[str, Tensor] = {}
+        self._names: dict[str, tuple[str, ...]] = {}
+        self._replays: dict[str, Step] = {}
+
+    def advance(self, start: int, stop: int, before: Callable[[int], object] = lambda step: None) -> dict[str, np.ndarray]:
+        """Steps start … stop − 1, each after a call of `before`; each metric's mean [P] over the steps that reported it."""
+        self._clock.fill_(start)
+        for total in self._sums.values():
+            total.zero_()
+        ran: Counter[str] = Counter()
+        for step in range(start, stop):
+            before(step)
+            self._stage.prepare(step)
+            program = self._stage.program(step)
+            self._run(program)
+            ran[program] += 1
+        counts: Counter[str] = Counter()
+        for program, steps in ran.items():
+            counts.update(dict.fromkeys(self._names[program], steps))
+        return {name: (self._sums[name] / count).cpu().numpy() for name, count in counts.items()}
+
+    def _run(self, program: str) -> None:
+        if self._capture is None:
+            self._step(program)
+            return
+        if program not in self._replays:
+            self._replays[program] = self._captured(partial(self._step, program), self._capture)
+        self._replays[program]()
+
+    def _captured(self, step: Step, capture: Capture) -> Step:
+        """A replay of `step`; warming it up and capturing it leave no trace in the stage."""
+        state = {name: tensor.clone() for name, tensor in self._stage.state_dict().items()}
+        clock, sums = self._clock.clone(), {name: total.clone() for name, total in self._sums.items()}
+        replay = capture(step)
+        self._stage.load_state_dict(state)
+        self._clock.copy_(clock)
+        for name, total in self._sums.items():
+            total.copy_(sums.get(name, torch.zeros_like(total)))
+        return replay
+
+    def _step(self, program: str) -> None:
+        draws = self._stage.draws(self._clock)
+        with matrix_precision(self._precision, self._device):
+            parts, metrics = self._gradients(program, self._sample(draws, self._rows), draws)
+        metrics |= self._update(program, reduce_together(parts, self._reduce), self._clock)
+        self._names[program] = tuple(metrics)
+        for name, value in metrics.items():
+            if name not in self._sums:
+                self._sums[name] = torch.zeros_like(value)
+            self._sums[name] += value
+        self._clock += 1
+
+
+@contextmanager
+def matrix_precision(precision: str, device: torch.device) -> Iterator[None]:
+    """How factors of matrix products are rounded: not at all, to TF32 (on a GPU), or to bfloat16; sums stay in float32.
+
+    What networks take and return, losses, gradients, weights and moments keep their precision.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        # Cached casts of weights would outlive their update in a captured graph.
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` compiled as a whole, gradients included, with a version for every program and shape."""
+    import torch._dynamo.config as compiler  # takes seconds, which no process pays that compiles nothing
+
+    compiled = torch.compile(function, dynamic=False, fullgraph=True)
+
+    def call(*args: Any) -> Any:
+        with compiler.patch(trace_autograd_ops=True):
+            return compiled(*args)
+
+    return call
+
+
+def cuda_graphs() -> Capture:
+    """Captures steps as CUDA graphs, after a warm-up on a stream of its own; a replay works on the same tensors.
+
+    One graph at a time is replayed, so that all share the memory of their intermediate results.
+    """
+    pool = torch.cuda.graph_pool_handle()
+
+    def capture(step: Step) -> Step:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP_STEPS):
+                step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Of this thread alone: a window's thread and NCCL's go on calling CUDA meanwhile.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            step()
+        return graph.replay
+
+    return capture

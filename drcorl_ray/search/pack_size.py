@@ -1,0 +1,96 @@
+"""How many members a pack holds: as many as asked, or (`search.members_per_pack=auto`) as a short measurement finds best."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import ray
+import torch
+
+from drcorl_ray.checkpoint import read_json, write_json
+from drcorl_ray.progress import console
+from drcorl_ray.search.pack import PackTrainer
+from drcorl_ray.search.tuner import pack_resources
+
+GAIN = 1.1  # a pack twice as large must train its members this much quicker, each
+MEMORY_SHARE = 0.9  # of the pack's part of a GPU
+_STEPS, _ROUNDS = 3, 3
+
+
+@dataclass(frozen=True)
+class PackCost:
+    """Of a pack of `members`: seconds from its start to the end of its training, and the most device memory, in bytes."""
+
+    members: int
+    seconds: float
+    memory: int = 0
+
+
+def pack_size(trainer: PackTrainer, configurations: int) -> int:
+    """Members per pack of this run; measured once, where packs are trained, and kept in RUN/pack_size.json."""
+    settings, path = trainer.config.search, trainer.run.path / "pack_size.json"
+    if settings.members_per_pack != "auto":
+        return settings.members_per_pack
+    if not path.exists():
+        resources = pack_resources(trainer.config.scaling)
+        measure = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0))(_measure)
+        costs = ray.get(measure.remote(trainer, configurations))
+        smallest = settings.reduction_factor if settings.rungs else 1
+        chosen = max(cheapest(costs).members, min(smallest, configurations))
+        write_json(path, {"members_per_pack": chosen, "measured": [asdict(cost) for cost in costs]})
+        each = ", ".join(f"{cost.seconds / cost.members:.0f} s in one of {cost.members}" for cost in costs)
+        console.print(f"packs of {chosen} members (a member's training takes {each})")
+    return int(read_json(path)["members_per_pack"])
+
+
+def cheapest(costs: list[PackCost]) -> PackCost:
+    """The last of the growing packs that was worth its size."""
+    for smaller, larger in itertools.pairwise(costs):
+        if smaller.seconds / smaller.members < GAIN * larger.seconds / larger.members:
+            return smaller
+    return costs[-1]
+
+
+def growing(measure: Callable[[int], PackCost], limit: int, memory: float) -> list[PackCost]:
+    """Costs of packs of 1, 2, 4 … members, as long as they pay, do not exceed `limit` and fit into `memory` bytes."""
+    costs = [measure(1)]
+    while (members := 2 * costs[-1].members) <= limit and 2 * costs[-1].memory <= memory:
+        try:
+            costs.append(measure(members))
+        except torch.OutOfMemoryError:
+            break
+        if cheapest(costs) is not costs[-1]:
+            break
+    return costs
+
+
+def _measure(trainer: PackTrainer, limit: int) -> list[PackCost]:
+    """In a process with a pack's resources, on the first task."""
+    scaling, task = trainer.config.scaling, next(iter(trainer.stores))
+    device = torch.cuda.get_device_properties(0).total_memory if scaling.use_gpu else 0
+    trainer.open(task)
+    return growing(lambda members: _cost(trainer, task, members), limit, MEMORY_SHARE * scaling.gpus_per_pack * device)
+
+
+def _cost(trainer: PackTrainer, task: str, members: int) -> PackCost:
+    """By a few steps of the policy's program."""
+    if trainer.config.scaling.use_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    data, replay = trainer.open(task)
+    learner = trainer.build(data, [trainer.config.member_with({})] * members)
+    runner, first = trainer.runner(learner, replay), trainer.config.extract.critic_steps
+    runner.advance(first, first + 1)
+    ready = time.perf_counter() - began
+    times = []
+    for _ in range(_ROUNDS):
+        began = time.perf_counter()
+        runner.advance(first + 1, first + 1 + _STEPS)
+        times.append((time.perf_counter() - began) / _STEPS)
+    memory = torch.cuda.max_memory_allocated() if trainer.config.scaling.use_gpu else 0
+    return PackCost(members, ready + learner.total_steps * statistics.median(times), memory)

@@ -1,0 +1,68 @@
+"""How large a pack is worth: by made-up costs, and once measured for real."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("ray")
+from drcorl_ray.checkpoint import read_json
+from drcorl_ray.data.source import task_store
+from drcorl_ray.run_directory import RunDirectory
+from drcorl_ray.search.pack import PackTrainer
+from drcorl_ray.search.pack_size import PackCost, cheapest, growing, pack_size
+from drcorl_ray.stages import TaskData, artifact_path
+from tests.tiny import pretrain_beforehand, tiny_config
+
+pytestmark = pytest.mark.ray
+
+
+def on_a_gpu(members: int) -> PackCost:
+    """A step of 1 ms up to 8 members, then a millisecond for every 8; a gigabyte each."""
+    return PackCost(members, 1e-3 * max(1.0, members / 8), 10**9 * members)
+
+
+def on_a_cpu(members: int) -> PackCost:
+    return PackCost(members, 0.04 * members)
+
+
+@pytest.mark.parametrize(
+    ("measure", "limit", "memory", "tried", "chosen"),
+    [
+        (on_a_gpu, 1000, 80e9, [1, 2, 4, 8, 16], 8),
+        (on_a_gpu, 5, 80e9, [1, 2, 4], 4),  # no larger than the search
+        (on_a_gpu, 1000, 5e9, [1, 2, 4], 4),  # no larger than the device
+        (on_a_cpu, 1000, 0.0, [1, 2], 1),
+    ],
+)
+def test_packs_grow_while_a_member_gets_cheaper(measure, limit, memory, tried, chosen):
+    """Fault: compare seconds of packs, not of members; or take the first that does not pay."""
+    costs = growing(measure, limit, memory)
+    assert [cost.members for cost in costs] == tried
+    assert cheapest(costs).members == chosen
+
+
+def test_a_pack_that_runs_out_of_memory_is_not_chosen():
+    def measure(members: int) -> PackCost:
+        if members > 2:
+            raise torch.OutOfMemoryError("no room")
+        return on_a_gpu(members)
+
+    assert cheapest(growing(measure, 1000, 80e9)).members == 2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_measures_once_and_keeps_what_it_found(tmp_path):
+    config = tiny_config(tmp_path, "search.members_per_pack=auto", "search.rungs=[0.5]")
+    pretrain_beforehand(config)
+    data, run = TaskData.open(task_store(config, "PointCircle")), RunDirectory.prepare(config)
+    artifact = artifact_path(config.run.storage_folder, data, config.pretrain, 0)
+    trainer = PackTrainer(config, run, {"PointCircle": (data.task, data.store)}, {"PointCircle": (artifact,)})
+    size = pack_size(trainer, 4)
+    found = read_json(run.path / "pack_size.json")
+    assert [cost["members"] for cost in found["measured"]] == [1, 2, 4][: len(found["measured"])]
+    assert all(cost["seconds"] > 0 for cost in found["measured"])
+    assert size == found["members_per_pack"] in (2, 4)  # a rung leaves one in two
+    (run.path / "pack_size.json").write_text('{"members_per_pack": 3}')
+    assert pack_size(trainer, 4) == 3
