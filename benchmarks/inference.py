@@ -1,0 +1,97 @@
+"""Seconds for 1,000 single-state actions: our policy, a bare MLP, sampling from the diffusion (as the paper's Fig. 2).
+
+python -m benchmarks.inference [--device cuda] [--output FILE.json]
+
+Needs torch, numpy and safetensors alone. A saved policy is numpy and never leaves the CPU; the others run where asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.population import ACTIONS, OBSERVATIONS, SPEC, Settings, make_pretrainer
+from benchmarks.timing import interleaved, machine, table, write
+from drcorl_ray.method.diffusion import sample
+from drcorl_ray.policy import Policy, PopulationPolicy
+
+STATES = 1000
+DENOISING_STEPS = (5, 15)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    states = np.random.default_rng(0).standard_normal((STATES, OBSERVATIONS), dtype=np.float32)
+    variants: dict[str, Callable[[], object]] = {"policy": partial(one_by_one, our_policy().act, states)}
+    variants["mlp"] = partial(one_by_one, bare_mlp(options.device), states)
+    for steps in DENOISING_STEPS:
+        variants[f"diffusion {steps}"] = partial(one_by_one, diffusion(options.device, steps), states[: STATES // 10])
+    with torch.no_grad():
+        seconds = interleaved(variants, 5, options.device)
+    for steps in DENOISING_STEPS:
+        seconds[f"diffusion {steps}"] *= 10
+    show(seconds, options.device)
+    write(options.output, {"machine": machine(options.device), "seconds": seconds})
+
+
+def one_by_one(act: Callable[[np.ndarray], object], states: np.ndarray) -> None:
+    for state in states:
+        act(state)
+
+
+def our_policy() -> Policy:
+    generator = np.random.default_rng(1)
+    sizes = [(OBSERVATIONS, 256), (256, 256), (256, ACTIONS)]
+    weights = tuple(generator.normal(0.0, size[0] ** -0.5, (1, *size)).astype(np.float32) for size in sizes)
+    biases = tuple(np.zeros((1, size), np.float32) for _, size in sizes)
+    mean, std = (np.asarray(values, np.float32) for values in (SPEC.observation_mean, SPEC.observation_std))
+    return Policy(PopulationPolicy(mean, std, weights, biases), {})
+
+
+def bare_mlp(device: str) -> Callable[[np.ndarray], object]:
+    """What one would write in torch: a state there, an action back."""
+    layers = (nn.Linear(OBSERVATIONS, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, ACTIONS), nn.Tanh())
+    network = nn.Sequential(*layers).to(device)
+    return lambda state: network(torch.from_numpy(state).to(device)).cpu().numpy()
+
+
+def diffusion(device: str, steps: int) -> Callable[[np.ndarray], object]:
+    """The behaviour model's own sampler, with the paper's network."""
+    noise = make_pretrainer(Settings(), [0], device).trainables["noise"]
+    weights = {name: weight.detach() for name, weight in noise.weights.items()}
+    asked = torch.tensor([[[1.0, 0.0, 1.0, 0.5]]], device=device)
+
+    def act(state: np.ndarray) -> np.ndarray:
+        observation = torch.from_numpy(state).to(device)[None, None]
+        start = torch.randn(1, 1, ACTIONS, device=device)
+        predict = lambda noisy, times: noise.network(weights, noisy, times, observation, asked)  # noqa: E731
+        return sample(predict, start, steps)[0, 0].cpu().numpy()
+
+    return act
+
+
+def show(seconds: dict[str, float], device: str) -> None:
+    ours = seconds["policy"]
+    targets = {"mlp": "ours no slower", "diffusion 15": "ours ≥ 25 × faster"}
+    names = {"policy": "our policy (numpy)", "mlp": f"bare MLP 2 × 256 (torch, {device})"}
+    table(
+        f"{STATES:,} single-state actions",
+        ("what", "seconds", "× ours", "target"),
+        [
+            (names.get(name, f"{name} steps (torch, {device})"), f"{took:.3f}", f"{took / ours:.1f}", targets.get(name, ""))
+            for name, took in seconds.items()
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
