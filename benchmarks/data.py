@@ -87,7 +87,7 @@ def measure_pass(store: Path) -> dict[str, float]:
 
 def measure_window(store: Path, rows: int, steps: int) -> dict[str, Any]:
     """A pretraining's critics phase out of a rolling window: the share of its time that it waited, and the memory it took."""
-    from drcorl_ray.data.stream import Window, stream_dataset
+    from drcorl_ray.data.stream import Share, Window
     from drcorl_ray.method.runner import Runner
 
     manifest = load_manifest(store)
@@ -95,7 +95,7 @@ def measure_window(store: Path, rows: int, steps: int) -> dict[str, Any]:
     stage = make_pretrainer(settings, [0])
     with PeakMemory() as peak:
         replay = Replay(manifest, capacity=rows)
-        with Window(stream_dataset(store).iterator(), replay, chunk_rows=rows // CHUNK_SHARE) as window:
+        with Window(Share(store), replay, chunk_rows=rows // CHUNK_SHARE) as window:
             window.fill()
             refreshes = 0
 

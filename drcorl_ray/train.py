@@ -25,7 +25,7 @@ from drcorl_ray.cluster import interrupts_restored
 from drcorl_ray.config import Config, MemberConfig
 from drcorl_ray.curves import curve_steps, save_curve_point
 from drcorl_ray.data.replay import Batch, Replay
-from drcorl_ray.data.stream import Window, data_config, fill, stream_dataset
+from drcorl_ray.data.stream import Share, Window, fill, stream_dataset, whole_store
 from drcorl_ray.errors import UserError
 from drcorl_ray.method.learner import Learner
 from drcorl_ray.method.online import Evidence
@@ -191,7 +191,6 @@ def _fit(
     artifacts: the pretrained ones it makes or starts from; a job on others never goes on from this one's checkpoint.
     """
     identity = hashlib.sha256(" ".join(path.stem for path in artifacts).encode()).hexdigest()[:16]
-    windowed = config.data.window_rows is not None and config.data.window_rows < data.manifest.rows
     trainer = _Trainer(
         _worker_loop,
         train_loop_config={
@@ -204,7 +203,7 @@ def _fit(
             "finish": finish,
         },
         datasets={"train": stream_dataset(data.store)},
-        dataset_config=data_config(data.store, window=windowed),
+        dataset_config=whole_store(),
         torch_config=TorchConfig(backend="nccl" if config.scaling.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.scaling.workers,
@@ -247,14 +246,17 @@ class _Trainer(TorchTrainer):
 class Feed:
     """Minibatches of one worker: from a resident replay, or from a rolling window that moves as the steps go by."""
 
-    def __init__(self, config: Config, data: TaskData, device: str, shard: Any) -> None:
+    def __init__(self, config: Config, data: TaskData, placement: Placement) -> None:
         self._refresh_steps = config.data.refresh_steps
-        self._replay = Replay(data.manifest, device=device, capacity=config.data.window_rows)
+        self._replay = Replay(data.manifest, device=placement.device, capacity=config.data.window_rows)
         self._window: Window | None = None
         if self._replay.resident:
-            fill(self._replay, shard)
+            rows = ray.train.get_dataset_shard("train")
+            assert rows is not None
+            fill(self._replay, rows)
         else:
-            self._window = Window(shard, self._replay, chunk_rows=max(1, self._replay.capacity // 8))
+            share = Share(data.store, placement.rank, placement.workers)
+            self._window = Window(share, self._replay, chunk_rows=max(1, self._replay.capacity // 8))
             self._window.fill()
 
     def seek(self, step: int) -> None:
@@ -284,7 +286,7 @@ def _worker_loop(job: dict[str, Any]) -> None:
     data: TaskData = job["data"]
     stage: Stage = job["build"](config, data, placement)
     rows = placement.rows((config.pretrain if name == "pretrain" else config.extract).batch_size)
-    feed = Feed(config, data, placement.device, ray.train.get_dataset_shard("train"))
+    feed = Feed(config, data, placement)
     step = _restore(stage)
     feed.seek(step)
     log = MetricsLog(job["log"], data.task.name, name, stage.total_steps, step) if rank == 0 else None

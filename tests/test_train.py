@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -14,13 +15,16 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 
+import drcorl_ray.train
+from drcorl_ray.config_file import load_config
 from drcorl_ray.data.source import task_store
 from drcorl_ray.errors import UserError
 from drcorl_ray.experiment import train
 from drcorl_ray.policy import PopulationPolicy, load_policy, load_population
 from drcorl_ray.run_directory import RunDirectory, read_log, read_results
-from drcorl_ray.stages import TaskData, load_artifacts, pretrain_seeds
-from drcorl_ray.train import _all_reduce, _room, curve_steps, extract, pretrain, pretrain_tasks
+from drcorl_ray.stages import Placement, TaskData, load_artifacts, pretrain_seeds
+from drcorl_ray.train import Feed, _all_reduce, _room, curve_steps, extract, pretrain, pretrain_tasks
+from tests.data.helpers import make_store
 from tests.method.helpers import extract as extract_steps
 from tests.method.helpers import make_learner, make_spec, make_table, small_config
 from tests.method.helpers import pretrain as pretrain_steps
@@ -192,3 +196,31 @@ def test_two_gloo_workers_with_half_the_batch_equal_one_in_float64(tmp_path):
     for name, tensor in whole.state_dict().items():
         assert torch.equal(halves[0][name], halves[1][name]), name
         torch.testing.assert_close(halves[0][name], tensor, rtol=1e-9, atol=1e-11, msg=name)
+
+
+def test_a_resumed_feed_has_moved_its_window_as_often(monkeypatch, tmp_path):
+    """Fault: a window that is one refresh ahead or behind where a resume falls on a step at which it moves."""
+
+    class CountedWindow:
+        def __init__(self, *_, **__):
+            self.refreshes = 0
+
+        def fill(self):
+            pass
+
+        def refresh(self):
+            self.refreshes += 1
+
+    monkeypatch.setattr(drcorl_ray.train, "Window", CountedWindow)
+    monkeypatch.setattr(drcorl_ray.train, "Share", lambda *_: None)
+    data = SimpleNamespace(manifest=make_store(tmp_path / "store", 40), store=tmp_path / "store")
+
+    def refreshes_before(step: int, resumed_at: int) -> int:
+        feed = Feed(load_config(["data.window_rows=20", "data.refresh_steps=5"]), data, Placement())
+        feed.seek(resumed_at)
+        for passed in range(resumed_at, step + 1):
+            feed.move(passed)
+        return feed._window.refreshes
+
+    for step, expected in ((0, 0), (4, 0), (5, 1), (9, 1), (10, 2), (23, 4)):
+        assert {refreshes_before(step, resumed_at) for resumed_at in range(step + 1)} == {expected}

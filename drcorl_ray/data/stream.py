@@ -5,8 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import ray.data
@@ -16,50 +16,74 @@ from ray.train import DataConfig
 from torch import Tensor
 
 from drcorl_ray.data.replay import Arrival, Replay
-from drcorl_ray.data.store import load_manifest, primitives, read_block
+from drcorl_ray.data.store import Shard, load_manifest, primitives, read_block
 from drcorl_ray.errors import UserError
 
 OBJECT_STORE_BYTES = 512 * 2**20
+PART_BYTES = OBJECT_STORE_BYTES // 4
 READ_TASKS = 2
 
 
-def stream_dataset(folder: Path, worker: int = 0, workers: int = 1) -> ray.data.Dataset:
-    """The rows of a store as a lazy Ray dataset, one block a shard, in order; of several workers, every n-th shard.
-
-    UserError where there are fewer shards than workers.
-    """
-    paths = [str((folder / shard.file_name).absolute()) for shard in load_manifest(folder).shards][worker::workers]
-    if not paths:
-        raise UserError(f"{folder}: too few shards for {workers} workers; use fewer workers")
+def stream_dataset(folder: Path, shards: Sequence[Shard] | None = None) -> ray.data.Dataset:
+    """The rows of a store, or of some of its shards, as a lazy Ray dataset in order, one block a shard."""
+    paths = [str((folder / shard.file_name).absolute()) for shard in shards or load_manifest(folder).shards]
     # Ray 2.60: read_parquet merges and cuts files into blocks of its own and takes 6 s to start each epoch (measured),
     # a plain task a file 0.3 s. Readers book no CPU: with every CPU booked by trainers they would wait for ever.
     # `read_block` lives in a module without torch, which costs a reader process 4 s and 600 MB to import.
     dataset = ray.data.from_items(paths, override_num_blocks=len(paths)).map_batches(
-        read_block, batch_size=1, num_cpus=0, compute=ray.data.TaskPoolStrategy(size=READ_TASKS)
+        read_block, batch_size=1, num_cpus=0, compute=ray.data.TaskPoolStrategy(size=min(READ_TASKS, len(paths)))
     )
     dataset.context.execution_options = _execution_options()
     return dataset
 
 
-def data_config(folder: Path, *, window: bool) -> DataConfig:
-    """How a trainer hands out `stream_dataset(folder)`.
-
-    Resident replays: every worker gets the whole data set, so that results do not depend on the number of workers.
-    Windows: each worker gets its own shards of it, and every row reaches one worker once an epoch.
-    """
-    if window:
-        return _OwnShards(folder)
+def whole_store() -> DataConfig:
+    """Every worker of a trainer gets the whole data set: what it learns does not depend on the number of workers."""
     return DataConfig(datasets_to_split=[], execution_options=_execution_options())
 
 
 def fill(replay: Replay, iterator: ray.data.DataIterator) -> None:
     """Read the whole data set into a resident replay, in whatever order its blocks arrive."""
-    for columns in iterator.iter_torch_batches(
-        batch_size=None, prefetch_batches=READ_TASKS, collate_fn=StoredColumns(), device="cpu"
-    ):
+    for columns in _batches(iterator, None, prefetch=READ_TASKS):
         replay.insert(columns)
     if not replay.complete:
         raise RuntimeError(f"the stream brought {replay.inserted_rows} rows, {replay.capacity} different ones were due")
+
+
+class Share:
+    """One worker's rows of a store, in order: of n workers, every n-th shard, so that each row reaches one worker an epoch.
+
+    They are read part by part, each part an execution of Ray Data whose output fits into its share of the object store. One
+    execution of everything comes to wait there for the learner, and its thread in the learner's process then spins (Ray 2.60:
+    250 ms a step instead of 25 on a store twice that share; docs/performance.md). UserError where there are fewer shards than
+    workers.
+    """
+
+    def __init__(self, folder: Path, worker: int = 0, workers: int = 1) -> None:
+        shards = load_manifest(folder).shards[worker::workers]
+        if not shards:
+            raise UserError(f"{folder}: too few shards for {workers} workers; use fewer workers")
+        self._folder, self._parts = folder, list(_parts(shards))
+
+    def batches(self, rows: int) -> Iterator[dict[str, Tensor]]:
+        """The columns of an epoch, `rows` rows at a time and fewer at the end of a part."""
+        for part in self._parts:
+            yield from _batches(stream_dataset(self._folder, part).iterator(), rows, prefetch=1)
+
+
+def _parts(shards: Sequence[Shard]) -> Iterator[list[Shard]]:
+    """Neighbouring shards, together at most PART_BYTES; a larger shard by itself."""
+    part: list[Shard] = []
+    for shard in shards:
+        if part and sum(other.size_bytes for other in part) + shard.size_bytes > PART_BYTES:
+            yield part
+            part = []
+        part.append(shard)
+    yield part
+
+
+def _batches(iterator: ray.data.DataIterator, rows: int | None, prefetch: int) -> Iterable[dict[str, Tensor]]:
+    return iterator.iter_torch_batches(batch_size=rows, prefetch_batches=prefetch, collate_fn=StoredColumns(), device="cpu")
 
 
 class StoredColumns(ArrowBatchCollateFn):
@@ -78,11 +102,9 @@ class Window:
     prefetch_chunks + 2 chunks and Ray's few blocks. Close it, or use it in a `with`.
     """
 
-    def __init__(
-        self, iterator: ray.data.DataIterator, replay: Replay, *, chunk_rows: int = 65536, prefetch_chunks: int = 2
-    ) -> None:
+    def __init__(self, share: Share, replay: Replay, *, chunk_rows: int = 65536, prefetch_chunks: int = 2) -> None:
         self.waited_s = 0.0
-        self._iterator, self._replay, self._chunk_rows = iterator, replay, chunk_rows
+        self._share, self._replay, self._chunk_rows = share, replay, chunk_rows
         self._chunks: queue.Queue[Arrival | BaseException] = queue.Queue(prefetch_chunks)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._produce, name="drcorl-window", daemon=True)
@@ -117,9 +139,7 @@ class Window:
     def _produce(self) -> None:
         try:
             while True:
-                for chunk in self._iterator.iter_torch_batches(
-                    batch_size=self._chunk_rows, prefetch_batches=1, collate_fn=StoredColumns(), device="cpu"
-                ):
+                for chunk in self._share.batches(self._chunk_rows):
                     if not self._offer(self._replay.arrange(chunk)):
                         return
         except BaseException as error:  # a reader must not die in silence: refresh would wait for ever
@@ -134,25 +154,6 @@ class Window:
                 continue
             return True
         return False
-
-
-class _OwnShards(DataConfig):
-    """Ray 2.60's own split drops rows (equal=True) and makes the workers wait for each other at every epoch's start."""
-
-    def __init__(self, folder: Path):
-        super().__init__(datasets_to_split=[])
-        self._folder = folder
-
-    def configure(
-        self,
-        datasets: dict[str, ray.data.Dataset],
-        world_size: int,
-        worker_handles: Any,
-        worker_node_ids: Any,
-        **kwargs: Any,
-    ) -> list[dict[str, ray.data.DataIterator]]:
-        shares = [stream_dataset(self._folder, worker, world_size) for worker in range(world_size)]
-        return [{name: share.iterator() for name in datasets} for share in shares]
 
 
 def _execution_options() -> ray.data.ExecutionOptions:

@@ -27,23 +27,26 @@ def plain(folder) -> Replay:
     return replay
 
 
-def rows_of(iterator, batch_size=None) -> list[int]:
-    batches = iterator.iter_torch_batches(batch_size=batch_size, collate_fn=stream.StoredColumns(), device="cpu")
+def rows_of(batches) -> list[int]:
     return [row for batch in batches for row in batch["rows"].tolist()]
 
 
+def whole(dataset, batch_size=None):
+    return dataset.iterator().iter_torch_batches(batch_size=batch_size, collate_fn=stream.StoredColumns(), device="cpu")
+
+
 class Endless:
-    """Stands in for a Ray iterator: a few chunks an epoch, and a count of those taken."""
+    """Stands in for a worker's share: a few chunks an epoch, and a count of those taken."""
 
     def __init__(self, columns, fail_after=None):
         self.columns, self.fail_after, self.taken = columns, fail_after, 0
 
-    def iter_torch_batches(self, *, batch_size, **_):
-        for first in range(0, ROWS, batch_size):
+    def batches(self, rows):
+        for first in range(0, ROWS, rows):
             if self.taken == self.fail_after:
                 raise OSError("the disk is gone")
             self.taken += 1
-            yield {name: torch.tensor(values[first : first + batch_size]) for name, values in self.columns.items()}
+            yield {name: torch.tensor(values[first : first + rows]) for name, values in self.columns.items()}
 
 
 def test_a_window_goes_on_epoch_after_epoch_and_reads_little_ahead(folder):
@@ -76,20 +79,20 @@ def test_a_window_raises_what_stopped_its_reader(folder):
 
 def test_more_workers_than_shards_are_refused(folder):
     with pytest.raises(UserError, match="too few shards for 12 workers"):
-        stream.stream_dataset(folder, 11, 12)
+        stream.Share(folder, 11, 12)
 
 
 @pytest.mark.ray
 def test_every_row_arrives_once_and_in_order(ray_cluster, folder):
     dataset = stream.stream_dataset(folder)
-    assert rows_of(dataset.iterator()) == [*range(ROWS)]
-    assert rows_of(dataset.iterator(), batch_size=64) == [*range(ROWS)]
+    assert rows_of(whole(dataset)) == [*range(ROWS)]
+    assert rows_of(whole(dataset, batch_size=64)) == [*range(ROWS)]
 
 
 @pytest.mark.ray
 def test_a_filled_replay_equals_a_plain_read(ray_cluster, folder):
     manifest, expected = load_manifest(folder), plain(folder)
-    config = stream.data_config(folder, window=False)
+    config = stream.whole_store()
     shards = config.configure({"train": stream.stream_dataset(folder)}, 2, None, None)
     for shard in shards:  # every worker gets everything
         replay = Replay(manifest)
@@ -102,18 +105,41 @@ def test_a_filled_replay_equals_a_plain_read(ray_cluster, folder):
 @pytest.mark.ray
 def test_an_incomplete_stream_is_noticed(ray_cluster, folder):
     with pytest.raises(RuntimeError, match="were due"):
-        stream.fill(Replay(load_manifest(folder)), stream.stream_dataset(folder, 0, 2).iterator())
+        stream.fill(Replay(load_manifest(folder)), stream.stream_dataset(folder, load_manifest(folder).shards[::2]).iterator())
 
 
 @pytest.mark.ray
-def test_two_windows_share_every_row_once_an_epoch(ray_cluster, folder):
-    config = stream.data_config(folder, window=True)
-    shards = config.configure({"train": stream.stream_dataset(folder)}, 2, None, None)
+@pytest.mark.parametrize("part_shards", [1, 3, 100])
+def test_two_workers_share_every_row_once_an_epoch(ray_cluster, folder, monkeypatch, part_shards):
+    size = load_manifest(folder).shards[0].size_bytes
+    monkeypatch.setattr(stream, "PART_BYTES", part_shards * size)
     for _ in range(2):
-        first, second = (rows_of(shard["train"], batch_size=64) for shard in shards)
+        first, second = (rows_of(stream.Share(folder, worker, 2).batches(64)) for worker in range(2))
         assert len(first) + len(second) == ROWS
         assert sorted(first + second) == [*range(ROWS)]
         assert abs(len(first) - len(second)) <= SHARD_ROWS
+        assert [first, second] == [sorted(first), sorted(second)]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_window_that_waits_for_its_learner_leaves_it_the_processor(ray_cluster, tmp_path, monkeypatch):
+    """A store four times Ray's share of memory and a learner that takes nothing: no thread of this process may spin.
+
+    Fault: one execution over the whole store (its thread then takes all of a core for as long as the window stands).
+    """
+    make_store(tmp_path / "store", 40_000, rows_per_shard=1000)
+    size = sum(shard.size_bytes for shard in load_manifest(tmp_path / "store").shards)
+    monkeypatch.setattr(stream, "OBJECT_STORE_BYTES", size // 4)
+    monkeypatch.setattr(stream, "PART_BYTES", size // 16)
+    replay = Replay(load_manifest(tmp_path / "store"), capacity=2000)
+    with stream.Window(stream.Share(tmp_path / "store"), replay, chunk_rows=500) as window:
+        window.fill()
+        time.sleep(2)
+        busy = time.process_time()
+        time.sleep(2)
+        busy = time.process_time() - busy
+    assert busy < 0.6
 
 
 @pytest.mark.ray
@@ -123,18 +149,19 @@ def test_a_damaged_shard_stops_the_stream_with_its_name(ray_cluster, tmp_path):
     path = sorted((tmp_path / "store").glob("*.parquet"))[1]
     path.write_bytes(b"?" * path.stat().st_size)
     with pytest.raises(Exception, match="cannot be read as Parquet") as caught:
-        rows_of(dataset.iterator())
+        rows_of(whole(dataset))
     assert path.name in str(caught.value)
 
 
 def train_loop(config):
     import ray.train
 
-    from drcorl_ray.data.stream import Window
+    from drcorl_ray.data.stream import Share, Window
 
     replay = Replay(load_manifest(config["folder"]), capacity=300)
     context = ray.train.get_context()
-    with Window(ray.train.get_dataset_shard("train"), replay, chunk_rows=64) as window:
+    share = Share(config["folder"], context.get_world_rank(), context.get_world_size())
+    with Window(share, replay, chunk_rows=64) as window:
         window.fill()
         seen = config["folder"].parent / f"rank{context.get_world_rank()}.txt"
         for _ in range(10):
@@ -152,8 +179,6 @@ def test_windows_in_a_trainer_that_books_every_cpu(ray_cluster, folder, tmp_path
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={"folder": folder},
-        datasets={"train": stream.stream_dataset(folder)},
-        dataset_config=stream.data_config(folder, window=True),
         scaling_config=ScalingConfig(num_workers=2),
         torch_config=TorchConfig(backend="gloo"),
         run_config=RunConfig(
