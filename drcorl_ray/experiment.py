@@ -50,6 +50,7 @@ def train(config: Config) -> RunDirectory:
     run = RunDirectory.prepare(config)
     members = config.members()
     connect()
+    _name_idle_cpus(config)
     with (
         progress_bars() as bars,
         Tracker(config, run) as tracker,
@@ -76,6 +77,14 @@ def finish(run: RunDirectory, rows: Records, started: float, extra: Mapping[str,
     write_report(run, results)
     write_json(run.results, results)
     console.print(f"report: {run.path / 'report.html'}")
+
+
+def _name_idle_cpus(config: Config) -> None:
+    """Say how to use them, where a training on CPUs would leave half of a machine's or more without work."""
+    cpus = int(max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]))
+    booked, threads = config.scaling.workers * config.scaling.cpus_per_worker, cpus // config.scaling.workers
+    if not config.scaling.use_gpu and 2 * booked <= cpus:
+        console.print(f"training on {booked:g} of {cpus} CPUs; scaling.cpus_per_worker={threads} uses more")
 
 
 def open_task(config: Config, task_name: str) -> TaskData:

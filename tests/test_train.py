@@ -19,7 +19,7 @@ import drcorl_ray.train
 from drcorl_ray.config_file import load_config
 from drcorl_ray.data.source import task_store
 from drcorl_ray.errors import UserError
-from drcorl_ray.experiment import train
+from drcorl_ray.experiment import _name_idle_cpus, train
 from drcorl_ray.policy import PopulationPolicy, load_policy, load_population
 from drcorl_ray.run_directory import RunDirectory, read_log, read_results
 from drcorl_ray.stages import Placement, TaskData, load_artifacts, pretrain_seeds
@@ -224,3 +224,22 @@ def test_a_resumed_feed_has_moved_its_window_as_often(monkeypatch, tmp_path):
 
     for step, expected in ((0, 0), (4, 0), (5, 1), (9, 1), (10, 2), (23, 4)):
         assert {refreshes_before(step, resumed_at) for resumed_at in range(step + 1)} == {expected}
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ([], "training on 1 of 2 CPUs; scaling.cpus_per_worker=2 uses more\n"),
+        (
+            ["scaling.cpus_per_worker=0.5", "scaling.workers=2"],
+            "training on 1 of 2 CPUs; scaling.cpus_per_worker=1 uses more\n",
+        ),
+        (["scaling.cpus_per_worker=2"], ""),
+        (["scaling.workers=2"], ""),
+        (["scaling.use_gpu=true"], ""),
+    ],
+)
+def test_cpus_without_work_are_named(ray_cluster, capsys, settings, said):
+    _name_idle_cpus(load_config(settings))
+    assert capsys.readouterr().err == said

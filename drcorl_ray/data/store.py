@@ -118,7 +118,7 @@ def store_for(path: Path, root: Path, task: str, filters: Filters | None = None)
     return folder
 
 
-def convert(dataset: Dataset, folder: Path, *, task: str, source: Source, rows_per_shard: int = 65536) -> Manifest:
+def convert(dataset: Dataset, folder: Path, *, task: str, source: Source, rows_per_shard: int = 131072) -> Manifest:
     """Write a data set as a store; an existing sound store of the same content is kept, anything else replaced.
 
     All is written into a hidden sibling directory that is renamed at the end; what dead conversions left is removed.
