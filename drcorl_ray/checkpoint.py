@@ -18,10 +18,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from drcorl_ray.errors import UserError
+from drcorl_ray.storage import is_remote, local_file
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it appears complete or not at all (temporary name, fsync, rename)."""
+    """Write a file so that it appears complete or not at all (temporary name, fsync, rename; object stores do so)."""
+    if is_remote(path):
+        path.write_bytes(content)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -69,7 +73,7 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str,
 def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read what `save_arrays` wrote; UserError where the file is missing, truncated, altered or of another kind."""
     try:
-        with safe_open(path, framework="numpy") as file:
+        with local_file(path) as local, safe_open(local, framework="numpy") as file:
             header = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (OSError, SafetensorError, ValueError, TypeError) as error:

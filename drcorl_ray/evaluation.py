@@ -24,6 +24,7 @@ from drcorl_ray.progress import progress_bars, wide_console
 from drcorl_ray.protocol import EPISODES, dsrl_groups, protocol_gaps, protocol_table
 from drcorl_ray.rollout import MAX_ENVIRONMENTS, Rollouts, blocks, roll_out_in
 from drcorl_ray.run_directory import read_results
+from drcorl_ray.storage import storage_path
 from drcorl_ray.tasks import Task, get_task
 
 EVALUATION_SEEDS = 4_000_000
@@ -94,7 +95,7 @@ def _output_folder(settings: EvaluationConfig) -> Path | None:
         if settings.video:
             raise UserError("evaluation.video=true needs a folder for its files: add evaluation.output=FOLDER")
         return None
-    folder = Path(settings.output).expanduser()
+    folder = storage_path(settings.output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -105,7 +106,7 @@ def _output_folder(settings: EvaluationConfig) -> Path | None:
 def load_entries(paths: Sequence[str]) -> list[Entry]:
     """The policies of files and of run directories, each once; UserError where one is not an intact policy of a known task."""
     found: dict[Path, Path] = {}
-    for file in (file for path in paths for file in _policy_files(Path(path))):
+    for file in (file for path in paths for file in _policy_files(storage_path(path))):
         found.setdefault(file.resolve(), file)
     files = list(found.values())
     if not files:

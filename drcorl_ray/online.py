@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from torch import Tensor
 
 from drcorl_ray.checkpoint import load_arrays, save_arrays, write_bytes
@@ -32,6 +30,7 @@ from drcorl_ray.method.online import Evidence
 from drcorl_ray.policy import PopulationPolicy
 from drcorl_ray.rollout import Rollouts, Trajectory
 from drcorl_ray.rollout_pool import RolloutPool
+from drcorl_ray.storage import append_text, file_lock
 from drcorl_ray.tasks import Task
 
 ONLINE_SEEDS = 5_000_000  # of the first evaluation's episodes; the next one's follow
@@ -60,10 +59,7 @@ class EpisodeLedger:
         chosen = list(members)
         granted = np.clip(self._budget - self.spent[chosen], 0, episodes)
         if granted.any():
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"members": chosen, "episodes": granted.tolist()}) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            append_text(self._path, json.dumps({"members": chosen, "episodes": granted.tolist()}) + "\n")
             self.spent[chosen] += granted
         return granted.tolist()
 
@@ -204,8 +200,7 @@ def online_evaluation(
     if not bool(learner.online.online.any()):
         yield lambda step: None
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    ours = FileLock(folder / "episodes.lock") if leads else nullcontext()  # a killed worker's successor waits for its end
+    ours = file_lock(folder / "episodes.lock") if leads else nullcontext()  # a killed worker's successor waits for its end
     with RolloutPool.of(config) as pool, ours:
         roller = Roller(config, learner, task, folder, pool) if leads else None
         yield OnlineEvaluation(config, learner, stop, roller, share).before

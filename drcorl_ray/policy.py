@@ -15,6 +15,7 @@ import numpy as np
 
 from drcorl_ray.checkpoint import load_arrays, read_json, save_arrays
 from drcorl_ray.errors import UserError
+from drcorl_ray.storage import storage_path
 
 POLICY_SCHEMA = 1
 
@@ -95,7 +96,7 @@ class Policy:
 
 def load_policy(path: str | Path) -> Policy:
     """Load a policy file, or the best policy of a finished run's directory; UserError where it is not an intact policy."""
-    file = Path(path)
+    file = storage_path(str(path))
     file = _policy_of_run(file) if file.is_dir() else file
     arrays, meta = load_arrays(file)
     lifted = {name: array[None] if name.startswith("layers") else array for name, array in arrays.items()}

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from drcorl_ray.run_directory import RunDirectory, read_log
+from drcorl_ray.storage import is_remote
 
-_POLL_S = 0.5
+_POLL_S, _REMOTE_POLL_S = 0.5, 5.0
 _WIDTH = 118
 _FINISHED_BARS = 6  # that stay on the screen: a terminal shows no more bars than it has lines
 
@@ -64,7 +65,7 @@ class Watcher:
         self._read()
 
     def _follow(self) -> None:
-        while not self._stop.wait(_POLL_S):
+        while not self._stop.wait(_REMOTE_POLL_S if is_remote(self._run.path) else _POLL_S):
             self._read()
 
     def _read(self) -> None:

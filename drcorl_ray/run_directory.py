@@ -17,6 +17,7 @@ from drcorl_ray.checkpoint import read_json, write_bytes
 from drcorl_ray.config import Config
 from drcorl_ray.config_file import dump_config
 from drcorl_ray.errors import UserError
+from drcorl_ray.storage import append_text, storage_path
 
 RESULTS_SCHEMA = 1
 _NOT_COMPARED = ("run.resume", "run.dir")  # the same run, however its directory is spelt
@@ -37,7 +38,7 @@ class RunDirectory:
         if config.run.resume and config.run.dir is None:
             raise UserError("run.resume=true needs the run.dir=RUN of the run to go on with")
         name = config.run.dir or f"runs/{'-'.join(config.tasks)[:60]}-{time.strftime('%Y%m%d-%H%M%S')}"
-        run = cls(Path(name).expanduser().absolute())
+        run = cls(storage_path(name))
         resolved = dump_config(config)
         try:
             if run.results.exists():
@@ -150,8 +151,7 @@ class MetricsLog:
         values = {name: [float(x) if np.isfinite(x) else None for x in array] for name, array in sorted(metrics.items())}
         now = time.monotonic()
         seconds, self._last = round(now - self._last, 3), now
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self._head | {"step": step, "seconds": seconds, "metrics": values}) + "\n")
+        append_text(self._path, json.dumps(self._head | {"step": step, "seconds": seconds, "metrics": values}) + "\n")
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from drcorl_ray.config import Config
 from drcorl_ray.progress import console
 from drcorl_ray.run_directory import RunDirectory
+from drcorl_ray.storage import is_remote
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -41,7 +42,8 @@ class Tracker:
     def _init(self, name: str, kind: str, config: Mapping[str, Any], **named: Any) -> Any:
         import wandb
 
-        group, folder = self._directory.path.name, str(self._directory.path)
+        path = self._directory.path
+        group, folder = path.name, None if is_remote(path) else str(path)
         return wandb.init(
             project="drcorl_ray", group=group, job_type=kind, name=name, dir=folder, mode=self._mode, config=dict(config),
             reinit="create_new", **named,

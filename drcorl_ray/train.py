@@ -16,7 +16,7 @@ import ray.train
 import ray.train.collective
 import torch
 import torch.distributed
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from torch import Tensor
@@ -52,6 +52,7 @@ from drcorl_ray.stages import (
     save_online_best,
     save_stage,
 )
+from drcorl_ray.storage import file_lock
 
 _STATE = "state.safetensors"
 
@@ -133,8 +134,7 @@ def _missing(paths: Mapping[int, Path]) -> dict[int, Path]:
 
 @contextmanager
 def _locked(path: Path, task: str, cancelled: Callable[[], bool]) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_suffix(".lock"))
+    lock = file_lock(path.with_suffix(".lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -6,7 +6,6 @@ python launch/report.py runs/PointCircle-20261122-120000
 """
 
 import sys
-from pathlib import Path
 
 from drcorl_ray.cli import guarded
 from drcorl_ray.errors import UserError
@@ -14,10 +13,11 @@ from drcorl_ray.errors import UserError
 
 def work() -> None:
     from drcorl_ray.report import rebuild  # after the command line is checked: imports take a second
+    from drcorl_ray.storage import storage_path
 
     if len(sys.argv) != 2:
         raise UserError(f"one run directory expected, got {len(sys.argv) - 1} arguments: python launch/report.py RUN")
-    rebuild(Path(sys.argv[1]))
+    rebuild(storage_path(sys.argv[1]))
 
 
 if __name__ == "__main__":

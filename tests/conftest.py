@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import time
+import uuid
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
 
 from drcorl_ray.cluster import prepare_environment
+from drcorl_ray.storage import storage_path
 
 prepare_environment()
 torch.set_num_threads(1)
@@ -68,3 +73,33 @@ def held_by_actors() -> list[str]:
     from ray._private.state import actors
 
     return [f"{actor['ActorClassName']} {actor['State']}" for actor in actors().values() if actor["State"] != "DEAD"]
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[None]:
+    """An S3 server on this machine, where the environment of this process and of what it starts says it is."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            patch.setenv(name, value)
+        yield
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3: None) -> Iterator[Path]:
+    """An empty folder of an object store."""
+    folder: Any = storage_path(f"s3://{uuid.uuid4().hex}/folder")
+    folder.fs.mkdir(folder.drive)
+    yield folder
+    folder.fs.rm(folder.drive, recursive=True)

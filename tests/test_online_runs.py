@@ -87,6 +87,7 @@ sys.exit(main("", work))
 """
 
 
+@pytest.mark.nightly
 def test_no_kill_of_a_run_spends_more_than_its_budget(tmp_path, monkeypatch):
     """kill -9 of the whole driver at a random moment; the environment itself counts the episodes."""
     monkeypatch.setattr(tasks, "_TASKS", dict(tasks._TASKS))

@@ -14,6 +14,7 @@ from pydantic import Field, PositiveInt, model_validator
 from drcorl_ray.config.base import Fraction, NonNegative, Positive, Section, Widths
 from drcorl_ray.data.dsrl import Filters
 from drcorl_ray.errors import UserError
+from drcorl_ray.storage import storage_path
 
 EvaluationMode = Literal["offline", "online", "hybrid"]
 
@@ -24,14 +25,16 @@ class RunConfig(Section):
         default="default", description="base settings; `paper` is faithful to the print"
     )
     dir: str | None = Field(
-        default=None, description="run directory, made if absent; a finished run is not overwritten; none: runs/TASK-TIME"
+        default=None,
+        description="run directory or URI, made if absent; finished ones are not overwritten; none: runs/TASK-TIME",
     )
     resume: bool = Field(default=False, description="continue the unfinished run in run.dir")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
         default=0, description="seed of pretraining and of every member's stream"
     )
     storage: str = Field(
-        default="runs/shared", description="folder of Parquet stores and pretrained artifacts, shared by all runs"
+        default="runs/shared",
+        description="folder or URI (s3://…) of stores and pretrained artifacts, shared by all runs",
     )
     wandb: Literal["auto", "online", "offline", "disabled"] = Field(
         default="auto", description="Weights & Biases; auto: online when logged in, else offline"
@@ -39,7 +42,7 @@ class RunConfig(Section):
 
     @property
     def storage_folder(self) -> Path:
-        return Path(self.storage).expanduser().absolute()
+        return storage_path(self.storage)
 
 
 class TaskConfig(Section):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from drcorl_ray.config import Config
-from drcorl_ray.data.download import dsrl_mirrors, find_dataset
+from drcorl_ray.data.download import dataset_folder, dsrl_mirrors, find_dataset
 from drcorl_ray.data.dsrl import write_dataset
 from drcorl_ray.data.store import store_for
 from drcorl_ray.envs.point_circle_data import generate_dataset
 from drcorl_ray.errors import UserError
+from drcorl_ray.storage import is_remote, storage_path
 from drcorl_ray.tasks import get_task
 
 
@@ -23,9 +24,10 @@ def task_store(config: Config, task_name: str) -> Path:
 def _dataset_file(config: Config, task_name: str, root: Path) -> Path:
     task, named = get_task(task_name), config.dataset_of(task_name)
     if named is not None:
-        return Path(named).expanduser().absolute()
+        return storage_path(named)
     if task.name == "PointCircle":
-        path = root / "datasets" / f"PointCircle-{config.run.seed}.hdf5"
+        folder = dataset_folder() if is_remote(root) else root / "datasets"
+        path = folder / f"PointCircle-{config.run.seed}.hdf5"
         if not path.exists():
             write_dataset(path, generate_dataset(config.run.seed))
         return path

@@ -7,10 +7,12 @@ than lists and their buffer is the tensor. The manifest carries a checksum of it
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +27,7 @@ from drcorl_ray.checkpoint import read_json, write_bytes
 from drcorl_ray.data.dsrl import Dataset, Episodes, Filters, file_sha256, filter_dataset, read_dataset
 from drcorl_ray.data.schema import RATE_DISCOUNT, SCHEMA_VERSION, STORED
 from drcorl_ray.errors import UserError
+from drcorl_ray.storage import is_remote, local_file, storage_path, upload
 
 MANIFEST = "manifest.json"
 OBSERVATION_STD_FLOOR = 1e-3
@@ -108,39 +111,52 @@ def store_for(path: Path, root: Path, task: str, filters: Filters | None = None)
     """
     if not path.is_file():
         raise UserError(f"{path}: no such data file; set data.dataset or put the file there")
-    source = Source(file_name=path.name, sha256=file_sha256(path), filters=filters or Filters())
-    identity = json.dumps([SCHEMA_VERSION, task, source.sha256, source.filters.model_dump(mode="json")])
-    folder = root / f"{task}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-    try:
-        verify(folder)
-    except UserError:
-        convert(filter_dataset(read_dataset(path), task, source.filters), folder, task=task, source=source)
+    with local_file(path) as file:
+        source = Source(file_name=path.name, sha256=file_sha256(file), filters=filters or Filters())
+        identity = json.dumps([SCHEMA_VERSION, task, source.sha256, source.filters.model_dump(mode="json")])
+        folder = root / f"{task}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+        try:
+            verify(folder)
+        except UserError:
+            convert(filter_dataset(read_dataset(file), task, source.filters), folder, task=task, source=source)
     return folder
 
 
 def convert(dataset: Dataset, folder: Path, *, task: str, source: Source, rows_per_shard: int = 131072) -> Manifest:
     """Write a data set as a store; an existing sound store of the same content is kept, anything else replaced.
 
-    All is written into a hidden sibling directory that is renamed at the end; what dead conversions left is removed.
+    All is written into a hidden sibling directory that is renamed at the end; what dead conversions left is removed. Into an
+    object store the manifest goes last: without it there is no store.
     """
+    if is_remote(folder):
+        with tempfile.TemporaryDirectory() as temporary:
+            manifest = _write(dataset, Path(temporary), task, source, rows_per_shard)
+            for name in (*(shard.file_name for shard in manifest.shards), MANIFEST):
+                upload(Path(temporary) / name, folder / name)
+        return manifest
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(folder)
     temporary = _hidden(folder, "new")
     temporary.mkdir()
     try:
-        table = _table(dataset)
-        shards: list[Shard] = []
-        for first in range(0, dataset.rows, rows_per_shard):
-            path, part = temporary / f"rows-{first:012d}.parquet", table.slice(first, rows_per_shard)
-            # Raw floats gain nothing from dictionaries or compression; plain pages are the fastest to read.
-            pq.write_table(part, path, compression="none", use_dictionary=False, write_statistics=False)
-            size = path.stat().st_size
-            shards.append(Shard(file_name=path.name, rows=len(part), size_bytes=size, sha256=file_sha256(path)))
-        manifest = _describe(dataset, task, source, shards)
-        write_bytes(temporary / MANIFEST, _encode(manifest))
+        manifest = _write(dataset, temporary, task, source, rows_per_shard)
         _put_in_place(temporary, folder, manifest)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    return manifest
+
+
+def _write(dataset: Dataset, folder: Path, task: str, source: Source, rows_per_shard: int) -> Manifest:
+    table = _table(dataset)
+    shards: list[Shard] = []
+    for first in range(0, dataset.rows, rows_per_shard):
+        path, part = folder / f"rows-{first:012d}.parquet", table.slice(first, rows_per_shard)
+        # Raw floats gain nothing from dictionaries or compression; plain pages are the fastest to read.
+        pq.write_table(part, path, compression="none", use_dictionary=False, write_statistics=False)
+        size = path.stat().st_size
+        shards.append(Shard(file_name=path.name, rows=len(part), size_bytes=size, sha256=file_sha256(path)))
+    manifest = _describe(dataset, task, source, shards)
+    write_bytes(folder / MANIFEST, _encode(manifest))
     return manifest
 
 
@@ -192,7 +208,8 @@ def read_store(folder: Path, names: Sequence[str] = tuple(STORED), rows: np.ndar
 def read_shard(path: Path, names: Sequence[str] = tuple(STORED)) -> pa.Table:
     """One Parquet file of a store; UserError where it cannot be read."""
     try:
-        return pq.read_table(path, columns=list(names))
+        source = io.BytesIO(path.read_bytes()) if is_remote(path) else path  # one request brings all of a shard's columns
+        return pq.read_table(source, columns=list(names))
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read as Parquet ({' '.join(str(error).split())}); {_MEND}") from error
 
@@ -200,7 +217,7 @@ def read_shard(path: Path, names: Sequence[str] = tuple(STORED)) -> pa.Table:
 def read_block(batch: Any) -> Any:
     """The shard named by a Ray Data batch of one path."""
     [path] = batch["item"]
-    return read_shard(Path(path))
+    return read_shard(storage_path(path))
 
 
 def primitives(table: pa.Table) -> dict[str, tuple[pa.Array, tuple[int, ...]]]:

@@ -26,7 +26,7 @@ READ_TASKS = 2
 
 def stream_dataset(folder: Path, shards: Sequence[Shard] | None = None) -> ray.data.Dataset:
     """The rows of a store, or of some of its shards, as a lazy Ray dataset in order, one block a shard."""
-    paths = [str((folder / shard.file_name).absolute()) for shard in shards or load_manifest(folder).shards]
+    paths = [str(folder / shard.file_name) for shard in shards or load_manifest(folder).shards]
     # Ray 2.60: read_parquet merges and cuts files into blocks of its own and takes 6 s to start each epoch (measured),
     # a plain task a file 0.3 s. Readers book no CPU: with every CPU booked by trainers they would wait for ever.
     # `read_block` lives in a module without torch, which costs a reader process 4 s and 600 MB to import.

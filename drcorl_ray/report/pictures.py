@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
+from drcorl_ray.checkpoint import write_bytes
 from drcorl_ray.report.calibration import KINDS, Entry, Point, own_name, points
 from drcorl_ray.report.calibration_figures import KIND_COLORS, LINES, MOST_NAMED
 from drcorl_ray.report.frontier import BEST, CLONES, Mark, Panel
@@ -41,8 +42,10 @@ def _grid(panels: int, width: float = 4.8, height: float = 3.8) -> tuple[Figure,
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=130)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=130)
     plt.close(figure)
+    write_bytes(path, content.getvalue())
     return path
 
 
@@ -185,7 +188,9 @@ def parallel(path: Path, studies: Sequence[Studied]) -> Path:
         rows = [_parallel(study) for study in studies[:_MOST_STUDIES]]
     width = max(row.shape[1] for row in rows)
     padded = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
-    plt.imsave(path, np.concatenate(padded))
+    content = io.BytesIO()
+    plt.imsave(content, np.concatenate(padded))
+    write_bytes(path, content.getvalue())
     return path
 
 

@@ -23,6 +23,7 @@ from drcorl_ray.checkpoint import read_json
 from drcorl_ray.errors import UserError
 from drcorl_ray.report.tables import BASELINES, Results, Row, is_judged, is_winner
 from drcorl_ray.run_directory import RunDirectory, read_log
+from drcorl_ray.storage import local_file
 
 FEWEST_FINISHED = 4
 OFFLINE = {
@@ -62,9 +63,9 @@ def _load(run: RunDirectory, entry: Mapping[str, Any]) -> optuna.Study | None:
     path = run.path / entry["journal"]
     if not path.is_file():
         return None
-    with quiet():
+    with quiet(), local_file(path) as journal:
         try:
-            stored = optuna.load_study(study_name=entry["name"], storage=JournalStorage(JournalFileBackend(str(path))))
+            stored = optuna.load_study(study_name=entry["name"], storage=JournalStorage(JournalFileBackend(str(journal))))
             copy = optuna.create_study(directions=stored.directions)
             copy.add_trials(stored.get_trials(deepcopy=False))
         except (KeyError, ValueError, TypeError, OSError):

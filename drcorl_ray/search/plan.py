@@ -92,6 +92,7 @@ class SearchPlan:
     def jobs(self) -> list[tuple[Pack, str]]:
         """What is to be trained now: (pack, task), the oldest pack first. None left: the search is finished."""
         self._advance()
+        self.study.keep()
         return [
             (pack, task)
             for pack in self._under_way

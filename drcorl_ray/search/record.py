@@ -21,6 +21,7 @@ from drcorl_ray.run_directory import RunDirectory
 from drcorl_ray.search.plan import POPULATION, RESULT, Pack, pack_folder, read_packs
 from drcorl_ray.search.study import SearchStudy
 from drcorl_ray.stages import TaskData
+from drcorl_ray.storage import storage_path
 from drcorl_ray.tasks import Task
 
 
@@ -139,7 +140,7 @@ def member_settings(config: Config, task: str, member: MemberConfig) -> Config:
         update={
             "run": config.run.model_copy(update={"dir": None, "resume": False, "storage": str(config.run.storage_folder)}),
             "task": TaskConfig(name=task),
-            "data": config.data.model_copy(update={"dataset": dataset and str(Path(dataset).expanduser().absolute())}),
+            "data": config.data.model_copy(update={"dataset": dataset and str(storage_path(dataset))}),
             "member": member,
             "population": [],
             "search": SearchConfig(),

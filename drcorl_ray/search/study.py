@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from drcorl_ray.config import RangeConfig, SearchConfig
+from drcorl_ray.storage import is_remote, upload
 
 COST_CONSTRAINT = "normalized_cost - 1"  # feasible where ≤ 0
 _ASKED = "asked"  # user attribute of a trial whose parameters are all there
@@ -46,7 +48,7 @@ class Score:
 
 
 def load_study(path: Path, name: str, *, multi_objective: bool = False) -> optuna.Study:
-    """The study in a journal; Optuna's own tools open it too: `JournalStorage(JournalFileBackend(path))`."""
+    """The study in a journal of this machine; Optuna's own tools open it too: `JournalStorage(JournalFileBackend(path))`."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     path.parent.mkdir(parents=True, exist_ok=True)
     directions = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE][: 1 + multi_objective]
@@ -61,7 +63,14 @@ class SearchStudy:
         self, path: Path, name: str, settings: SearchConfig, first_points: Sequence[Mapping[str, Any]], seed: int
     ) -> None:
         self.path, self.name, self.settings, self._seed = path, name, settings, seed
-        self.optuna = load_study(path, name, multi_objective=settings.multi_objective)
+        self._journal = path
+        if is_remote(path):
+            self._scratch = tempfile.TemporaryDirectory(prefix="drcorl-study-")  # removed with the study
+            self._journal = Path(self._scratch.name) / path.name
+            if path.exists():
+                self._journal.write_bytes(path.read_bytes())
+        self._kept_bytes = 0
+        self.optuna = load_study(self._journal, name, multi_objective=settings.multi_objective)
         points = [fit(settings.space, point) for point in first_points]
         if settings.sampler == "grid":
             points = [*(point for point in points if point in grid(settings.space)), *grid(settings.space)]
@@ -69,6 +78,15 @@ class SearchStudy:
         self.configurations = len(points) if settings.sampler == "grid" else settings.configurations
         for point in points[len(self._trials()) : self.configurations]:
             self.optuna.enqueue_trial(point)
+
+    def keep(self) -> None:
+        """Copy the journal to its object store, if that is where it belongs.
+
+        Any earlier state of it will do for a resumed search, which asks and tells again what is missing.
+        """
+        if is_remote(self.path) and (size := self._journal.stat().st_size) != self._kept_bytes:
+            upload(self._journal, self.path)
+            self._kept_bytes = size
 
     def _trials(self) -> list[FrozenTrial]:
         return self.optuna.get_trials(deepcopy=False)

@@ -250,7 +250,9 @@ def test_what_leaves_the_device_is_seen():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize(
+    "name", [name if name != "extract" else pytest.param(name, marks=pytest.mark.nightly) for name in STAGES]
+)
 def test_a_fused_step_does_what_its_operations_do(name):
     """On this machine's compiler, in float64, the last program of each. Fault: fuse with the number of the first step."""
     ends = []

@@ -1,0 +1,77 @@
+"""Where runs, stores and artifacts lie: in folders of this machine, or in an object store by URI (s3://…, gs://…).
+
+A path of an object store is a `upath.UPath` over fsspec, which answers as `pathlib.Path` does; credentials and endpoints are
+the provider's own (`AWS_…`, `GOOGLE_APPLICATION_CREDENTIALS`). Files appear there complete or not at all, and cannot be
+appended to or locked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from filelock import FileLock
+from upath import UPath
+
+from drcorl_ray.errors import UserError
+
+
+def storage_path(name: str) -> Path:
+    """The path that a setting names, absolute; UserError where the driver of its protocol is missing or refuses it."""
+    protocol, separator, _ = name.partition("://")
+    if not separator:
+        return Path(name).expanduser().absolute()
+    try:
+        path = UPath(name, use_listings_cache=False)  # a kept listing would hide what other machines write
+        path.fs  # noqa: B018 (its driver is imported here)
+    except ImportError as error:
+        raise UserError(f"{name}: {error}; for s3 and gs: uv sync --extra s3, --extra gcs") from error
+    except (ValueError, OSError) as error:
+        raise UserError(f"{name}: {protocol}:// cannot be opened ({error})") from error
+    return cast(Path, path)
+
+
+def is_remote(path: Path) -> bool:
+    return not isinstance(path, Path)
+
+
+@contextmanager
+def local_file(path: Path) -> Iterator[Path]:
+    """A file under a path of this machine: itself, or a copy for the time of the context. OSError where it is missing."""
+    if not is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        copy.write_bytes(path.read_bytes())
+        yield copy
+
+
+def upload(file: Path, path: Path) -> None:
+    """Copy a file of this machine into an object store."""
+    remote: Any = path
+    remote.fs.put_file(str(file), remote.path)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add to the end of a file; once it returned, the text is on disk or in the object store."""
+    if is_remote(path):
+        path.write_text((path.read_text(encoding="utf-8") if path.exists() else "") + text, encoding="utf-8")
+        return
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def file_lock(path: Path) -> FileLock:
+    """A lock that goes with its process. Of a path in an object store it holds between this machine's processes alone."""
+    if is_remote(path):
+        return FileLock(Path(tempfile.gettempdir()) / f"drcorl-{hashlib.sha256(str(path).encode()).hexdigest()[:16]}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path)
