@@ -38,7 +38,7 @@ class RunDirectory:
         if config.run.resume and config.run.dir is None:
             raise UserError("run.resume=true needs the run.dir=RUN of the run to go on with")
         name = config.run.dir or f"runs/{'-'.join(config.tasks)[:60]}-{time.strftime('%Y%m%d-%H%M%S')}"
-        run = cls(storage_path(name))
+        run = cls(storage_path(name).absolute())
         resolved = dump_config(config)
         try:
             if run.results.exists():

@@ -22,10 +22,10 @@ from drcorl_ray.errors import UserError
 
 
 def storage_path(name: str) -> Path:
-    """The path that a setting names, absolute; UserError where the driver of its protocol is missing or refuses it."""
+    """The path that a setting names; UserError where the driver of its protocol is missing or refuses it."""
     protocol, separator, _ = name.partition("://")
     if not separator:
-        return Path(name).expanduser().absolute()
+        return Path(name).expanduser()
     try:
         path = UPath(name, use_listings_cache=False)  # a kept listing would hide what other machines write
         path.fs  # noqa: B018 (its driver is imported here)

@@ -42,7 +42,7 @@ class RunConfig(Section):
 
     @property
     def storage_folder(self) -> Path:
-        return storage_path(self.storage)
+        return storage_path(self.storage).absolute()
 
 
 class TaskConfig(Section):

@@ -24,7 +24,7 @@ def task_store(config: Config, task_name: str) -> Path:
 def _dataset_file(config: Config, task_name: str, root: Path) -> Path:
     task, named = get_task(task_name), config.dataset_of(task_name)
     if named is not None:
-        return storage_path(named)
+        return storage_path(named).absolute()
     if task.name == "PointCircle":
         folder = dataset_folder() if is_remote(root) else root / "datasets"
         path = folder / f"PointCircle-{config.run.seed}.hdf5"

@@ -140,7 +140,7 @@ def member_settings(config: Config, task: str, member: MemberConfig) -> Config:
         update={
             "run": config.run.model_copy(update={"dir": None, "resume": False, "storage": str(config.run.storage_folder)}),
             "task": TaskConfig(name=task),
-            "data": config.data.model_copy(update={"dataset": dataset and str(storage_path(dataset))}),
+            "data": config.data.model_copy(update={"dataset": dataset and str(storage_path(dataset).absolute())}),
             "member": member,
             "population": [],
             "search": SearchConfig(),
