@@ -79,7 +79,7 @@ def measure_pass(store: Path) -> dict[str, float]:
             replay.insert(StoredColumns()(read_shard(store / shard.file_name)))
 
     def by_ray() -> None:
-        fill(Replay(manifest), stream_dataset(store).iterator())
+        fill(Replay(manifest), stream_dataset(store))
 
     seconds = interleaved({"pyarrow": bare, "one process": alone, "ray data": by_ray}, 5)
     return {name: manifest.rows / took for name, took in seconds.items()}

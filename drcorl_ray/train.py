@@ -25,7 +25,7 @@ from drcorl_ray.cluster import interrupts_restored
 from drcorl_ray.config import Config, MemberConfig
 from drcorl_ray.curves import curve_steps, save_curve_point
 from drcorl_ray.data.replay import Batch, Replay
-from drcorl_ray.data.stream import Share, Window, fill, stream_dataset, whole_store
+from drcorl_ray.data.stream import Share, Window, fill, stream_dataset
 from drcorl_ray.errors import UserError
 from drcorl_ray.method.learner import Learner
 from drcorl_ray.method.online import Evidence
@@ -202,8 +202,6 @@ def _fit(
             "build": build,
             "finish": finish,
         },
-        datasets={"train": stream_dataset(data.store)},
-        dataset_config=whole_store(),
         torch_config=TorchConfig(backend="nccl" if config.scaling.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.scaling.workers,
@@ -251,9 +249,7 @@ class Feed:
         self._replay = Replay(data.manifest, device=placement.device, capacity=config.data.window_rows)
         self._window: Window | None = None
         if self._replay.resident:
-            rows = ray.train.get_dataset_shard("train")
-            assert rows is not None
-            fill(self._replay, rows)
+            fill(self._replay, stream_dataset(data.store))
         else:
             share = Share(data.store, placement.rank, placement.workers)
             self._window = Window(share, self._replay, chunk_rows=max(1, self._replay.capacity // 8))

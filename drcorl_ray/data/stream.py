@@ -12,7 +12,7 @@ import pyarrow as pa
 import ray.data
 import torch
 from ray.data.collate_fn import ArrowBatchCollateFn
-from ray.train import DataConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
 from drcorl_ray.data.replay import Arrival, Replay
@@ -25,26 +25,26 @@ READ_TASKS = 2
 
 
 def stream_dataset(folder: Path, shards: Sequence[Shard] | None = None) -> ray.data.Dataset:
-    """The rows of a store, or of some of its shards, as a lazy Ray dataset in order, one block a shard."""
+    """The rows of a store, or of some shards of it, as a lazy Ray dataset in order, a block a shard; read on this machine."""
     paths = [str(folder / shard.file_name) for shard in shards or load_manifest(folder).shards]
     # Ray 2.60: read_parquet merges and cuts files into blocks of its own and takes 6 s to start each epoch (measured),
     # a plain task a file 0.3 s. Readers book no CPU: with every CPU booked by trainers they would wait for ever.
     # `read_block` lives in a module without torch, which costs a reader process 4 s and 600 MB to import.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     dataset = ray.data.from_items(paths, override_num_blocks=len(paths)).map_batches(
-        read_block, batch_size=1, num_cpus=0, compute=ray.data.TaskPoolStrategy(size=min(READ_TASKS, len(paths)))
+        read_block,
+        batch_size=1,
+        num_cpus=0,
+        compute=ray.data.TaskPoolStrategy(size=min(READ_TASKS, len(paths))),
+        scheduling_strategy=here,
     )
     dataset.context.execution_options = _execution_options()
     return dataset
 
 
-def whole_store() -> DataConfig:
-    """Every worker of a trainer gets the whole data set: what it learns does not depend on the number of workers."""
-    return DataConfig(datasets_to_split=[], execution_options=_execution_options())
-
-
-def fill(replay: Replay, iterator: ray.data.DataIterator) -> None:
-    """Read the whole data set into a resident replay, in whatever order its blocks arrive."""
-    for columns in _batches(iterator, None, prefetch=READ_TASKS):
+def fill(replay: Replay, dataset: ray.data.Dataset) -> None:
+    """Read a whole store into a resident replay, in whatever order its blocks arrive."""
+    for columns in _batches(dataset, None, prefetch=READ_TASKS):
         replay.insert(columns)
     if not replay.complete:
         raise RuntimeError(f"the stream brought {replay.inserted_rows} rows, {replay.capacity} different ones were due")
@@ -68,7 +68,7 @@ class Share:
     def batches(self, rows: int) -> Iterator[dict[str, Tensor]]:
         """The columns of an epoch, `rows` rows at a time and fewer at the end of a part."""
         for part in self._parts:
-            yield from _batches(stream_dataset(self._folder, part).iterator(), rows, prefetch=1)
+            yield from _batches(stream_dataset(self._folder, part), rows, prefetch=1)
 
 
 def _parts(shards: Sequence[Shard]) -> Iterator[list[Shard]]:
@@ -82,8 +82,10 @@ def _parts(shards: Sequence[Shard]) -> Iterator[list[Shard]]:
     yield part
 
 
-def _batches(iterator: ray.data.DataIterator, rows: int | None, prefetch: int) -> Iterable[dict[str, Tensor]]:
-    return iterator.iter_torch_batches(batch_size=rows, prefetch_batches=prefetch, collate_fn=StoredColumns(), device="cpu")
+def _batches(dataset: ray.data.Dataset, rows: int | None, prefetch: int) -> Iterable[dict[str, Tensor]]:
+    return dataset.iterator().iter_torch_batches(
+        batch_size=rows, prefetch_batches=prefetch, collate_fn=StoredColumns(), device="cpu"
+    )
 
 
 class StoredColumns(ArrowBatchCollateFn):

@@ -91,21 +91,17 @@ def test_every_row_arrives_once_and_in_order(ray_cluster, folder):
 
 @pytest.mark.ray
 def test_a_filled_replay_equals_a_plain_read(ray_cluster, folder):
-    manifest, expected = load_manifest(folder), plain(folder)
-    config = stream.whole_store()
-    shards = config.configure({"train": stream.stream_dataset(folder)}, 2, None, None)
-    for shard in shards:  # every worker gets everything
-        replay = Replay(manifest)
-        stream.fill(replay, shard["train"])
-        assert replay.complete
-        for name in ("observations", "actions", "next_observations", "rewards", "terminals", "cost_rates", "episode_costs"):
-            assert torch.equal(getattr(replay, name), getattr(expected, name))
+    replay, expected = Replay(load_manifest(folder)), plain(folder)
+    stream.fill(replay, stream.stream_dataset(folder))
+    assert replay.complete
+    for name in ("observations", "actions", "next_observations", "rewards", "terminals", "cost_rates", "episode_costs"):
+        assert torch.equal(getattr(replay, name), getattr(expected, name))
 
 
 @pytest.mark.ray
 def test_an_incomplete_stream_is_noticed(ray_cluster, folder):
     with pytest.raises(RuntimeError, match="were due"):
-        stream.fill(Replay(load_manifest(folder)), stream.stream_dataset(folder, load_manifest(folder).shards[::2]).iterator())
+        stream.fill(Replay(load_manifest(folder)), stream.stream_dataset(folder, load_manifest(folder).shards[::2]))
 
 
 @pytest.mark.ray
