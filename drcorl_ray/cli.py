@@ -42,7 +42,7 @@ def guarded(work: Callable[[], object]) -> int:
 def print_help(description: str | None) -> None:
     """The script's purpose and every key with its default and meaning."""
     console = Console()
-    console.print(f"{description}\n\nusage: {Path(sys.argv[0]).name} [CONFIG.yaml] [section.key=value …]\n", markup=False)
+    console.print(f"{description}\n\nusage: {Path(sys.argv[0]).name} [CONFIG.yaml …] [section.key=value …]\n", markup=False)
     for key, default, meaning in _keys(Config()):
         console.print(f"  {key}={default}\n      {meaning}", markup=False, highlight=False)
 

@@ -1,7 +1,8 @@
-"""Reading and writing configurations: defaults < preset (`run.preset`) < YAML file < `section.key=value` arguments."""
+"""Reading and writing configurations: defaults < preset (`run.preset`) < YAML files in order < `section.key=value`."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,18 +35,17 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def load_config(arguments: Sequence[str] = (), default_file: Path | None = None) -> Config:
-    """Config from command-line arguments `[CONFIG.yaml] [section.key=value …]`; UserError on anything invalid."""
-    files = [argument for argument in arguments if "=" not in argument]
-    if len(files) > 1:
-        raise UserError(f"one CONFIG.yaml at most, got {', '.join(files)}; settings are written section.key=value")
-    path = Path(files[0]) if files else default_file
-    content = _read_yaml(path) if path else {}
+    """Config from command-line arguments `[CONFIG.yaml …] [section.key=value …]`; UserError on anything invalid."""
+    files = [Path(argument) for argument in arguments if "=" not in argument]
+    if not files and default_file is not None:
+        files = [default_file]
+    content = functools.reduce(_merge, (read_yaml(file) for file in files), {})
     overrides = _parse_overrides(argument for argument in arguments if "=" in argument)
     explicit = _merge(content, overrides)
     run = explicit.get("run")
     preset = run.get("preset") if isinstance(run, Mapping) else None
     base = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
-    return validate(Config, _merge(base, explicit), str(path) if path else "arguments")
+    return validate(Config, _merge(base, explicit), ", ".join(map(str, files)) or "arguments")
 
 
 def dump_config(config: Config) -> str:
@@ -53,7 +53,8 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file (plain data alone: no tags are obeyed); UserError where it holds something else."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

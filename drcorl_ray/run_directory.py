@@ -17,7 +17,7 @@ from drcorl_ray.checkpoint import read_json, write_bytes
 from drcorl_ray.config import Config
 from drcorl_ray.config_file import dump_config
 from drcorl_ray.errors import UserError
-from drcorl_ray.storage import append_text, storage_path
+from drcorl_ray.storage import append_text, is_remote, storage_path
 
 RESULTS_SCHEMA = 1
 _NOT_COMPARED = ("run.resume", "run.dir")  # the same run, however its directory is spelt
@@ -37,7 +37,8 @@ class RunDirectory:
         """Make the directory, or take up the unfinished run in it; UserError where that would lose or mix up work."""
         if config.run.resume and config.run.dir is None:
             raise UserError("run.resume=true needs the run.dir=RUN of the run to go on with")
-        name = config.run.dir or f"runs/{'-'.join(config.tasks)[:60]}-{time.strftime('%Y%m%d-%H%M%S')}"
+        below = f"{config.run.storage}/" if is_remote(config.run.storage_folder) else ""
+        name = config.run.dir or f"{below}runs/{'-'.join(config.tasks)[:60]}-{time.strftime('%Y%m%d-%H%M%S')}"
         run = cls(storage_path(name).absolute())
         resolved = dump_config(config)
         try:

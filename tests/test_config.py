@@ -46,7 +46,15 @@ def test_the_default_file_gives_way_to_a_named_one(tmp_path):
     default, named = (write(tmp_path / f"{name}.yaml", f"extract: {{steps: {n}}}") for name, n in (("a", 3), ("b", 4)))
     assert load_config([], Path(default)).extract.steps == 3
     assert load_config([named], Path(default)).extract.steps == 4
-    assert "one CONFIG.yaml" in refusal(default, named)
+
+
+def test_of_several_files_the_later_one_wins_key_by_key(tmp_path):
+    first = write(tmp_path / "a.yaml", "extract: {steps: 3, critic_steps: 5}\nmember: {k: 3.0}\n")
+    second = write(tmp_path / "b.yaml", "extract: {steps: 4}\nrun: {preset: paper}\n")
+    config = load_config([first, second, "member.k=6"])
+    assert (config.extract.steps, config.extract.critic_steps, config.member.k) == (4, 5, 6.0)
+    assert config.pretrain.learning_rate == PRESETS["paper"]["pretrain"]["learning_rate"]
+    assert "b.yaml" in refusal(first, write(tmp_path / "b.yaml", "extract: {stepz: 4}\n"))
 
 
 @pytest.mark.parametrize("section", ["pretrain", "extract", "member"])

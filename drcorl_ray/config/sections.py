@@ -26,7 +26,7 @@ class RunConfig(Section):
     )
     dir: str | None = Field(
         default=None,
-        description="run directory or URI, made if absent; finished ones are not overwritten; none: runs/TASK-TIME",
+        description="folder or URI, made if absent, a finished run is kept; none: runs/TASK-TIME (of a URI in run.storage)",
     )
     resume: bool = Field(default=False, description="continue the unfinished run in run.dir")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
