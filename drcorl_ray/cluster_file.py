@@ -68,5 +68,5 @@ def _booked(config: Config) -> dict[str, dict[str, float]]:
     from drcorl_ray.search.tuner import pack_resources
 
     scaling = config.scaling
-    actor = {"CPU": scaling.cpus_per_actor} | ({scaling.actor_resource: 0.001} if scaling.actor_resource else {})
+    actor = {"CPU": scaling.cpus_per_actor} | scaling.actor_resources
     return {"a pack": pack_resources(scaling), "a rollout actor": actor}

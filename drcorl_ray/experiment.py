@@ -173,7 +173,10 @@ def start_baselines(
     clones, candidates, places = planned_clones(config, data, members)
     if not candidates:
         return None
-    task = ray.remote(clone).options(num_cpus=cpus, max_retries=config.scaling.max_failures)
+    scaling = config.scaling
+    task = ray.remote(clone).options(
+        num_cpus=cpus, resources=scaling.actor_resources, max_retries=scaling.max_failures
+    )  # beside the actors, where they have machines of their own: without a CPU booked it could land on a cluster's head
     return PendingClones(candidates, places, task.remote(data, config.pretrain, clones))
 
 

@@ -6,9 +6,10 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from drcorl_ray.config import Config
@@ -74,7 +75,7 @@ class RolloutPool:
 
     Ray 2.60: actors beyond the cluster's CPUs stay pending without a word, hence `cpus_per_actor` 0 by default; on a
     cluster that grows by demand (`ray up`) give a real number, and `start_timeout_s` the time a new node needs.
-    actor_resource: a custom resource of the nodes to run on.
+    resources: custom ones that an actor books of its node.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class RolloutPool:
         actors: int,
         *,
         cpus_per_actor: float = 0.0,
-        actor_resource: str | None = None,
+        resources: Mapping[str, float] = MappingProxyType({}),
         job_timeout_s: float = 900.0,
         start_timeout_s: float = 300.0,
         retries: int = 3,
@@ -94,10 +95,10 @@ class RolloutPool:
         self._ray: Any = ray
         self._size, self._retries = actors, retries
         self._job_timeout_s, self._start_timeout_s = job_timeout_s, start_timeout_s
-        self._asked = f"{cpus_per_actor:g} CPUs" + (f" on a node with {actor_resource!r}" if actor_resource else "")
+        self._asked = f"{cpus_per_actor:g} CPUs" + "".join(f" on a node with {name!r}" for name in resources)
         self._new_actor: Any = ray.remote(RolloutActor).options(
             num_cpus=cpus_per_actor,
-            resources={actor_resource: 0.001} if actor_resource else None,
+            resources=dict(resources),
             max_restarts=0,
             max_task_retries=0,
             scheduling_strategy="SPREAD",
@@ -110,7 +111,7 @@ class RolloutPool:
     @classmethod
     def of(cls, config: Config) -> RolloutPool:
         scaling = config.scaling
-        return cls(config.evaluation.actors, cpus_per_actor=scaling.cpus_per_actor, actor_resource=scaling.actor_resource)
+        return cls(config.evaluation.actors, cpus_per_actor=scaling.cpus_per_actor, resources=scaling.actor_resources)
 
     def __enter__(self) -> RolloutPool:
         return self

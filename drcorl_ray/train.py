@@ -115,7 +115,9 @@ def pretrain_tasks(
 def _room(config: Config) -> int:
     """Train jobs that fit side by side. One more than fits would wait for its workers until Ray Train gives up."""
     scaling, cluster = config.scaling, ray.available_resources()
-    rooms = [(cluster.get("CPU", 1.0) - 1.0) / (scaling.workers * scaling.cpus_per_worker)]
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    elsewhere = sum(has.get("CPU", 0.0) for has in machines if not scaling.worker_resources.keys() <= has.keys())
+    rooms = [(cluster.get("CPU", 1.0) - elsewhere - 1.0) / (scaling.workers * scaling.cpus_per_worker)]
     if scaling.use_gpu:
         rooms.append(cluster.get("GPU", 1.0) / scaling.workers)
     return max(1, int(min(rooms)))
@@ -206,7 +208,11 @@ def _fit(
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.scaling.workers,
             use_gpu=config.scaling.use_gpu,
-            resources_per_worker={"CPU": config.scaling.cpus_per_worker, **({"GPU": 1} if config.scaling.use_gpu else {})},
+            resources_per_worker={
+                "CPU": config.scaling.cpus_per_worker,
+                **({"GPU": 1} if config.scaling.use_gpu else {}),
+                **config.scaling.worker_resources,
+            },
         ),
         run_config=ray.train.RunConfig(
             name=f"{stage}-{data.task.name}-{identity}",

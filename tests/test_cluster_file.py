@@ -60,7 +60,7 @@ def test_its_first_lines_name_every_gap(file):
         (("idle_timeout_minutes: 10", "idle_timeout_minuets: 10"), "not a cluster file of this Ray.*idle_timeout_minuets"),
         (("head_node_type: head", "head_node_type: heat"), "not a cluster file of this Ray"),
         (("{CPU: 0}", "{CPU: 4}"), "head would train and roll out"),
-        (("{CPU: 8, GPU: 1}", "{CPU: 2, GPU: 1}"), "no type of machine has what a pack books"),
+        (("{CPU: 8, GPU: 1, learner: 1}", "{CPU: 8, learner: 1}"), "no type of machine has what a pack books"),
         (("{CPU: 16, rollout: 1}", "{CPU: 16}"), "no type of machine has what a rollout actor books"),
         (("cluster_name: drcorl", "cluster_name: [1"), "not valid YAML"),
     ],
@@ -97,7 +97,7 @@ def test_the_command_prints_the_machines_or_one_line(filled):
     done = run(filled(ROOT / "cluster.yaml"), ON_CLUSTER, FILLED)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        "head: {'CPU': 0}", "learner: {'CPU': 8, 'GPU': 1}", "rollout: {'CPU': 16, 'rollout': 1}"
+        "head: {'CPU': 0}", "learner: {'CPU': 8, 'GPU': 1, 'learner': 1}", "rollout: {'CPU': 16, 'rollout': 1}"
     ]  # fmt: skip
     refused = run("cluster.yaml", ON_CLUSTER, FILLED)
     assert refused.returncode == 2

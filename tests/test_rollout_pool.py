@@ -204,7 +204,7 @@ first = cluster.add_node(**small)
 ray.init(address=cluster.address, log_to_driver=False)
 
 policies, seeds = random_policy(8, 2, members=4), range(500)
-with RolloutPool(2, cpus_per_actor=1, actor_resource="rollout_node") as pool:
+with RolloutPool(2, cpus_per_actor=1, resources={"rollout_node": 0.001}) as pool:
     under_way = pool.start(policies, task, seeds)  # one actor waits until its node has joined
     while not placed.exists():
         time.sleep(0.05)

@@ -246,7 +246,20 @@ class ScalingConfig(Section):
     cpus_per_actor: NonNegative = Field(
         default=0.0, description="CPUs that a rollout actor books; 0 fits any machine, a cluster grows by more than 0 alone"
     )
+    worker_resource: str | None = Field(
+        default=None, description="custom Ray resource of the nodes on which workers and packs run; none: any node"
+    )
     actor_resource: str | None = Field(
         default=None, description="custom Ray resource of the nodes on which rollout actors run; none: any node"
     )
     max_failures: Annotated[int, Field(ge=0)] = Field(default=3, description="restarts of a failed worker or pack")
+
+    @property
+    def worker_resources(self) -> dict[str, float]:
+        """The custom resources that a worker or pack books: so little that any number of them fits on a node."""
+        return {self.worker_resource: 0.001} if self.worker_resource else {}
+
+    @property
+    def actor_resources(self) -> dict[str, float]:
+        """The custom resources that a rollout actor books."""
+        return {self.actor_resource: 0.001} if self.actor_resource else {}

@@ -37,7 +37,8 @@ def pack_size(trainer: PackTrainer, configurations: int) -> int:
         return settings.members_per_pack
     if not path.exists():
         resources = pack_resources(trainer.config.scaling)
-        measure = ray.remote(num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0))(_measure)
+        gpus, custom = resources.get("GPU", 0), trainer.config.scaling.worker_resources
+        measure = ray.remote(num_cpus=resources["CPU"], num_gpus=gpus, resources=custom)(_measure)
         costs = ray.get(measure.remote(trainer, configurations))
         smallest = settings.reduction_factor if settings.rungs else 1
         chosen = max(cheapest(costs).members, min(smallest, configurations))

@@ -58,7 +58,8 @@ class PackSearch(Searcher):
 
 def pack_resources(scaling: ScalingConfig) -> dict[str, float]:
     """What one pack books of the cluster."""
-    return {"CPU": scaling.cpus_per_worker} | ({"GPU": scaling.gpus_per_pack} if scaling.use_gpu else {})
+    gpus = {"GPU": scaling.gpus_per_pack} if scaling.use_gpu else {}
+    return {"CPU": scaling.cpus_per_worker} | gpus | scaling.worker_resources
 
 
 def check_room(scaling: ScalingConfig) -> None:

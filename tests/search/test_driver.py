@@ -1,6 +1,5 @@
 """Whole searches through Ray: winners on fresh seeds, retrained alone; kills of driver, trial and node lose nothing."""
 
-import json
 import os
 import shutil
 import signal
@@ -264,51 +263,3 @@ def test_kill_9_of_a_trial_goes_on_from_its_last_report(tmp_path):
     whole, _ = load_population(run.packs / "PointCircle-0000" / "PointCircle" / POPULATION)
     single, _ = load_population(alone.population("PointCircle"))
     assert whole.weights[0][pack.members[0].number].tobytes() == single.weights[0][0].tobytes()
-
-
-NODE_SEARCH = """
-import json, sys, threading, time
-import ray
-from ray.cluster_utils import Cluster
-from drcorl_ray.cluster import prepare_environment
-prepare_environment()
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-node = cluster.add_node(num_cpus=1)
-ray.init(address=cluster.address, log_to_driver=False)
-from pathlib import Path
-from drcorl_ray.config_file import load_config
-from drcorl_ray.search import search
-config = load_config(json.loads(sys.argv[1]))
-packs = Path(config.run.dir) / "packs"
-
-def remove():
-    while len(list(packs.glob("*-000[01]/*/state.safetensors"))) < 2:
-        time.sleep(0.05)
-    cluster.remove_node(node, allow_graceful=False)
-    print("node removed", flush=True)
-
-threading.Thread(target=remove, daemon=True).start()
-search(config)
-ray.shutdown()
-cluster.shutdown()
-"""
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.nightly
-@pytest.mark.timeout(600)
-def test_kill_9_of_a_node_costs_only_time(tmp_path):
-    """Two nodes of one CPU, a pack on each; one node's raylet is killed: its pack goes on elsewhere from its last report."""
-    extra = ["search.configurations=4", "extract.steps=3000", "scaling.report_steps=200", "evaluation.curve_points=0"]
-    arguments = tiny_arguments(tmp_path, *extra, "evaluation.baselines=[]", "scaling.cpus_per_worker=0.6")
-    pretrain_beforehand(load_config(arguments))
-    command = [sys.executable, "-c", NODE_SEARCH, json.dumps(arguments)]
-    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "node removed" in done.stdout
-    study = load_study(tmp_path / "run" / "studies" / "PointCircle.journal", "PointCircle")
-    assert [trial.state for trial in study.get_trials()] == [TrialState.COMPLETE] * 4
-    for log in (tmp_path / "run").glob("packs/*/*/metrics.jsonl"):
-        steps = [line["step"] for line in read_log(log)]
-        assert steps == sorted(set(steps))
