@@ -17,7 +17,7 @@ from drcorl_ray.checkpoint import read_json, write_bytes
 from drcorl_ray.config import Config
 from drcorl_ray.config_file import dump_config
 from drcorl_ray.errors import UserError
-from drcorl_ray.storage import append_text, is_remote, storage_path
+from drcorl_ray.storage import append_text, is_remote, reachable, storage_path
 
 RESULTS_SCHEMA = 1
 _NOT_COMPARED = ("run.resume", "run.dir")  # the same run, however its directory is spelt
@@ -39,7 +39,7 @@ class RunDirectory:
             raise UserError("run.resume=true needs the run.dir=RUN of the run to go on with")
         below = f"{config.run.storage}/" if is_remote(config.run.storage_folder) else ""
         name = config.run.dir or f"{below}runs/{'-'.join(config.tasks)[:60]}-{time.strftime('%Y%m%d-%H%M%S')}"
-        run = cls(storage_path(name).absolute())
+        run = cls(reachable(storage_path(name).absolute()))
         resolved = dump_config(config)
         try:
             if run.results.exists():

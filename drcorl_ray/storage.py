@@ -36,6 +36,16 @@ def storage_path(name: str) -> Path:
     return cast(Path, path)
 
 
+def reachable(path: Path) -> Path:
+    """The path itself; UserError where its object store does not answer or refuses us, so that no work is done in vain."""
+    if is_remote(path):
+        try:
+            path.exists()
+        except Exception as error:  # the drivers' own kinds, which are no OSErrors
+            raise UserError(f"{path}: cannot be reached ({error}); check its address and your credentials") from error
+    return path
+
+
 def is_remote(path: Path) -> bool:
     return not isinstance(path, Path)
 

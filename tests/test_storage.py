@@ -1,6 +1,9 @@
 """Paths in an object store, a real S3 server on this machine: what is written there is read back, by any machine."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,7 @@ from tests.data.helpers import make_store
 from tests.test_policy import make_population, observations
 from tests.tiny import tiny_arguments, tiny_config
 
+ROOT = Path(__file__).resolve().parents[1]
 SPACE = SearchConfig.model_validate({"space": {"k": {"low": 0.0, "high": 4.0}}, "configurations": 9})
 
 
@@ -158,6 +162,28 @@ def test_a_run_is_taken_up_or_refused_as_on_a_disk(bucket, tmp_path):
 def test_a_bucket_that_is_not_there_is_named(bucket, tmp_path):
     with pytest.raises(UserError, match="s3://no-such-bucket/run: cannot be written"):
         RunDirectory.prepare(tiny_config(tmp_path, "run.dir=s3://no-such-bucket/run"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "server", "said"),
+    [
+        ("run.storage=s3://bucket/shared", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "Could not connect"),
+        ("data.dataset=s3://bucket/file.hdf5", {}, "Unable to locate credentials"),
+    ],
+)
+def test_a_store_that_does_not_answer_is_named_in_one_line(tmp_path, change, server, said):
+    credentials = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"} if server else {"AWS_EC2_METADATA_DISABLED": "true"}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    command = [sys.executable, "launch/train.py", *tiny_arguments(tmp_path, change)]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**clean, **server, **credentials, "HOME": str(tmp_path)}, capture_output=True, text=True,
+        timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: s3://bucket/")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_locks_hold_on_one_machine(bucket):

@@ -10,21 +10,21 @@ from drcorl_ray.data.dsrl import write_dataset
 from drcorl_ray.data.store import store_for
 from drcorl_ray.envs.point_circle_data import generate_dataset
 from drcorl_ray.errors import UserError
-from drcorl_ray.storage import is_remote, storage_path
+from drcorl_ray.storage import is_remote, reachable, storage_path
 from drcorl_ray.tasks import get_task
 
 
 def task_store(config: Config, task_name: str) -> Path:
     """The Parquet store of a task's dataset under run.storage, made now unless it is there."""
     task = get_task(task_name)
-    root = config.run.storage_folder
+    root = reachable(config.run.storage_folder)
     return store_for(_dataset_file(config, task_name, root), root / "stores", task.name, config.data.filters)
 
 
 def _dataset_file(config: Config, task_name: str, root: Path) -> Path:
     task, named = get_task(task_name), config.dataset_of(task_name)
     if named is not None:
-        return storage_path(named).absolute()
+        return reachable(storage_path(named).absolute())
     if task.name == "PointCircle":
         folder = dataset_folder() if is_remote(root) else root / "datasets"
         path = folder / f"PointCircle-{config.run.seed}.hdf5"
