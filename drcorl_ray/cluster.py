@@ -22,6 +22,8 @@ _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # keep relative paths meaning what they mean in the driver
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # we keep our own metrics log
     "RAY_AIR_NEW_OUTPUT": "0",
+    "AWS_RETRY_MODE": "standard",  # an object store may stay away for six minutes (waits of up to 20 s between tries)
+    "AWS_MAX_ATTEMPTS": "40",
 }
 
 
@@ -45,7 +47,7 @@ def connect() -> None:
             include_dashboard=False,  # of a Ray started here; a joined cluster keeps its own
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"env_vars": dict(_ENVIRONMENT)},
+            runtime_env={"env_vars": {name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()}},
         )
 
 

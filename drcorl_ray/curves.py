@@ -48,8 +48,20 @@ def curve_steps(config: Config) -> list[int]:
 
 
 def save_curve_point(path: Path, learner: Learner) -> None:
-    mean, deviation = ([_number(x) for x in values.tolist()] for values in learner.offline_estimate())
-    learner.policies().save_population(path, {"offline_mean": mean, "offline_deviation": deviation})
+    mean, deviation = (values.cpu().numpy() for values in learner.offline_estimate())
+    _save(path, CurvePoint(learner.policies(), mean, deviation))
+
+
+def join_curve_points(path: Path, parts: Sequence[Path]) -> None:
+    """Write as one the points of populations that were trained apart."""
+    points = [load_curve_point(part) for part in parts]
+    mean, deviation = (np.concatenate(x) for x in zip(*((p.offline_mean, p.offline_deviation) for p in points), strict=True))
+    _save(path, CurvePoint(PopulationPolicy.join([point.policies for point in points]), mean, deviation))
+
+
+def _save(path: Path, point: CurvePoint) -> None:
+    meta = {"offline_mean": _nested(point.offline_mean), "offline_deviation": _nested(point.offline_deviation)}
+    point.policies.save_population(path, meta)
 
 
 def load_curve_point(path: Path) -> CurvePoint:

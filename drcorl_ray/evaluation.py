@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Column, Table
@@ -169,12 +168,7 @@ def _alike(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
 
 
 def _roll_out(entries: Sequence[Entry], seeds: Sequence[int], bars: Progress) -> EpisodeStats:
-    task, parts = entries[0].task, [entry.policy.population for entry in entries]
-    weights, biases = (
-        tuple(np.concatenate(layers) for layers in zip(*every, strict=True))
-        for every in ([part.weights for part in parts], [part.biases for part in parts])
-    )
-    population = PopulationPolicy(parts[0].observation_mean, parts[0].observation_std, weights, biases)
+    task, population = entries[0].task, PopulationPolicy.join([entry.policy.population for entry in entries])
     whole = Rollouts.empty(len(entries), seeds)
     bar = bars.add_task(f"{task.name}: episodes", total=whole.ran.size, note="")
     simulator = make_simulator(task)

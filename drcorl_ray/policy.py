@@ -36,6 +36,15 @@ class PopulationPolicy:
     def members(self) -> int:
         return self.weights[0].shape[0]
 
+    @classmethod
+    def join(cls, parts: Sequence[PopulationPolicy]) -> PopulationPolicy:
+        """The members of several populations with equal shapes and statistics, one after another."""
+        weights, biases = (
+            tuple(np.concatenate(layers) for layers in zip(*every, strict=True))
+            for every in ([part.weights for part in parts], [part.biases for part in parts])
+        )
+        return cls(parts[0].observation_mean, parts[0].observation_std, weights, biases)
+
     def select(self, members: Sequence[int]) -> PopulationPolicy:
         """The population of the given members, in the given order."""
         index = list(members)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from drcorl_ray.run_directory import RunDirectory, read_log
@@ -42,7 +43,7 @@ def progress_bars() -> Progress:
 
 
 class Watcher:
-    """Follows the run's metrics logs in a thread: one bar a stage, and every line to `log`.
+    """Follows the run's metrics logs in a thread: one bar a stage, and every line to `log`; notes are printed.
 
     The logs are the only thing that workers and driver share, so this works wherever the workers run.
     """
@@ -51,6 +52,7 @@ class Watcher:
         self._run, self._bars, self._log = run, bars, log
         self._seen: dict[Path, int] = {}
         self._sizes: dict[Path, int] = {}
+        self._noted = len(self._notes())
         self._tasks: dict[tuple[str, str], TaskID] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="drcorl-watcher", daemon=True)
@@ -68,7 +70,13 @@ class Watcher:
         while not self._stop.wait(_REMOTE_POLL_S if is_remote(self._run.path) else _POLL_S):
             self._read()
 
+    def _notes(self) -> list[str]:
+        return self._run.notes.read_text(encoding="utf-8").splitlines() if self._run.notes.exists() else []
+
     def _read(self) -> None:
+        for note in self._notes()[self._noted :]:
+            self._bars.console.print(f"[yellow]{escape(note)}")
+            self._noted += 1
         for path in self._run.logs():
             size = path.stat().st_size
             if self._sizes.get(path) == size:

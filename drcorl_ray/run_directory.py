@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ _NOT_COMPARED = ("run.resume", "run.dir")  # the same run, however its directory
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """RUN/: config.yaml, metrics.jsonl, policies/, curves/, online/, ray/ (checkpoints), results.json, report.* and pictures.
+    """RUN/: config.yaml, metrics.jsonl, notes.txt, states/, policies/, curves/, online/, results.json, report.* and pictures.
 
     A search has in addition studies/, packs/STUDY-NUMBER/TASK/, pretraining/ (logs) and members/ (configurations).
     """
@@ -69,13 +70,27 @@ class RunDirectory:
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
+    @property
+    def notes(self) -> Path:
+        """What went wrong on the way and what was done about it, a line each."""
+        return self.path / "notes.txt"
+
+    def note(self, text: str) -> None:
+        """Tell the user, also from a worker, whose output nobody sees; where that fails, work goes on."""
+        with suppress(OSError):
+            append_text(self.notes, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def states(self, training: str) -> Path:
+        """Where a training run's stage keeps its last states; a pack of a search keeps them in its own folder."""
+        return self.path / "states" / training
+
     def pretraining_log(self, task: str) -> Path:
         """Of one task of a search, where several are pretrained at the same time."""
         return self.path / "pretraining" / f"{task}.jsonl"
 
     def logs(self) -> list[Path]:
         """Every metrics log written so far: the run's own; in a search one for each pretraining and each pack's task."""
-        searches = (sorted(self.path.glob(pattern)) for pattern in ("pretraining/*.jsonl", "packs/*/*/metrics.jsonl"))
+        searches = (sorted(self.path.glob(pattern)) for pattern in ("pretraining/*.jsonl", "packs/*/*/**/metrics.jsonl"))
         return [path for path in (self.metrics, *itertools.chain(*searches)) if path.exists()]
 
     @property
@@ -91,6 +106,7 @@ class RunDirectory:
 
     @property
     def ray(self) -> Path:
+        """Ray's own records; nothing is resumed from them."""
         return self.path / "ray"
 
     @property
@@ -161,6 +177,15 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     return [json.loads(line) for line in lines]
+
+
+def join_logs(path: Path, parts: Sequence[Path]) -> None:
+    """Write as one the logs of populations that were trained apart, step by step."""
+    lines = []
+    for same in zip(*map(read_log, parts), strict=True):
+        values = {name: [x for line in same for x in line["metrics"][name]] for name in same[0]["metrics"]}
+        lines.append(same[0] | {"seconds": sum(line["seconds"] for line in same), "metrics": values})
+    write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def read_results(run: Path) -> dict[str, Any]:

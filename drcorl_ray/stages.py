@@ -1,4 +1,4 @@
-"""The two stages of a run without Ray: what a task's store tells the learner, and how a stage is built, advanced and saved.
+"""The two stages of a run without Ray: what a task's store tells the learner, how a stage is built, what it leaves.
 
 Ray Train (train.py) and Ray Tune (search/pack.py) only add shards, reports and restarts around this.
 """
@@ -197,19 +197,6 @@ def save_online_best(path: Path, learner: Learner) -> None:
     if evaluated.any():
         policies = learner.policies(learner.online.best).select(evaluated.nonzero().flatten().tolist())
         policies.save_population(path, {"members": evaluated.nonzero().flatten().tolist()})
-
-
-def save_stage(path: Path, stage: Stage, step: int) -> None:
-    """Write a stage's state after `step` steps."""
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in stage.state_dict().items()}
-    save_arrays(path, arrays, {"step": step})
-
-
-def load_stage(path: Path, stage: Stage) -> int:
-    """Take over a saved state; the step to go on from."""
-    arrays, meta = load_arrays(path)
-    stage.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
-    return int(meta["step"])
 
 
 def artifact_path(root: Path, data: TaskData, config: PretrainConfig, seed: int, precision: str = "fp32") -> Path:

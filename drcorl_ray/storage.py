@@ -2,7 +2,7 @@
 
 A path of an object store is a `upath.UPath` over fsspec, which answers as `pathlib.Path` does; credentials and endpoints are
 the provider's own (`AWS_…`, `GOOGLE_APPLICATION_CREDENTIALS`). Files appear there complete or not at all, and cannot be
-appended to or locked.
+appended to or locked. How long one may stay away is its driver's business too (`cluster.prepare_environment`).
 """
 
 from __future__ import annotations
@@ -10,15 +10,19 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import pyarrow.fs
 from filelock import FileLock
 from upath import UPath
 
 from drcorl_ray.errors import UserError
+
+_ANSWER_S = 30.0
 
 
 def storage_path(name: str) -> Path:
@@ -38,12 +42,26 @@ def storage_path(name: str) -> Path:
 
 def reachable(path: Path) -> Path:
     """The path itself; UserError where its object store does not answer or refuses us, so that no work is done in vain."""
-    if is_remote(path):
+    if is_remote(path) and (reason := _refusal(path)) is not None:
+        raise UserError(f"{path}: cannot be reached ({reason}); check its address and your credentials")
+    return path
+
+
+def _refusal(path: Path) -> str | None:
+    """Why an object store cannot be used, after a short while: later its driver is to be patient."""
+    answers: list[str | None] = []
+
+    def ask() -> None:
         try:
             path.exists()
+            answers.append(None)
         except Exception as error:  # the drivers' own kinds, which are no OSErrors
-            raise UserError(f"{path}: cannot be reached ({error}); check its address and your credentials") from error
-    return path
+            answers.append(str(error))
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_ANSWER_S)
+    return answers[0] if answers else f"no answer within {_ANSWER_S:.0f} s"
 
 
 def is_remote(path: Path) -> bool:
@@ -60,6 +78,14 @@ def local_file(path: Path) -> Iterator[Path]:
         copy = Path(folder) / path.name
         copy.write_bytes(path.read_bytes())
         yield copy
+
+
+def ray_storage(folder: Path) -> dict[str, Any]:
+    """Where Ray Train and Tune keep what they write: arguments of their RunConfig, so that they go the same way as we do."""
+    if not is_remote(folder):
+        return {"storage_path": str(folder)}
+    remote: Any = folder
+    return {"storage_path": remote.path, "storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(remote.fs))}
 
 
 def upload(file: Path, path: Path) -> None:

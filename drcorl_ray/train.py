@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -45,16 +44,13 @@ from drcorl_ray.stages import (
     build_pretrainer,
     build_runner,
     load_artifacts,
-    load_stage,
     report_intervals,
     save_artifacts,
     save_last,
     save_online_best,
-    save_stage,
 )
-from drcorl_ray.storage import file_lock
-
-_STATE = "state.safetensors"
+from drcorl_ray.states import States
+from drcorl_ray.storage import file_lock, ray_storage
 
 BuildStage = Callable[[Config, TaskData, Placement], Stage]
 Finish = Callable[[Stage], None]
@@ -188,11 +184,14 @@ def _fit(
     build: BuildStage,
     finish: Finish,
 ) -> None:
-    """Run one stage as a Ray Train job that resumes from its last report, whoever died.
+    """Run one stage as a Ray Train job that resumes from its last intact state, whoever died.
 
-    artifacts: the pretrained ones it makes or starts from; a job on others never goes on from this one's checkpoint.
+    The states are ours: Ray 2.60 keeps its list of checkpoints in a file that is not written atomically.
+
+    artifacts: the pretrained ones it makes or starts from; a job on others never goes on from this one's states.
     """
     identity = hashlib.sha256(" ".join(path.stem for path in artifacts).encode()).hexdigest()[:16]
+    training = f"{stage}-{data.task.name}-{identity}"
     trainer = _Trainer(
         _worker_loop,
         train_loop_config={
@@ -201,6 +200,7 @@ def _fit(
             "run": run,
             "log": log,
             "stage": stage,
+            "states": States(run.states(training)),
             "build": build,
             "finish": finish,
         },
@@ -215,11 +215,10 @@ def _fit(
             },
         ),
         run_config=ray.train.RunConfig(
-            name=f"{stage}-{data.task.name}-{identity}",
-            storage_path=str(run.ray),
+            name=training,
+            **ray_storage(run.ray),
             # Ray 2.60 retries set-up failures for ever unless the controller's own failures are limited too.
             failure_config=ray.train.FailureConfig(max_failures=config.scaling.max_failures, controller_failure_limit=2),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
     try:
@@ -289,7 +288,13 @@ def _worker_loop(job: dict[str, Any]) -> None:
     stage: Stage = job["build"](config, data, placement)
     rows = placement.rows((config.pretrain if name == "pretrain" else config.extract).batch_size)
     feed = Feed(config, data, placement)
-    step = _restore(stage)
+    states: States = job["states"]
+    step, damages = states.load(stage)
+    if rank == 0:
+        for damage in damages:
+            run.note(f"{data.task.name}, {name}: {damage}; going on from step {step}")
+    if workers > 1 and ray.train.collective.broadcast_from_rank_zero(step) != step:
+        raise RuntimeError(f"{states.folder}: worker {rank} read another state than the first one")
     feed.seek(step)
     log = MetricsLog(job["log"], data.task.name, name, stage.total_steps, step) if rank == 0 else None
     keep = curve_steps(config) if name == "extract" and rank == 0 else []
@@ -306,7 +311,9 @@ def _worker_loop(job: dict[str, Any]) -> None:
                 save_curve_point(run.curve(data.task.name, stop), stage)
             if log is not None:
                 log.write(stop, metrics)
-            _report(stage, stop, rank)
+            if rank == 0:  # all workers' states are equal
+                states.save(stage, stop)
+            ray.train.report({"step": stop})  # a barrier
     feed.close()
     if rank == 0:
         job["finish"](stage)
@@ -329,24 +336,6 @@ def _from_first_worker(evidence: Evidence | None) -> Evidence:
         return evidence
     sent = ray.train.collective.broadcast_from_rank_zero([ray.put(evidence)] if evidence else [])
     return ray.get(sent[0])
-
-
-def _restore(stage: Stage) -> int:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return 0
-    with checkpoint.as_directory() as folder:
-        return load_stage(Path(folder) / _STATE, stage)
-
-
-def _report(stage: Stage, step: int, rank: int) -> None:
-    """Every worker reports (it is a barrier); the first one's state is the checkpoint, since all are equal."""
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = None
-        if rank == 0:
-            save_stage(Path(folder) / _STATE, stage, step)
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report({"step": step}, checkpoint=checkpoint)
 
 
 def _all_reduce(tensor: Tensor) -> Tensor:

@@ -29,11 +29,10 @@ from drcorl_ray.stages import (
     build_pretrainer,
     build_runner,
     load_artifacts,
-    load_stage,
     pretrain_seeds,
     save_artifacts,
-    save_stage,
 )
+from drcorl_ray.states import load_state, save_state
 from drcorl_ray.tasks import get_task
 from tests.data.helpers import SOURCE, make_columns
 from tests.method.helpers import make_spec, small_config
@@ -188,10 +187,10 @@ def test_pretraining_goes_on_through_a_file_bitwise(tmp_path, stop):
     straight = build_pretrainer(config, data, [1, 2], Placement())
     total = straight.total_steps
     build_runner(straight, sample, rows, Placement(), config.scaling).advance(0, stop)
-    save_stage(tmp_path / "state.safetensors", straight, stop)
+    save_state(tmp_path / "state.safetensors", straight, stop)
     build_runner(straight, sample, rows, Placement(), config.scaling).advance(stop, total)
     resumed = build_pretrainer(config, data, [1, 2], Placement())
-    assert load_stage(tmp_path / "state.safetensors", resumed) == stop
+    assert load_state(tmp_path / "state.safetensors", resumed) == stop
     build_runner(resumed, sample, rows, Placement(), config.scaling).advance(stop, total)
     assert bits(resumed) == bits(straight)
 
@@ -206,11 +205,11 @@ def test_extraction_goes_on_through_a_file_bitwise(tmp_path, stop):
     pretrained = fresh(config, data, [0])
     straight = build_learner(config, data, members, pretrained, Placement())
     build_runner(straight, sample, rows, Placement(), config.scaling).advance(0, stop)
-    save_stage(tmp_path / "state.safetensors", straight, stop)
+    save_state(tmp_path / "state.safetensors", straight, stop)
     metrics = build_runner(straight, sample, rows, Placement(), config.scaling).advance(stop, straight.total_steps)
     assert straight.multiplier.value[0] > 0.1
     resumed = build_learner(config, data, members, pretrained, Placement())
-    assert load_stage(tmp_path / "state.safetensors", resumed) == stop
+    assert load_state(tmp_path / "state.safetensors", resumed) == stop
     again = build_runner(resumed, sample, rows, Placement(), config.scaling).advance(stop, resumed.total_steps)
     assert bits(resumed) == bits(straight)
     assert {name: value.tobytes() for name, value in again.items()} == {

@@ -168,7 +168,7 @@ def test_a_bucket_that_is_not_there_is_named(bucket, tmp_path):
 @pytest.mark.parametrize(
     ("change", "server", "said"),
     [
-        ("run.storage=s3://bucket/shared", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "Could not connect"),
+        ("run.storage=s3://bucket/shared", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "no answer within 30 s"),
         ("data.dataset=s3://bucket/file.hdf5", {}, "Unable to locate credentials"),
     ],
 )

@@ -7,9 +7,10 @@ on from its last report, and a finished one is not trained again.
 from __future__ import annotations
 
 import functools
+import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ import torch
 
 from drcorl_ray.checkpoint import write_json
 from drcorl_ray.config import Config, MemberConfig
-from drcorl_ray.curves import curve_steps, save_curve_point
+from drcorl_ray.curves import curve_steps, join_curve_points, save_curve_point
 from drcorl_ray.data.replay import Replay
 from drcorl_ray.data.store import read_store
+from drcorl_ray.errors import UserError
 from drcorl_ray.experiment import SEARCH_SEEDS, episode_seeds
 from drcorl_ray.method.learner import Learner
 from drcorl_ray.method.runner import Runner
@@ -29,20 +31,19 @@ from drcorl_ray.online import online_evaluation
 from drcorl_ray.policy import PopulationPolicy, load_population
 from drcorl_ray.rollout import evaluate
 from drcorl_ray.rollout_pool import RolloutPool
-from drcorl_ray.run_directory import MetricsLog, RunDirectory
-from drcorl_ray.search.plan import ONLINE, POPULATION, RESULT, STATE, Member, Pack, pack_folder, read_pack
+from drcorl_ray.run_directory import MetricsLog, RunDirectory, join_logs
+from drcorl_ray.search.plan import ONLINE, POPULATION, RESULT, Member, Pack, pack_folder, read_pack
 from drcorl_ray.stages import (
     Placement,
     TaskData,
     build_learner,
     build_runner,
     load_artifacts,
-    load_stage,
     mean_scores,
     report_intervals,
     save_last,
-    save_stage,
 )
+from drcorl_ray.states import States, save_state
 from drcorl_ray.tasks import Task
 
 Report = Callable[[int], None]
@@ -67,7 +68,8 @@ class PackTrainer:
         if not (folder / RESULT).exists():
             began = time.time()
             data, replay = self.open(task)
-            self._train(pack, data, replay, folder, report)
+            if not (folder / POPULATION).exists():
+                self._train(pack, data, replay, folder, report)
             judged = self._judge(pack, data, folder)
             write_json(folder / RESULT, judged | {"began": began, "ended": time.time()})
 
@@ -75,9 +77,10 @@ class PackTrainer:
         """A task and its resident data; a process, which is used again, keeps the last task's."""
         return _task_data(*self.stores[task], self._placement.device)
 
-    def build(self, data: TaskData, members: Sequence[MemberConfig]) -> Learner:
-        """A population at the start of extraction."""
-        return build_learner(self.config, data, members, load_artifacts(self.artifacts[data.task.name]), self._placement)
+    def build(self, data: TaskData, members: Sequence[MemberConfig], device: str | None = None) -> Learner:
+        """A population at the start of extraction, where packs are trained unless said otherwise."""
+        placement = Placement(device or self._placement.device)
+        return build_learner(self.config, data, members, load_artifacts(self.artifacts[data.task.name]), placement)
 
     def runner(self, learner: Learner, replay: Replay) -> Runner:
         torch.set_num_threads(max(1, int(self.config.scaling.cpus_per_worker)))
@@ -94,8 +97,29 @@ class PackTrainer:
         return Placement("cuda" if self.config.scaling.use_gpu else "cpu")
 
     def _train(self, pack: Pack, data: TaskData, replay: Replay, folder: Path, report: Report) -> None:
-        config, name = self.config, str(folder.relative_to(self.run.packs))
-        learner, step = self._learner(pack, data, folder)
+        """Train a pack to its end; where that is too much for the device's memory, one half after the other.
+
+        A member's training does not depend on those beside it, so the result is the same.
+        """
+        parts, name = _halves(pack, folder), _name(pack, data)
+        if not (parts[0][1] / "metrics.jsonl").exists():
+            try:
+                self._train_at_once(pack, data, replay, folder, report)
+                return
+            except torch.OutOfMemoryError as error:
+                if len(pack.members) == 1:
+                    raise UserError(f"{name}: one member is too large for the memory; lower extract.batch_size") from error
+            self.run.note(
+                f"{name}: {len(pack.members)} members are too large for the memory; going on with half of them at a time"
+            )
+        for part, half in parts:
+            _free_memory()
+            self._train(part, data, replay, half, report)
+        self._join(pack, data, folder, parts)
+
+    def _train_at_once(self, pack: Pack, data: TaskData, replay: Replay, folder: Path, report: Report) -> None:
+        config, name, states = self.config, str(folder.relative_to(self.run.packs)), States(folder)
+        learner, step = self._learner(pack, data, replay, states)
         log = MetricsLog(folder / "metrics.jsonl", data.task.name, f"{pack.study} pack {pack.number}", pack.stop, step)
         keep = curve_steps(config)
         runner = self.runner(learner, replay)
@@ -104,31 +128,48 @@ class PackTrainer:
                 log.write(stop, runner.advance(start, stop, before))
                 if stop in keep:
                     save_curve_point(self.run.curve(name, stop), learner)
-                save_stage(folder / STATE, learner, stop)
+                states.save(learner, stop)
                 report(stop)
         save_last(folder / POPULATION, learner)
 
-    def _learner(self, pack: Pack, data: TaskData, folder: Path) -> tuple[Learner, int]:
-        """The pack's learner at the step to go on from: its own last report, its members' sources, or the pretraining."""
+    def _learner(self, pack: Pack, data: TaskData, replay: Replay, states: States) -> tuple[Learner, int]:
+        """The pack's learner at the step to go on from: its own last state, its members' sources, or the pretraining."""
+        learner = self.build(data, self.members(pack.members))
+        step, damages = states.load(learner)
+        for damage in damages:
+            self.run.note(f"{_name(pack, data)}: {damage}; going on from step {step or pack.start}")
+        if step == 0 and pack.sources():
+            sources = [self._source(pack.study, number, data, replay) for number in pack.sources()]
+            for source, places in zip(sources, pack.sources().values(), strict=True):
+                source.select(places)
+            learner.load_state_dict(_joined(sources).state_dict())
+        return learner, step or pack.start
 
-        def build(members: Sequence[Member]) -> Learner:
-            return self.build(data, self.members(members))
+    def _source(self, study: str, number: int, data: TaskData, replay: Replay) -> Learner:
+        """A trained pack's learner, in the host's memory; where its last state is damaged, trained again from what is left."""
+        pack, folder = read_pack(pack_folder(self.run.packs, study, number)), self._folder(study, number, data.task.name)
+        learner = self.build(data, self.members(pack.members), "cpu")
+        step, damages = States(folder).load(learner)
+        if step != pack.stop:
+            self.run.note(f"{_name(pack, data)}: {'; '.join(damages) or 'its last state is missing'}; made again")
+            self._train(pack, data, replay, folder, lambda step: None)
+            States(folder).load(learner)
+        return learner
 
-        if (folder / STATE).exists():
-            learner = build(pack.members)
-            return learner, load_stage(folder / STATE, learner)
-        survivors = []
-        for number, places in pack.sources().items():
-            source = build(read_pack(pack_folder(self.run.packs, pack.study, number)).members)
-            load_stage(self._folder(pack.study, number, data.task.name) / STATE, source)
-            source.select(places)
-            survivors.append(source)
-        if not survivors:
-            return build(pack.members), 0
-        learner = survivors[0]
-        for other in survivors[1:]:
-            learner.join(other)
-        return learner, pack.start
+    def _join(self, pack: Pack, data: TaskData, folder: Path, halves: Sequence[tuple[Pack, Path]]) -> None:
+        """Leave of a pack that was trained in halves what one leaves that was trained at once."""
+        learners = [self.build(data, self.members(part.members), "cpu") for part, _ in halves]
+        for learner, (_, half) in zip(learners, halves, strict=True):
+            States(half).load(learner)
+        whole = _joined(learners)
+        for step in curve_steps(self.config):
+            if pack.start < step <= pack.stop:
+                names = [str(path.relative_to(self.run.packs)) for path in (folder, *(half for _, half in halves))]
+                whole_point, *points = [self.run.curve(name, step) for name in names]
+                join_curve_points(whole_point, points)
+        join_logs(folder / "metrics.jsonl", [half / "metrics.jsonl" for _, half in halves])
+        save_state(States(folder).newest, whole, pack.stop)
+        save_last(folder / POPULATION, whole)
 
     def _judge(self, pack: Pack, data: TaskData, folder: Path) -> dict[str, Any]:
         """Each member's scores on the search's episodes, None for one that is not finite."""
@@ -160,6 +201,30 @@ class PackTrainer:
             return evaluate(policies, task, seeds)
         with RolloutPool.of(self.config) as pool:
             return pool.evaluate(policies, task, seeds)
+
+
+def _name(pack: Pack, data: TaskData) -> str:
+    return f"{data.task.name}, {pack.study} pack {pack.number}"
+
+
+def _halves(pack: Pack, folder: Path) -> list[tuple[Pack, Path]]:
+    """Both halves of a pack, each with the folder where it is trained if the whole is too large."""
+    middle = -(-len(pack.members) // 2)
+    first, second = replace(pack, members=pack.members[:middle]), replace(pack, members=pack.members[middle:])
+    return [(first, folder / "first-half"), (second, folder / "second-half")]
+
+
+def _joined(learners: Sequence[Learner]) -> Learner:
+    first, *others = learners
+    for other in others:
+        first.join(other)
+    return first
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @functools.lru_cache(maxsize=1)

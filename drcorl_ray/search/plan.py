@@ -20,8 +20,9 @@ from typing import Any, Literal
 from drcorl_ray.checkpoint import read_json, write_json
 from drcorl_ray.errors import UserError
 from drcorl_ray.search.study import Score, SearchStudy
+from drcorl_ray.states import STATES
 
-STATE, RESULT, POPULATION = "state.safetensors", "result.json", "population.safetensors"  # of a pack on a task
+RESULT, POPULATION = "result.json", "population.safetensors"  # of a pack on a task, beside its states
 ONLINE = "online"  # folder of a pack on a task: what its online evaluations spent and found
 PACK, FATES = "pack.json", "fates.json"  # of a pack: what it holds; what became of each configuration after it
 
@@ -175,7 +176,8 @@ class SearchPlan:
         needed = {member.source[0] for member in itertools.chain(waiting, under_way) if member.source is not None}
         for number in {told.number, *told.sources()} - needed:
             for task in self.tasks:
-                (self.folder(number) / task / STATE).unlink(missing_ok=True)
+                for state in (self.folder(number) / task).rglob(STATES):
+                    state.unlink()
 
 
 def _read_scores(file: Path) -> list[Score]:

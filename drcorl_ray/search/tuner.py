@@ -16,6 +16,7 @@ from drcorl_ray.config import ScalingConfig
 from drcorl_ray.errors import UserError
 from drcorl_ray.search.pack import PackTrainer
 from drcorl_ray.search.plan import SearchPlan
+from drcorl_ray.storage import ray_storage
 
 _ENDLESS = 1_000_000  # trials; the plans say when they are finished
 
@@ -96,7 +97,7 @@ def run_packs(trainer: PackTrainer, plans: Sequence[SearchPlan]) -> None:
         ),
         run_config=tune.RunConfig(
             name=f"search-{int(time.time())}",
-            storage_path=str(run.ray),
+            **ray_storage(run.ray),
             failure_config=tune.FailureConfig(max_failures=scaling.max_failures),
             verbose=0,
         ),

@@ -9,8 +9,9 @@ from optuna.trial import TrialState
 
 from drcorl_ray.checkpoint import write_json
 from drcorl_ray.config import SearchConfig
-from drcorl_ray.search.plan import RESULT, STATE, Pack, SearchPlan
+from drcorl_ray.search.plan import RESULT, Pack, SearchPlan
 from drcorl_ray.search.study import Score, SearchStudy, told_score
+from drcorl_ray.states import States
 
 Objective = Callable[[dict, str], Score]
 
@@ -25,9 +26,9 @@ def answer(plan: SearchPlan, pack: Pack, task: str, objective: Objective) -> Non
     """What a trial leaves behind."""
     folder = plan.folder(pack.number) / task
     for source in pack.sources():
-        assert (plan.folder(source) / task / STATE).exists(), "the states it goes on from must be there"
+        assert States(plan.folder(source) / task).newest.exists(), "the states it goes on from must be there"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / STATE).write_bytes(b"state")
+    States(folder).newest.write_bytes(b"state")
     scores = [objective(member.params, task) for member in pack.members]
     members = [{"normalized_reward": score.reward, "normalized_cost": score.cost} for score in scores]
     write_json(folder / RESULT, {"members": members})

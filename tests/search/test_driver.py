@@ -25,9 +25,10 @@ from drcorl_ray.run_directory import RunDirectory, read_log, read_results
 from drcorl_ray.search import search
 from drcorl_ray.search.cost import covered, most_at_once
 from drcorl_ray.search.driver import open_studies, open_tasks, reference_members, stops
-from drcorl_ray.search.plan import POPULATION, RESULT, STATE, read_packs
+from drcorl_ray.search.plan import POPULATION, RESULT, read_packs
 from drcorl_ray.search.study import load_study
 from drcorl_ray.search.winners import best_step
+from drcorl_ray.states import STATES
 from drcorl_ray.storage import local_file
 from tests.tiny import pretrain_beforehand, tiny_arguments, tiny_config
 
@@ -158,7 +159,7 @@ def test_a_search_ends_in_winners_that_train_again_to_the_same_policy(tmp_path):
     parts = [cost[name] for name in ("pretraining_s", "packs_s", "evaluation_s", "overhead_s")]
     assert sum(parts) == pytest.approx(cost["wall_s"])
     assert all(part > 0 for part in parts)
-    assert not list(run.packs.rglob(STATE))
+    assert not list(run.packs.rglob(STATES))
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "shared" / "pretrained").glob("*.safetensors")}
     alone = train(load_config([str(run.path / winner["config_file"]), f"run.dir={tmp_path / 'alone'}"]))

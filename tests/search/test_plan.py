@@ -10,8 +10,9 @@ from optuna.trial import TrialState
 from drcorl_ray.checkpoint import read_json
 from drcorl_ray.config import SearchConfig
 from drcorl_ray.errors import UserError
-from drcorl_ray.search.plan import FATES, RESULT, STATE, read_packs
+from drcorl_ray.search.plan import FATES, RESULT, read_packs
 from drcorl_ray.search.study import COST_CONSTRAINT, Score
+from drcorl_ray.states import STATES
 from tests.search.fakes import answer, make_plan, run, states, told
 
 SPACE = {"k": {"low": 0.0, "high": 4.0}, "beta_0": {"low": 0.0, "high": 0.1}}
@@ -71,7 +72,7 @@ def test_successive_halving_by_hand(tmp_path):
     trials = plan.study.optuna.get_trials()
     assert {trial.number for trial in trials if trial.state == TrialState.PRUNED} == stopped
     assert [trial.user_attrs["member_steps"] for trial in trials] == [40 if n in stopped else 100 for n in range(10)]
-    assert list(tmp_path.rglob(STATE)) == []  # nobody needs a state any more
+    assert list(tmp_path.rglob(STATES)) == []  # nobody needs a state any more
     assert read_json(plan.folder(0) / FATES) == {"0": "goes on", "1": "goes on", "2": "stopped", "3": "stopped"}
     assert read_json(plan.folder(2) / FATES) == dict.fromkeys("0145", "complete")
 

@@ -1,0 +1,150 @@
+"""A pack by itself, without Tune: killed, damaged, or too large for the memory, it leaves what an undisturbed one leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("ray")
+from drcorl_ray.checkpoint import load_arrays, read_json
+from drcorl_ray.data.replay import Replay
+from drcorl_ray.data.source import task_store
+from drcorl_ray.errors import UserError
+from drcorl_ray.method.learner import Learner
+from drcorl_ray.method.runner import Runner
+from drcorl_ray.run_directory import RunDirectory, read_log
+from drcorl_ray.search.driver import open_studies, stops
+from drcorl_ray.search.pack import PackTrainer
+from drcorl_ray.search.plan import POPULATION, RESULT, SearchPlan
+from drcorl_ray.stages import TaskData, artifact_path
+from drcorl_ray.states import States
+from tests.tiny import pretrain_beforehand, tiny_config
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("session_cluster")]  # for online evaluations
+
+SETTINGS = [
+    "search.space={evaluation_mode: {choices: [offline, hybrid]}, beta_0: {low: 0.003, high: 0.1}}",
+    "search.rungs=[0.5]",
+    "search.configurations=6",
+    "search.members_per_pack=6",
+    "search.concurrent_packs=1",
+    "member.cost_limit=200",
+    "evaluation.online_interval=12",
+    "evaluation.hybrid_transitions=600",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class SmallMemory(PackTrainer):
+    """A machine on which no more than `largest` members can be trained at once, from the second step on."""
+
+    largest: int = 1000
+
+    def runner(self, learner: Learner, replay: Replay) -> Runner:
+        runner = super().runner(learner, replay)
+        advance = runner.advance
+
+        def limited(start, stop, before=lambda step: None):
+            if start and len(learner.average) > self.largest:
+                raise torch.OutOfMemoryError(f"Tried to allocate memory for {len(learner.average)} members.")
+            return advance(start, stop, before)
+
+        runner.advance = limited
+        return runner
+
+
+class Search:
+    """A search of six members by halving, whose packs are trained in this process, one after another."""
+
+    def __init__(self, folder: Path, largest: int = 1000) -> None:
+        config = tiny_config(folder, *SETTINGS)
+        pretrain_beforehand(config)
+        data = TaskData.open(task_store(config, "PointCircle"))
+        artifact = artifact_path(config.run.storage_folder, data, config.pretrain, 0)
+        self.run = RunDirectory.prepare(config)
+        stores = {"PointCircle": (data.task, data.store)}
+        self.trainer = SmallMemory(config, self.run, stores, {"PointCircle": (artifact,)}, largest)
+        [(study, judges)] = open_studies(config, self.run, ["PointCircle"])
+        self.plan = SearchPlan(study, self.run.packs, judges, stops(config), 6)
+
+    def step(self, report=lambda step: None) -> Path:
+        """Train the next pack; its folder."""
+        pack, task = self.plan.jobs()[0]
+        self.trainer(pack.study, pack.number, task, report)
+        return self.plan.folder(pack.number) / task
+
+    def outcome(self) -> dict[str, object]:
+        """Everything the packs left that a search goes on with or shows."""
+        found: dict[str, object] = {}
+        for folder in sorted(self.run.packs.glob("*/PointCircle")):
+            name, judged = folder.parent.name, read_json(folder / RESULT)
+            found[name] = [judged["members"], judged["seeds"]]
+            populations = [folder / POPULATION, *sorted(self.run.curve(f"{name}/PointCircle", 0).parent.glob("*.safetensors"))]
+            for file in populations:
+                arrays, meta = load_arrays(file)
+                found[f"{name} {file.name}"] = {key: array.tobytes() for key, array in arrays.items()}, meta
+            found[f"{name} log"] = [(line["step"], line["metrics"]) for line in read_log(folder / "metrics.jsonl")]
+        return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, session_cluster) -> dict[str, object]:
+    search = Search(tmp_path_factory.mktemp("undisturbed"))
+    search.step()
+    search.step()
+    assert search.plan.jobs() == []
+    assert not search.run.notes.exists()
+    return search.outcome()
+
+
+@pytest.mark.parametrize("largest", [4, 1])
+def test_a_pack_too_large_for_the_memory_is_trained_in_halves(tmp_path, undisturbed, largest):
+    """Six members where four fit: 3 + 3; where one fits: 2 + 1 twice, and each two 1 + 1. Then the best three of them."""
+    search = Search(tmp_path, largest)
+    first, second = search.step(), search.step()
+    assert search.outcome() == undisturbed
+    assert search.plan.jobs() == []
+    notes = search.run.notes.read_text().splitlines()
+    assert "PointCircle pack 0: 6 members are too large for the memory; going on with half of them at a time" in notes[0]
+    assert len(notes) == {4: 1, 1: 5}[largest] + {4: 0, 1: 2}[largest]
+    assert not list(search.run.packs.rglob("state*"))
+    assert (first / "first-half").is_dir()
+    assert (second / "first-half").is_dir() == (largest == 1)
+
+
+def test_one_member_too_large_for_the_memory_is_named(tmp_path):
+    search = Search(tmp_path, largest=0)
+    with pytest.raises(
+        UserError, match=r"PointCircle pack 0: one member is too large for the memory; lower extract.batch_size"
+    ):
+        search.step()
+
+
+@pytest.mark.parametrize("largest", [1000, 4])
+def test_damaged_states_of_packs_cost_time_alone(tmp_path, undisturbed, largest):
+    """The newest of a pack under way, killed in its second half; later that of a pack whose survivors go on."""
+    search = Search(tmp_path, largest)
+
+    class Killed(BaseException):
+        pass
+
+    first = search.plan.folder(0) / "PointCircle"
+    part = first if largest == 1000 else first / "second-half"
+
+    def kill(step: int) -> None:
+        if step == 40 and part.is_dir():
+            raise Killed
+
+    with pytest.raises(Killed):
+        search.step(kill)
+    States(part).newest.write_bytes(b"half a state")
+    search.step()
+    States(first).newest.write_bytes(b"half a state")
+    search.step()
+    assert search.outcome() == undisturbed
+    notes = [line for line in search.run.notes.read_text().splitlines() if "members are too large" not in line]
+    going_on = [note.rsplit("; ")[-1] for note in notes]
+    assert going_on == ["going on from step 20", "made again", *(["going on from step 40"] if largest == 1000 else [])]
