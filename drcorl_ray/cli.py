@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,9 @@ from drcorl_ray.cluster import prepare_environment
 from drcorl_ray.config import Config
 from drcorl_ray.config_file import load_config
 from drcorl_ray.errors import UserError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_GO_ON = "add run.resume=true and the same run.dir to go on"
 
 
 def main(description: str | None, work: Callable[[Config], object], default_file: Path | None = None) -> int:
@@ -33,8 +37,13 @@ def guarded(work: Callable[[], object]) -> int:
     except UserError as error:
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        print(f"error: {error.filename or 'a file'}: {error.strerror}; make room and {_GO_ON}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("interrupted; add run.resume=true and the same run.dir to go on", file=sys.stderr)
+        print(f"interrupted; {_GO_ON}", file=sys.stderr)
         return 130
     return 0
 

@@ -23,6 +23,10 @@ settings.register_profile("no clock", deadline=None)
 settings.load_profile("no clock")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--reliability", metavar="FILE", help="write the table of tests/faults into this document")
+
+
 @pytest.fixture(scope="session")
 def session_cluster() -> Iterator[None]:
     import ray
@@ -75,29 +79,42 @@ def held_by_actors() -> list[str]:
     return [f"{actor['ActorClassName']} {actor['State']}" for actor in actors().values() if actor["State"] != "DEAD"]
 
 
-@pytest.fixture(scope="session")
-def s3() -> Iterator[None]:
-    """An S3 server on this machine, where the environment of this process and of what it starts says it is."""
-    from moto.server import ThreadedMotoServer
+class S3Server:
+    """A server on this machine; what it holds outlives a stop and a start."""
 
+    port = 0
+
+    def start(self) -> None:
+        from moto.server import ThreadedMotoServer
+
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
+        self._server.start()
+        _, self.port = self._server.get_host_and_port()
+
+    def stop(self) -> None:
+        self._server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """An S3 server, where the environment of this process and of what it starts says it is."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = S3Server()
     server.start()
-    host, port = server.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}",
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_DEFAULT_REGION": "us-east-1",
         }.items():
             patch.setenv(name, value)
-        yield
+        yield server
     server.stop()
 
 
 @pytest.fixture
-def bucket(s3: None) -> Iterator[Path]:
+def bucket(s3: S3Server) -> Iterator[Path]:
     """An empty folder of an object store."""
     folder: Any = storage_path(f"s3://{uuid.uuid4().hex}/folder")
     folder.fs.mkdir(folder.drive)

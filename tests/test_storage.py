@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,17 @@ def test_a_store_that_does_not_answer_is_named_in_one_line(tmp_path, change, ser
     assert done.stderr.startswith("error: s3://bucket/")
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_store_that_is_away_for_a_while_is_waited_for(bucket, s3):
+    """Fault: the driver's own patience, which ends after seven seconds."""
+    (bucket / "file").write_bytes(b"content")
+    s3.stop()
+    back = threading.Timer(12.0, s3.start)
+    back.start()
+    assert (bucket / "file").read_bytes() == b"content"
+    back.join()
 
 
 def test_locks_hold_on_one_machine(bucket):

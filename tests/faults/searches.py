@@ -1,0 +1,110 @@
+"""One small search in a process of its own, started as a user does, and what it found."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+
+from drcorl_ray.checkpoint import load_arrays
+from drcorl_ray.config_file import load_config
+from drcorl_ray.run_directory import read_results
+from drcorl_ray.search.plan import POPULATION
+from drcorl_ray.search.study import load_study
+from drcorl_ray.storage import local_file
+from tests.tiny import pretrain_beforehand, tiny_arguments
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Offline, online and hybrid members; eight configurations in packs of four, of which two go on as a third pack.
+SETTINGS = [
+    "search.space={evaluation_mode: {choices: [offline, online, hybrid]}, beta_0: {low: 0.003, high: 0.1}}",
+    "search.configurations=8",
+    "search.members_per_pack=4",
+    "search.concurrent_packs=1",
+    "search.rungs=[0.5]",
+    "member.cost_limit=200",
+    "extract.steps=240",
+    "evaluation.online_interval=40",
+    "evaluation.online_budget=1000",
+    "evaluation.hybrid_transitions=600",
+    "evaluation.baselines=[]",
+    "evaluation.curve_points=0",
+    "scaling.cpus_per_actor=0.1",
+]
+CPUS = "import ray; ray.init(address='local', num_cpus=2, include_dashboard=False, log_to_driver=False); "
+
+
+class Search:
+    """launch/tune.py with SETTINGS, everything of it below `folder`."""
+
+    def __init__(self, folder: Path, *overrides: str, pretrained: Path | None = None) -> None:
+        """pretrained: the folder of a search whose stores and artifacts are taken over."""
+        self.arguments = [str(ROOT / "tune_configs" / "quickstart.yaml"), *tiny_arguments(folder, *SETTINGS, *overrides)]
+        self.folder, self.run = folder, folder / "run"
+        if pretrained is not None:
+            shutil.copy(pretrained / "tiny.hdf5", folder / "tiny.hdf5")
+            shutil.copytree(pretrained / "shared", folder / "shared")
+
+    def pretrain(self) -> None:
+        pretrain_beforehand(load_config(self.arguments))
+
+    def start(self, *more: str, script: str | None = None) -> subprocess.Popen[str]:
+        """The launch script, or Python code in its place, with a Ray of its own."""
+        command = [sys.executable, str(ROOT / "launch" / "tune.py")] if script is None else [sys.executable, "-c", script]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(
+            [*command, *self.arguments, *more], cwd=self.folder, env=environment, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+
+    def resume(self) -> str:
+        return self.finish(self.start("run.resume=true"))
+
+    def finish(self, process: subprocess.Popen[str]) -> str:
+        """Wait for the end; what it printed."""
+        output, _ = process.communicate(timeout=500)
+        assert process.returncode == 0, output[-3000:]
+        return output
+
+    def outcome(self) -> dict[str, object]:
+        """Every configuration's parameters, state and scores; every pack's policies; the rows of results.json."""
+        with local_file(self.run / "studies" / "PointCircle.journal") as journal:
+            trials = load_study(journal, "PointCircle").get_trials()
+        found: dict[str, object] = {str(trial.number): (trial.params, trial.values, trial.state) for trial in trials}
+        for path in sorted((self.run / "packs").glob(f"*/*/{POPULATION}")):
+            found[str(path.relative_to(self.run))] = {name: x.tobytes() for name, x in load_arrays(path)[0].items()}
+        rows = read_results(self.run)["rows"]
+        spent = ("online_episodes", "online_cost", "policy_file")  # an episode that began again is paid for again
+        return found | {"rows": [{name: value for name, value in row.items() if name not in spent} for row in rows]}
+
+
+def wait_for(happened: Callable[[], object], process: subprocess.Popen[str], within_s: float = 240) -> None:
+    deadline = time.monotonic() + within_s
+    while not happened():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        time.sleep(0.02)
+
+
+def children(process: subprocess.Popen[str], name: str) -> list[psutil.Process]:
+    """Ray's workers under a driver that run `name`."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if child.name().startswith("ray::") and name in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.Error:
+            continue
+    return found
+
+
+def gone(processes: Sequence[psutil.Process]) -> None:
+    """Wait until Ray's processes of a killed driver have noticed."""
+    psutil.wait_procs(processes, timeout=30)

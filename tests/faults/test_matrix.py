@@ -1,0 +1,311 @@
+"""The fault matrix: each test breaks one thing in a real search and compares what it found with an undisturbed one.
+
+`pytest -m nightly tests/faults --reliability docs/reliability.md` writes the table that users read.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from drcorl_ray.policy import load_population
+from drcorl_ray.run_directory import read_log
+from drcorl_ray.states import States
+from tests.faults.searches import ROOT, Search, children, gone, wait_for
+from tests.tiny import tiny_arguments
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(900)]
+
+PACK = Path("packs", "PointCircle-0001", "PointCircle")  # the second of three
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Search:
+    search = Search(tmp_path_factory.mktemp("undisturbed"))
+    search.pretrain()
+    search.finish(search.start())
+    return search
+
+
+@pytest.fixture
+def search(tmp_path, undisturbed) -> Search:
+    """The same search, pretrained, in a folder of its own."""
+    return Search(tmp_path, pretrained=undisturbed.folder)
+
+
+@pytest.fixture
+def equal(undisturbed, search, reliability, request) -> Callable[[], None]:
+    """To be called at the end: the search found the same; a line of the table says so."""
+
+    def check() -> None:
+        mine, theirs = search.outcome(), undisturbed.outcome()
+        assert mine.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert mine[name] == value, name
+        reliability(request.node, "equal, bit for bit")
+
+    return check
+
+
+def steps(search: Search) -> list[int]:
+    return [line["step"] for line in read_log(search.run / PACK / "metrics.jsonl")]
+
+
+def under_way(search: Search) -> bool:
+    """The second pack has kept a state of its policy phase."""
+    return bool(steps(search)) and steps(search)[-1] >= 60
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """kill -9 of a driver; its Ray ends with it."""
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    gone(workers)
+
+
+def test_driver(search, equal):
+    """kill -9 of the driver (`launch/tune.py`)
+    | what it was doing ends; `run.resume=true` goes on, also on another machine with the same storage
+    | the steps since each running pack's last report"""
+    driver = search.start()
+    wait_for(lambda: under_way(search), driver)
+    kill(driver)
+    assert "interrupted" not in search.resume()
+    equal()
+
+
+def test_trial(search, equal):
+    """kill -9 of a trial (a pack under way)
+    | Ray Tune starts it again, up to `scaling.max_failures` times
+    | the steps since its last report"""
+    driver = search.start()
+    wait_for(lambda: under_way(search), driver)
+    [trial] = children(driver, "ImplicitFunc")
+    trial.kill()
+    search.finish(driver)
+    equal()
+
+
+def test_train_worker(tmp_path, undisturbed, equal, search):
+    """kill -9 of a Ray Train worker (pretraining under way)
+    | Ray Train starts it again, up to `scaling.max_failures` times
+    | the steps since its last report"""
+    for artifact in search.folder.glob("shared/pretrained/*"):
+        artifact.unlink()
+    driver = search.start()
+    log = search.run / "pretraining" / "PointCircle.jsonl"
+    wait_for(lambda: read_log(log), driver)
+    [worker] = children(driver, "RayTrainWorker")
+    worker.kill()
+    search.finish(driver)
+    equal()
+
+
+def test_rollout_actors(search, equal):
+    """kill -9 of a rollout actor, every two seconds
+    | the pool replaces it; the episode begins again and is charged to its budget again
+    | the episodes under way"""
+    driver = search.start()
+    killed, over = [], threading.Event()
+
+    def killer() -> None:
+        while not over.wait(2.0):
+            for actor in children(driver, "RolloutActor")[:1]:
+                actor.kill()
+                killed.append(actor.pid)
+
+    thread = threading.Thread(target=killer)
+    thread.start()
+    try:
+        search.finish(driver)
+    finally:
+        over.set()
+        thread.join()
+    assert len(killed) >= 3
+    equal()
+
+
+NODES = """
+import sys, threading, time
+import ray
+from pathlib import Path
+from ray.cluster_utils import Cluster
+from drcorl_ray.cluster import prepare_environment
+prepare_environment()
+from drcorl_ray.config_file import load_config
+from drcorl_ray.search import search
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+nodes = [cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)]
+ray.init(address=cluster.address, log_to_driver=False)
+config = load_config(sys.argv[1:])
+log = Path(config.run.dir) / "packs/PointCircle-0001/PointCircle/metrics.jsonl"
+
+def kill():
+    import psutil
+    while not (log.exists() and log.read_text().count("\\n") >= 3):
+        time.sleep(0.02)
+    for node in nodes:
+        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+        if any("ImplicitFunc" in " ".join(child.cmdline()) for child in raylet.children()):
+            raylet.kill()
+            print("raylet killed", flush=True)
+            return
+
+threading.Thread(target=kill, daemon=True).start()
+search(config)
+"""
+
+
+def test_raylet(search, equal):
+    """kill -9 of the raylet of a worker node (or the node itself)
+    | its packs and actors are started on other nodes, or when one joins
+    | the steps since their last reports"""
+    driver = search.start(script=NODES)
+    assert "raylet killed" in search.finish(driver)
+    equal()
+
+
+def test_full_disk(tmp_path, undisturbed, reliability, request):
+    """the disk of the run is full while a state is written
+    | after `scaling.max_failures` tries the search ends with one line; free some and resume
+    | the steps since each running pack's last report"""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    disk = tmp_path / "run"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)], check=True)
+    try:
+        search = Search(tmp_path, f"run.dir={disk / 'search'}", pretrained=undisturbed.folder)
+        search.run = disk / "search"
+        driver = search.start()
+        wait_for(lambda: under_way(search), driver)
+        filler = disk / "filler"
+        with filler.open("wb") as file:
+            try:
+                while True:
+                    file.write(bytes(4096))
+                    file.flush()
+            except OSError:
+                pass
+        output, _ = driver.communicate(timeout=400)
+        assert driver.returncode == 2, output[-3000:]
+        [error] = [line for line in output.splitlines() if line.startswith("error: ")]
+        assert "No space left on device" in error
+        assert "run.resume=true" in error
+        assert "Traceback" not in output
+        filler.unlink()
+        search.resume()
+        mine, theirs = search.outcome(), undisturbed.outcome()
+        assert mine == theirs
+        reliability(request.node, "equal, bit for bit")
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_storage_away(tmp_path, undisturbed, bucket, s3, reliability, request):
+    """the object store does not answer for a minute
+    | all wait and go on when it is back; after about six minutes workers are started again, and at last the search ends
+    | nothing"""
+    search = Search(tmp_path, pretrained=undisturbed.folder)
+    there = [f"run.dir={bucket}/run", f"run.storage={bucket}/shared"]
+    bucket.fs.put(str(tmp_path / "shared"), f"{bucket.path}/shared", recursive=True)
+    search.run = bucket / "run"
+    driver = search.start(*there)
+    wait_for(lambda: under_way(search), driver)
+    before = steps(search)
+    s3.stop()
+    time.sleep(60)
+    s3.start()
+    search.finish(driver)
+    assert before[-1] < steps(search)[-1]
+    assert search.outcome() == undisturbed.outcome()
+    reliability(request.node, "equal, bit for bit")
+
+
+def test_damaged_state(search, equal):
+    """the newest state of a training is damaged (half a file, a flipped bit)
+    | the one before it is taken and a line says so; without one it begins anew
+    | one more reporting interval"""
+    driver = search.start()
+    wait_for(lambda: under_way(search), driver)
+    kill(driver)
+    newest = States(search.run / PACK).newest
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(bytes(content))
+    output = " ".join(search.resume().split())
+    assert "checksum mismatch" in output
+    assert "going on from step" in output
+    equal()
+
+
+LITTLE_MEMORY = """
+import sys
+import torch
+from drcorl_ray.cli import guarded
+
+def work():
+    import drcorl_ray.search.driver as driver
+    from drcorl_ray.config_file import load_config
+    from drcorl_ray.search.pack import PackTrainer
+
+    class LittleMemory(PackTrainer):
+        def runner(self, learner, replay):
+            if len(learner.average) > 2:
+                raise torch.OutOfMemoryError("planted: no room for more than two members")
+            return super().runner(learner, replay)
+
+    driver.PackTrainer = LittleMemory
+    driver.search(load_config(sys.argv[1:]))
+
+sys.exit(guarded(work))
+"""
+
+
+def test_little_memory(search, equal):
+    """a pack is too large for the GPU's memory
+    | it is trained in halves, one after the other, and a line says so
+    | the steps since the pack began"""
+    output = " ".join(search.finish(search.start(script=LITTLE_MEMORY)).split())
+    assert output.count("4 members are too large for the memory; going on with half of them at a time") == 3
+    equal()
+
+
+def test_damaged_artifact(search, equal):
+    """a pretrained artifact is half a file
+    | it is made again
+    | its pretraining"""
+    [artifact] = search.folder.glob("shared/pretrained/*.safetensors")
+    content = artifact.read_bytes()
+    artifact.write_bytes(content[: len(content) // 2])
+    search.finish(search.start())
+    assert artifact.read_bytes() != content[: len(content) // 2]
+    equal()
+
+
+def trained(folder: Path, population: str) -> dict[str, bytes]:
+    command = [str(ROOT / ".venv" / "bin" / "python"), str(ROOT / "launch" / "train.py")]
+    arguments = tiny_arguments(folder, population, f"run.dir={folder / population[:40]}")
+    subprocess.run([*command, *arguments], check=True, capture_output=True, timeout=400, cwd=folder)
+    policies, meta = load_population(folder / population[:40] / "policies" / "PointCircle-population.safetensors")
+    chosen = policies.select([member for member, finite in enumerate(meta["finite"]) if finite])
+    assert meta["finite"].count(False) == population.count("1e30")
+    return {str(number): layer.tobytes() for number, layer in enumerate((*chosen.weights, *chosen.biases))}
+
+
+def test_diverging_member(tmp_path, reliability, request):
+    """one member of a population diverges (NaN)
+    | it is named and left out (`FAIL` in the study); the others do not notice
+    | that member"""
+    with_it = trained(tmp_path, "population=[{k: 0.5}, {actor_learning_rate: 1e30}, {k: 1.5}]")
+    assert with_it == trained(tmp_path, "population=[{k: 0.5}, {k: 1.5}]")
+    reliability(request.node, "equal for the others, bit for bit")
