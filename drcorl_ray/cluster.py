@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +42,9 @@ def connect() -> None:
     """
     import ray
 
-    if not ray.is_initialized():
+    if ray.is_initialized():
+        return
+    try:
         ray.init(
             address=_answering_address(),
             include_dashboard=False,  # of a Ray started here; a joined cluster keeps its own
@@ -49,6 +52,11 @@ def connect() -> None:
             logging_level=logging.ERROR,
             runtime_env={"env_vars": {name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()}},
         )
+    except OSError as error:
+        if "AF_UNIX path length" not in str(error):
+            raise
+        folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+        raise UserError(f"{folder}: too long a name for the sockets that Ray keeps there; set RAY_TMPDIR=/tmp") from error
 
 
 @contextmanager

@@ -62,7 +62,7 @@ def evaluate_files(paths: Sequence[str], config: Config) -> None:
     folder = _output_folder(settings)
     entries = load_entries(paths)
     seeds = range(EVALUATION_SEEDS, EVALUATION_SEEDS + settings.episodes)
-    with _bars() as bars:
+    with progress_bars() as bars:
         rows = score_policies(entries, seeds, bars)
     screen = wide_console()
     screen.print(_table(rows))
@@ -80,7 +80,7 @@ def evaluate_files(paths: Sequence[str], config: Config) -> None:
         describe_results(rows, time.monotonic() - began, {"protocol": settings.protocol}) | {"groups": groups},
     )
     if settings.video:
-        with _bars() as bars:
+        with progress_bars() as bars:
             failures = _record(entries, rows, folder, bars)
         for failure in failures:
             screen.print(escape(failure), highlight=False, soft_wrap=True)
@@ -262,10 +262,3 @@ def _record(entries: Sequence[Entry], rows: Sequence[Row], folder: Path, bars: P
             failures[str(error)] = None
         bars.advance(bar)
     return list(failures)
-
-
-def _bars() -> Progress:
-    """Bars on a terminal, nothing elsewhere."""
-    bars = progress_bars()
-    bars.disable = not bars.console.is_terminal
-    return bars

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ console = wide_console(stderr=True)
 
 
 def progress_bars() -> Progress:
-    """Bars of a run's stages; on something that is not a terminal only finished lines are printed."""
+    """Bars on a terminal, nothing elsewhere."""
     columns = (
         TextColumn("{task.description:<34}"),
         BarColumn(30),
@@ -39,12 +41,14 @@ def progress_bars() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, TextColumn("{task.fields[note]}"), console=console, refresh_per_second=4)
+    columns = (*columns, TextColumn("{task.fields[note]}"))
+    return Progress(*columns, console=console, refresh_per_second=4, disable=not console.is_terminal)
 
 
 class Watcher:
-    """Follows the run's metrics logs in a thread: one bar a stage, and every line to `log`; notes are printed.
+    """Follows the run's metrics logs in a thread, and hands every line to `log`; notes are printed.
 
+    A terminal has one bar a stage, anything else (a pipe, a file) a line a report (of several in half a second the last).
     The logs are the only thing that workers and driver share, so this works wherever the workers run.
     """
 
@@ -53,7 +57,7 @@ class Watcher:
         self._seen: dict[Path, int] = {}
         self._sizes: dict[Path, int] = {}
         self._noted = len(self._notes())
-        self._tasks: dict[tuple[str, str], TaskID] = {}
+        self._tasks: dict[str, TaskID] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="drcorl-watcher", daemon=True)
 
@@ -75,7 +79,7 @@ class Watcher:
 
     def _read(self) -> None:
         for note in self._notes()[self._noted :]:
-            self._bars.console.print(f"[yellow]{escape(note)}")
+            console.print(f"[yellow]{escape(note)}", soft_wrap=True)
             self._noted += 1
         for path in self._run.logs():
             size = path.stat().st_size
@@ -84,18 +88,41 @@ class Watcher:
             self._sizes[path], lines = size, read_log(path)
             seen = min(self._seen.get(path, 0), len(lines))  # a resumed stage has taken back its unfinished reports
             for line in lines[seen:]:
-                self._show(line)
                 self._log(line)
+            shown = {id(line) for line in lines[seen:]}
+            for name, (before, line) in _newest(lines).items():
+                if id(line) in shown:
+                    self._show(name, before, line)
             self._seen[path] = len(lines)
 
-    def _show(self, line: Mapping[str, Any]) -> None:
-        key = line["task"], line["stage"]
-        if key not in self._tasks:
-            self._tasks[key] = self._bars.add_task(f"{key[0]}: {key[1]}", total=line["total_steps"], note="")
-        self._bars.update(self._tasks[key], completed=line["step"], note=_note(line["metrics"]))
+    def _show(self, name: str, before: int, line: Mapping[str, Any]) -> None:
+        note = _note(line["metrics"])
+        if self._bars.disable:
+            console.print(_plain(name, before, line, note), highlight=False, markup=False, soft_wrap=True)
+            return
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(name, total=line["total_steps"], note="")
+        self._bars.update(self._tasks[name], completed=line["step"], note=note)
         finished = [task for task in self._bars.tasks if task.finished and task.visible]
         for task in finished[:-_FINISHED_BARS]:
             self._bars.update(task.id, visible=False)
+
+
+def _newest(lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, Mapping[str, Any]]]:
+    """Of each stage in a log its last report, and the step of the one before."""
+    newest: dict[str, tuple[int, Mapping[str, Any]]] = {}
+    for line in lines:
+        name = f"{line['task']}: {line['stage']}"
+        newest[name] = newest[name][1]["step"] if name in newest else 0, line
+    return newest
+
+
+def _plain(name: str, before: int, line: Mapping[str, Any], note: str) -> str:
+    """A report in a line, with the time for the rest at its speed."""
+    step, total = line["step"], line["total_steps"]
+    left = (total - step) * line["seconds"] / max(1, step - before)
+    ends = f"{timedelta(seconds=round(left))} left" if step < total else "finished"
+    return "  ".join(filter(None, (time.strftime("%H:%M:%S"), name, f"{step}/{total}", ends, note)))
 
 
 def _note(metrics: Mapping[str, list[float | None]]) -> str:

@@ -49,3 +49,14 @@ def test_a_dead_named_cluster_is_the_users_error(monkeypatch, listening):
     for named in (listening, "ray://head:10001", "auto", "local"):
         monkeypatch.setenv("RAY_ADDRESS", named)
         assert cluster._answering_address() is None
+
+
+def test_a_temporary_folder_too_deep_for_sockets_is_named(monkeypatch, tmp_path):
+    """Fault: Ray's own traceback."""
+    deep = tmp_path / ("x" * 90)
+    deep.mkdir()
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setenv("RAY_TMPDIR", str(deep))
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(UserError, match=r"x: too long a name for the sockets that Ray keeps there; set RAY_TMPDIR=/tmp"):
+        cluster.connect()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -38,7 +39,8 @@ def find_dataset(file_name: str, mirrors: Sequence[str], sha256: str | None = No
     """Path of a data file in `folder` (default: `dataset_folder()`), downloaded from `mirrors` in order when absent.
 
     A download goes on from what an earlier one left in FILE.part, and takes its name only when it is a whole HDF5 file
-    with the given checksum. UserError where the name is not a plain file name, or no mirror serves the file.
+    with the given checksum, or else with the one that the mirror announces (the hub does). UserError where the name is not a
+    plain file name, or no mirror serves the file.
     """
     if file_name in ("", ".", "..") or {PurePosixPath(file_name).name, PureWindowsPath(file_name).name} != {file_name}:
         raise UserError(f"data file name {file_name!r} must be a plain file name without folders; correct it")
@@ -77,8 +79,8 @@ def _download(url: str, part: Path, sha256: str | None) -> str | None:
             session.mount(scheme, HTTPAdapter(max_retries=retry))
         task = progress.add_task(url, total=None)
         for fresh in (not part.exists(), True):  # an old part may stem from another file: begin again once
-            _resume_while_it_moves(session, url, part, progress, task)
-            reason = _flaw(part, sha256)
+            announced = _resume_while_it_moves(session, url, part, progress, task)
+            reason = _flaw(part, sha256 or announced)
             if reason is None:
                 break
             part.unlink()
@@ -93,8 +95,8 @@ def _flaw(part: Path, sha256: str | None) -> str | None:
     return None if h5py.is_hdf5(part) else "served something that is not an HDF5 file"
 
 
-def _resume_while_it_moves(session: requests.Session, url: str, part: Path, progress: Progress, task: TaskID) -> None:
-    """A broken transfer is taken up again as long as every try brings bytes."""
+def _resume_while_it_moves(session: requests.Session, url: str, part: Path, progress: Progress, task: TaskID) -> str | None:
+    """The announced checksum, if any. A broken transfer is taken up again as long as every try brings bytes."""
     while True:
         before = _size(part)
         try:
@@ -108,16 +110,16 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _transfer(session: requests.Session, url: str, part: Path, progress: Progress, task: TaskID) -> None:
-    """One request for the bytes that `part` lacks; a server that knows no ranges sends all of them."""
+def _transfer(session: requests.Session, url: str, part: Path, progress: Progress, task: TaskID) -> str | None:
+    """One request for the bytes that `part` lacks; a server that knows no ranges sends all of them. The announced checksum."""
     have = _size(part)
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with session.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
         if response.status_code == requests.codes.requested_range_not_satisfiable:
             if response.headers.get("Content-Range") != f"bytes */{have}":
                 part.unlink()  # longer than the file: it belongs to something else
-                _transfer(session, url, part, progress, task)
-            return
+                return _transfer(session, url, part, progress, task)
+            return _announced(response)
         response.raise_for_status()
         resumed = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
         have = have if resumed else 0
@@ -127,3 +129,10 @@ def _transfer(session: requests.Session, url: str, part: Path, progress: Progres
             for chunk in response.iter_content(CHUNK_BYTES):
                 file.write(chunk)
                 progress.advance(task, len(chunk))
+        return _announced(response)
+
+
+def _announced(response: requests.Response) -> str | None:
+    """The sha256 that the hub names on the way to a file."""
+    tags = (answer.headers.get("X-Linked-ETag", "").strip('"') for answer in (*response.history, response))
+    return next((tag for tag in tags if re.fullmatch("[0-9a-f]{64}", tag)), None)

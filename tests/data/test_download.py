@@ -40,6 +40,13 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "absent" or (fault == "busy-once" and len(self.server.asked) == 1):
             self.send_error(404 if fault == "absent" else 503)
             return
+        if fault.startswith("hub-"):
+            self.send_response(302)
+            self.send_header("X-Linked-ETag", f'"{sha(self.server.content)}"')
+            self.send_header("Location", f"/{fault.removeprefix('hub-')}/{NAME}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         content = {"page": b"<html>log in</html>", "other": self.server.content[:-1] + b"?"}.get(fault, self.server.content)
         first = int(asked.removeprefix("bytes=").rstrip("-")) if asked and fault != "no-ranges" else 0
         if first >= len(content):
@@ -92,6 +99,13 @@ def test_download_from_the_second_mirror(server, content, tmp_path):
     assert path.read_bytes() == content
     assert list(folder.iterdir()) == [path]
     assert [fault for fault, _ in server.asked] == ["absent", "good"]
+
+
+def test_the_hubs_own_checksum_is_verified(server, content, tmp_path):
+    """It stands in the answer that leads to the file. Fault: look at the last answer alone."""
+    mirrors = [server.url("hub-other"), server.url("hub-good")]
+    assert find_dataset(NAME, mirrors, folder=tmp_path).read_bytes() == content
+    assert [fault for fault, _ in server.asked] == ["hub-other", "other", "hub-good", "good"]
 
 
 def test_dropped_connections_are_taken_up_where_they_broke(server, content, tmp_path):
