@@ -37,16 +37,22 @@ def prepare_environment() -> None:
 def connect() -> None:
     """Join the cluster of RAY_ADDRESS, or the one that `ray start` made this machine part of; else start Ray here.
 
+    One that is started here listens on this machine's loopback alone.
+
     Does nothing when connected. UserError where RAY_ADDRESS names a cluster that does not answer; one that `ray start` left
     behind and that is dead is passed over. (`address="auto"` would also join any other program's private Ray here.)
     """
     import ray
+    from ray._private import ray_constants
 
     if ray.is_initialized():
         return
+    address = _answering_address()
+    if address == "local":  # Ray 2.60 listens on all interfaces, but where it takes the machine for one without clusters
+        ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         ray.init(
-            address=_answering_address(),
+            address=address,
             include_dashboard=False,  # of a Ray started here; a joined cluster keeps its own
             log_to_driver=False,
             logging_level=logging.ERROR,
@@ -74,14 +80,16 @@ def interrupts_restored() -> Iterator[None]:
 
 
 def _answering_address() -> str | None:
-    """What to give to `ray.init`: None to let it look, "local" where it would find a dead cluster and wait for it."""
+    """What to give to `ray.init`: "local" where there is nothing to join, or only a dead cluster; None to let it look."""
     from ray._private.utils import read_ray_address
 
     named = os.environ.get("RAY_ADDRESS")
-    if named and ("://" in named or named in ("auto", "local")):
+    if named == "local":
+        return "local"
+    if named and ("://" in named or named == "auto"):
         return None
     address = named or read_ray_address()
-    if not address or _answers(address):
+    if address and _answers(address):
         return None
     if named:
         raise UserError(f"RAY_ADDRESS={named}: no Ray answers there; start it, or unset RAY_ADDRESS to start one here")

@@ -1,6 +1,9 @@
 """Joining a cluster: a dead one is not waited for."""
 
+import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -38,7 +41,7 @@ def test_a_live_one_is_joined_and_none_is_looked_for_by_ray(monkeypatch, listeni
     left_behind(monkeypatch, listening)
     assert cluster._answering_address() is None
     left_behind(monkeypatch, None)
-    assert cluster._answering_address() is None
+    assert cluster._answering_address() == "local"
 
 
 def test_a_dead_named_cluster_is_the_users_error(monkeypatch, listening):
@@ -46,9 +49,11 @@ def test_a_dead_named_cluster_is_the_users_error(monkeypatch, listening):
     monkeypatch.setenv("RAY_ADDRESS", dead)
     with pytest.raises(UserError, match=f"RAY_ADDRESS={dead}: no Ray answers"):
         cluster._answering_address()
-    for named in (listening, "ray://head:10001", "auto", "local"):
+    for named in (listening, "ray://head:10001", "auto"):
         monkeypatch.setenv("RAY_ADDRESS", named)
         assert cluster._answering_address() is None
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert cluster._answering_address() == "local"
 
 
 def test_a_temporary_folder_too_deep_for_sockets_is_named(monkeypatch, tmp_path):
@@ -60,3 +65,31 @@ def test_a_temporary_folder_too_deep_for_sockets_is_named(monkeypatch, tmp_path)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     with pytest.raises(UserError, match=r"x: too long a name for the sockets that Ray keeps there; set RAY_TMPDIR=/tmp"):
         cluster.connect()
+
+
+LISTENING = """
+from drcorl_ray.cluster import connect, prepare_environment
+prepare_environment()
+import psutil
+import ray
+connect()
+ray.get(ray.remote(lambda: 1).remote())
+driver = psutil.Process()
+for process in (driver, *driver.children(recursive=True)):
+    for connection in process.net_connections("inet"):
+        if connection.status == "LISTEN":
+            print(connection.laddr.ip)
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_ray_that_is_started_here_listens_on_loopback_alone():
+    """Fault: leave Ray to listen on all interfaces."""
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENING], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    addresses = done.stdout.split()
+    assert len(addresses) >= 5
+    assert set(addresses) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
