@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +14,8 @@ from drcorl_ray.cluster import prepare_environment
 from drcorl_ray.config import Config
 from drcorl_ray.config_file import load_config
 from drcorl_ray.errors import UserError
+from drcorl_ray.storage import is_full
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _GO_ON = "add run.resume=true and the same run.dir to go on"
 
 
@@ -38,7 +37,7 @@ def guarded(work: Callable[[], object]) -> int:
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in _FULL:
+        if not is_full(error):
             raise
         print(f"error: {error.filename or 'a file'}: {error.strerror}; make room and {_GO_ON}", file=sys.stderr)
         return 2

@@ -7,6 +7,7 @@ appended to or locked. How long one may stay away is its driver's business too (
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -62,6 +63,11 @@ def _refusal(path: Path) -> str | None:
     asking.start()
     asking.join(_ANSWER_S)
     return answers[0] if answers else f"no answer within {_ANSWER_S:.0f} s"
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a disk is full, or the user's share of it."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def is_remote(path: Path) -> bool:

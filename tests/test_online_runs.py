@@ -38,6 +38,7 @@ def kill_an_actor_every(seconds: float, killed: list[int], over: threading.Event
             killed.append(process)
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("ray_cluster")
 def test_killed_actors_and_a_killed_worker_change_nothing(tmp_path):
     """The whole run's policies equal those of a plain loop in this process bitwise, and every episode was paid for."""

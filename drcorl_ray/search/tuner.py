@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from drcorl_ray.config import ScalingConfig
 from drcorl_ray.errors import UserError
 from drcorl_ray.search.pack import PackTrainer
 from drcorl_ray.search.plan import SearchPlan
-from drcorl_ray.storage import ray_storage
+from drcorl_ray.storage import is_full, ray_storage
 
 _ENDLESS = 1_000_000  # trials; the plans say when they are finished
 
@@ -84,6 +85,10 @@ def run_packs(trainer: PackTrainer, plans: Sequence[SearchPlan]) -> None:
             trainer(job["study"], job["number"], job["task"], lambda step: tune.report({"step": step}))
         except UserError as error:  # not raised: trying again would not help
             last["mistake"] = str(error)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            last["mistake"] = str(error)
         tune.report(last)
 
     tuner = tune.Tuner(
@@ -102,6 +107,8 @@ def run_packs(trainer: PackTrainer, plans: Sequence[SearchPlan]) -> None:
             verbose=0,
         ),
     )
+    # Nothing is resumed from Tune's own records: a full disk, on which it cannot keep them, we name ourselves.
+    logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
     with interrupts_restored():
         trials = tuner.fit()
     errors = [getattr(error, "cause", error) for error in trials.errors]

@@ -235,6 +235,7 @@ def trial_processes() -> list[psutil.Process]:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.usefixtures("ray_cluster")
 def test_kill_9_of_a_trial_goes_on_from_its_last_report(tmp_path):
     config = tiny_config(
