@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,10 @@ from drcorl_ray.progress import progress_bars, wide_console
 from drcorl_ray.protocol import EPISODES, dsrl_groups, protocol_gaps, protocol_table
 from drcorl_ray.rollout import MAX_ENVIRONMENTS, Rollouts, blocks, roll_out_in
 from drcorl_ray.run_directory import read_results
-from drcorl_ray.storage import storage_path
+from drcorl_ray.storage import named_file, storage_path
 from drcorl_ray.tasks import Task, get_task
 
 EVALUATION_SEEDS = 4_000_000
-_TOLD = {"task", "algorithm", "config", "seed", "cost_limit", "evaluation_mode", "selection"}  # by a policy that a run wrote
-
 Row = dict[str, Any]
 
 
@@ -117,7 +115,7 @@ def _policy_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     try:
-        return [path / row["policy"] for row in read_results(path)["rows"]]
+        return [named_file(path / "results.json", row["policy"]) for row in read_results(path)["rows"]]
     except (KeyError, TypeError) as error:
         raise UserError(f"{path / 'results.json'}: a row lists no policy ({error!r})") from error
 
@@ -132,10 +130,29 @@ def _names(files: Sequence[Path]) -> list[str]:
     return ["-".join(part[1:]) for part in parts]
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e300
+
+
+_TOLD: dict[str, Callable[[Any], bool]] = {  # by a policy that a run wrote
+    "task": _is_text,
+    "algorithm": _is_text,
+    "config": lambda value: isinstance(value, dict),
+    "seed": _is_number,
+    "cost_limit": lambda value: _is_number(value) and value >= 0,
+    "evaluation_mode": _is_text,
+    "selection": _is_text,
+}
+
+
 def _load(name: str, file: Path) -> Entry:
     policy = load_policy(file)
     about = policy.meta.get("result")
-    if not isinstance(about, dict) or not about.keys() >= _TOLD:
+    if not isinstance(about, dict) or not all(told(about.get(name)) for name, told in _TOLD.items()):
         raise UserError(f"{file}: the policy does not say its task and cost limit; it was not written by a run")
     if not policy.population.finite().all():
         raise UserError(f"{file}: the policy's weights are not all finite")
@@ -143,7 +160,14 @@ def _load(name: str, file: Path) -> Entry:
         task = get_task(about["task"])
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
-    low, high = policy.meta.get("return_range") or (task.return_min, task.return_max)
+    known = policy.meta.get("return_range") or (task.return_min, task.return_max)
+    if (
+        not isinstance(known, list | tuple)
+        or len(known) != 2
+        or not all(value is None or _is_number(value) for value in known)
+    ):
+        raise UserError(f"{file}: its return_range {known!r} is not a pair of numbers")
+    low, high = known
     return Entry(name, file, policy, task, about, None if low is None or high is None else (low, high))
 
 

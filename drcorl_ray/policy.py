@@ -15,7 +15,7 @@ import numpy as np
 
 from drcorl_ray.checkpoint import load_arrays, read_json, save_arrays
 from drcorl_ray.errors import UserError
-from drcorl_ray.storage import storage_path
+from drcorl_ray.storage import named_file, storage_path
 
 POLICY_SCHEMA = 1
 
@@ -118,7 +118,7 @@ def _policy_of_run(run: Path) -> Path:
     try:
         rows = results["rows"]
         chosen = next((row for row in rows if row["selection"] == "search_winner"), rows[0])
-        return run / chosen["policy"]
+        return named_file(run / "results.json", chosen["policy"])
     except (KeyError, IndexError, TypeError) as error:
         raise UserError(f"{run / 'results.json'}: lists no policy ({error!r})") from error
 

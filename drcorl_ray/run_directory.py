@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,9 +159,9 @@ class MetricsLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._head = path, {"task": task, "stage": stage, "total_steps": total_steps}
         kept = [line for line in read_log(path) if (line["task"], line["stage"]) != (task, stage) or line["step"] <= from_step]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        if path.exists() and path.read_text(encoding="utf-8") != text:  # a half-written line too must go before the next one
-            write_bytes(path, text.encode())
+        content = "".join(json.dumps(line) + "\n" for line in kept).encode()
+        if path.exists() and path.read_bytes() != content:  # a half-written line too must go before the next one
+            write_bytes(path, content)
         self._last = time.monotonic()
 
     def write(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
@@ -172,11 +172,32 @@ class MetricsLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a metrics log; a half-written last line is left out."""
+    """The complete lines of a metrics log; a half-written last line is left out. UserError names one that is no report."""
+    return read_lines(path, _is_report)
+
+
+def read_lines(path: Path, valid: Callable[[Any], bool]) -> list[dict[str, Any]]:
+    """The complete lines of a file of one JSON mapping a line; UserError names a line that is not `valid`."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    lines = []
+    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if not isinstance(line, dict) or not valid(line):
+            raise UserError(f"{path}: line {number} is damaged; restore the file, or delete that line")
+        lines.append(line)
+    return lines
+
+
+def _is_report(line: Mapping[str, Any]) -> bool:
+    named = all(isinstance(line.get(name), str) for name in ("task", "stage"))
+    counted = all(type(line.get(name)) is int for name in ("step", "total_steps"))
+    metrics = line.get("metrics")
+    lists = isinstance(metrics, dict) and all(isinstance(values, list) for values in metrics.values())
+    return named and counted and lists and isinstance(line.get("seconds"), int | float)
 
 
 def join_logs(path: Path, parts: Sequence[Path]) -> None:

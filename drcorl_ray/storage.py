@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import pyarrow.fs
 from filelock import FileLock
 from upath import UPath
 
@@ -86,12 +85,21 @@ def local_file(path: Path) -> Iterator[Path]:
         yield copy
 
 
+def named_file(listing: Path, name: Any) -> Path:
+    """The file that a listing names; UserError unless it lies in the listing's own folder, or below."""
+    if not isinstance(name, str) or {"", ".", ".."} & set(name.split("/")) or "://" in name or "\0" in name:
+        raise UserError(f"{listing}: names {name!r}, which is no file beside it")
+    return listing.parent / name
+
+
 def ray_storage(folder: Path) -> dict[str, Any]:
     """Where Ray Train and Tune keep what they write: arguments of their RunConfig, so that they go the same way as we do."""
     if not is_remote(folder):
         return {"storage_path": str(folder)}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem  # a policy that acts needs no pyarrow
+
     remote: Any = folder
-    return {"storage_path": remote.path, "storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(remote.fs))}
+    return {"storage_path": remote.path, "storage_filesystem": PyFileSystem(FSSpecHandler(remote.fs))}
 
 
 def upload(file: Path, path: Path) -> None:

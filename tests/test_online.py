@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from drcorl_ray.config import Config
 from drcorl_ray.envs import make_simulator
+from drcorl_ray.errors import UserError
 from drcorl_ray.method.learner import Learner
 from drcorl_ray.online import EpisodeLedger, OnlineEvaluation, Roller
 from drcorl_ray.rollout import roll_out_in
@@ -222,3 +223,16 @@ def test_a_lost_member_is_not_rolled_out(tmp_path):
     state = session.go(0, 4)
     assert state["online.episodes"].tolist() == [0, 0, 3, 3]
     assert state["online.spent"].tolist() == [0, 0, 3, 3]
+
+
+@pytest.mark.parametrize(
+    "line", [b"\xff\n", b"{}\n", b"[1]\n", b'{"members": [0], "episodes": [-1]}\n', b'{"members": [2], "episodes": [1]}\n']
+)
+def test_a_damaged_ledger_is_named(tmp_path, line):
+    """What was spent is then not known. Fault: a traceback, or a budget that grows."""
+    path = tmp_path / "episodes.jsonl"
+    EpisodeLedger(path, 10, [1, 2]).charge([0], 3)
+    with path.open("ab") as file:
+        file.write(line)
+    with pytest.raises(UserError, match=r"episodes\.jsonl: line 3 is damaged"):
+        EpisodeLedger(path, 10, [1, 2])

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from drcorl_ray.checkpoint import load_arrays, save_arrays, write_json
 from drcorl_ray.errors import UserError
+from drcorl_ray.evaluation import load_entries
 from drcorl_ray.policy import PopulationPolicy, load_policy, load_population
 
 ROOT = Path(__file__).parents[1]
@@ -156,11 +157,13 @@ def test_a_population_round_trips(tmp_path):
 
 
 def test_a_runs_directory_stands_for_its_winner_or_first_member(saved, tmp_path):
-    population, path = saved
-    population.save(tmp_path / "policies" / "other.safetensors", 0, {})
-    rows = [{"selection": "last", "policy": "policies/other.safetensors"}, {"selection": "last", "policy": str(path)}]
+    population, _ = saved
+    for member, name in enumerate(("first", "second")):
+        population.save(tmp_path / "policies" / f"{name}.safetensors", member, {})
+    rows = [{"selection": "last", "policy": f"policies/{name}.safetensors"} for name in ("first", "second")]
     states = observations(3)
-    for selection, expected in (("last", tmp_path / "policies" / "other.safetensors"), ("search_winner", path)):
+    for selection, name in (("last", "first"), ("search_winner", "second")):
+        expected = tmp_path / "policies" / f"{name}.safetensors"
         rows[1]["selection"] = selection
         write_json(tmp_path / "results.json", {"rows": rows})
         assert load_policy(str(tmp_path)).act(states).tobytes() == load_policy(expected).act(states).tobytes()
@@ -168,6 +171,15 @@ def test_a_runs_directory_stands_for_its_winner_or_first_member(saved, tmp_path)
         write_json(tmp_path / "results.json", broken)
         with pytest.raises(UserError, match=r"results\.json: lists no policy"):
             load_policy(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../p.safetensors", "/etc/passwd", "policies/../../p", "s3://b/p", "", ".", "a\0b", 3, None])
+def test_a_run_names_its_own_files_alone(saved, tmp_path, name):
+    """Fault: join whatever results.json says to the run's folder."""
+    write_json(tmp_path / "results.json", {"schema": 1, "run": {}, "rows": [{"selection": "last", "policy": name}]})
+    for load in (load_policy, lambda run: load_entries([str(run)])):
+        with pytest.raises(UserError, match=r"results\.json: names .*, which is no file beside it"):
+            load(tmp_path)
 
 
 def refusal(path: Path, load=load_policy) -> str:

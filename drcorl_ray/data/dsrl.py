@@ -22,6 +22,7 @@ from drcorl_ray.data.schema import TRANSITION
 from drcorl_ray.errors import UserError
 
 ACTION_TOLERANCE = 1e-4
+_MEMORY_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
@@ -195,12 +196,19 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         with h5py.File(path, "r") as file:
             arrays: dict[str, np.ndarray] = {}
             for key in TRANSITION:
-                item: Any = file.get(key)
+                link = file.get(key, getlink=True)
+                item: Any = file.get(key) if isinstance(link, h5py.HardLink) else None
                 if not isinstance(item, h5py.Dataset):
                     raise UserError(f"{path}: key '{key}' is missing; a DSRL file has {', '.join(TRANSITION)}")
+                if item.is_virtual or item.external:
+                    raise UserError(f"{path}: key '{key}' points to another file; a data file must hold its own numbers")
+                if item.dtype.kind not in "fiub":
+                    raise UserError(f"{path}: key '{key}' does not hold an array of numbers")
+                if item.size * item.dtype.itemsize > _MEMORY_BYTES:
+                    raise UserError(f"{path}: key '{key}' of shape {item.shape} is larger than this machine's memory")
                 arrays[key] = item[()]
             return arrays
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not a readable HDF5 file, or a truncated one ({reason}); fetch it again") from error
 

@@ -23,7 +23,7 @@ from drcorl_ray.checkpoint import read_json
 from drcorl_ray.errors import UserError
 from drcorl_ray.report.tables import BASELINES, Results, Row, is_judged, is_winner
 from drcorl_ray.run_directory import RunDirectory, read_log
-from drcorl_ray.storage import local_file
+from drcorl_ray.storage import local_file, named_file
 
 FEWEST_FINISHED = 4
 OFFLINE = {
@@ -60,7 +60,7 @@ def read_studies(run: RunDirectory, results: Results) -> list[Studied]:
 
 def _load(run: RunDirectory, entry: Mapping[str, Any]) -> optuna.Study | None:
     """A copy in memory, so that drawing cannot change the study; None where the journal is absent or damaged."""
-    path = run.path / entry["journal"]
+    path = named_file(run.results, entry["journal"])
     if not path.is_file():
         return None
     with quiet(), local_file(path) as journal:

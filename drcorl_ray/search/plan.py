@@ -26,6 +26,8 @@ RESULT, POPULATION = "result.json", "population.safetensors"  # of a pack on a t
 ONLINE = "online"  # folder of a pack on a task: what its online evaluations spent and found
 PACK, FATES = "pack.json", "fates.json"  # of a pack: what it holds; what became of each configuration after it
 
+_MEND = "restore it, or choose another run.dir"
+
 Fate = Literal["goes on", "stopped", "complete", "lost"]
 
 
@@ -64,8 +66,13 @@ def pack_folder(packs: Path, study: str, number: int) -> Path:
 
 def read_pack(folder: Path) -> Pack:
     content = read_json(folder / PACK)
-    members = [Member(m["number"], m["params"], m["source"] and (m["source"][0], m["source"][1])) for m in content["members"]]
-    return Pack(**content | {"tasks": tuple(content["tasks"]), "members": tuple(members)})
+    try:
+        members = [
+            Member(m["number"], m["params"], m["source"] and (m["source"][0], m["source"][1])) for m in content["members"]
+        ]
+        return Pack(**content | {"tasks": tuple(content["tasks"]), "members": tuple(members)})
+    except (TypeError, KeyError, IndexError) as error:
+        raise UserError(f"{folder / PACK}: not a pack's content ({error!r}); {_MEND}") from error
 
 
 def read_packs(packs: Path, study: str) -> Iterator[Pack]:
@@ -181,7 +188,11 @@ class SearchPlan:
 
 
 def _read_scores(file: Path) -> list[Score]:
-    return [Score(member["normalized_reward"], member["normalized_cost"]) for member in read_json(file)["members"]]
+    try:
+        members = [(member["normalized_reward"], member["normalized_cost"]) for member in read_json(file)["members"]]
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{file}: not a pack's result ({error!r}); delete the file and resume: it is trained again") from error
+    return [Score(reward, cost) for reward, cost in members]
 
 
 def _over_tasks(scores: Sequence[Score]) -> Score:

@@ -23,6 +23,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from drcorl_ray.config import RangeConfig, SearchConfig
+from drcorl_ray.errors import UserError
 from drcorl_ray.storage import is_remote, upload
 
 COST_CONSTRAINT = "normalized_cost - 1"  # feasible where ≤ 0
@@ -52,8 +53,11 @@ def load_study(path: Path, name: str, *, multi_objective: bool = False) -> optun
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     path.parent.mkdir(parents=True, exist_ok=True)
     directions = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE][: 1 + multi_objective]
-    storage = JournalStorage(JournalFileBackend(str(path)))
-    return optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+    try:
+        storage = JournalStorage(JournalFileBackend(str(path)))
+        return optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError, optuna.exceptions.OptunaError) as error:
+        raise UserError(f"{path}: Optuna cannot read it ({' '.join(str(error).split())}); restore it from a copy") from error
 
 
 class SearchStudy:

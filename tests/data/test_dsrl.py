@@ -218,3 +218,43 @@ def test_real_files_read_as_their_readme_says(name, rows, episodes, terminated, 
     inside = ~(dataset.columns["terminals"] | dataset.columns["timeouts"])[:-1]
     following = dataset.columns["observations"][1:][inside]
     np.testing.assert_array_equal(dataset.columns["next_observations"][:-1][inside], following)
+
+
+def elsewhere(kind: str, file: h5py.File, path: Path) -> None:
+    """Put in the place of 'costs' something that is not the file's own numbers."""
+    if kind == "external link":
+        file["costs"] = h5py.ExternalLink(str(path), "/costs")
+    elif kind == "loop":
+        file["costs"] = h5py.SoftLink("/costs")
+    elif kind == "virtual":
+        layout = h5py.VirtualLayout((50,), "f4")
+        layout[:] = h5py.VirtualSource(str(path), "costs", (50,))
+        file.create_virtual_dataset("costs", layout)
+    elif kind == "raw bytes of another file":
+        file.create_dataset("costs", (50,), "f4", external=[(str(path), 0, 200)])
+    elif kind == "giant":
+        file.create_dataset("costs", (2**44,), "f4", chunks=(2**20,), compression="gzip")
+    elif kind == "text":
+        file["costs"] = ["a"] * 50
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("external link", "'costs' is missing"),
+        ("loop", "'costs' is missing"),
+        ("virtual", "'costs' points to another file"),
+        ("raw bytes of another file", "'costs' points to another file"),
+        ("giant", "larger than this machine's memory"),
+        ("text", "does not hold an array of numbers"),
+    ],
+)
+def test_a_file_holds_its_own_numbers(tmp_path, kind, said):
+    """Fault: read what a downloaded file points to, or all that it declares."""
+    columns = make_columns(50)
+    write_dataset(tmp_path / "other.hdf5", columns)
+    path = tmp_path / "data.hdf5"
+    write_raw(path, {key: array for key, array in columns.items() if key != "costs"})
+    with h5py.File(path, "a") as file:
+        elsewhere(kind, file, tmp_path / "other.hdf5")
+    assert said in refusal(path)

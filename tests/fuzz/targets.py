@@ -1,0 +1,233 @@
+"""Every loader that takes a user's or a downloaded file, with an intact file for it.
+
+Run as a program (`python -m tests.fuzz.targets NAME SEED CASES FOLDER`), since a crash of a C library would end the tests: it
+prints a line per case and, at the end, how many were refused and how many were loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from drcorl_ray.checkpoint import load_arrays, save_arrays, write_json
+from drcorl_ray.config import Config, SearchConfig
+from drcorl_ray.config_file import dump_config, load_config
+from drcorl_ray.data.dsrl import read_dataset, write_dataset
+from drcorl_ray.data.store import load_manifest, read_store, verify
+from drcorl_ray.errors import UserError
+from drcorl_ray.evaluation import load_entries
+from drcorl_ray.online import EpisodeLedger
+from drcorl_ray.policy import load_policy, load_population
+from drcorl_ray.run_directory import MetricsLog, read_log
+from drcorl_ray.search.plan import Member, Pack, read_pack
+from drcorl_ray.search.study import SearchStudy, load_study
+from tests.data.helpers import make_columns, make_store
+from tests.fuzz.damage import damaged_bytes, damaged_json
+from tests.policies import random_policy
+
+CASE_S, MEMORY_BYTES = 20, 8 * 2**30
+
+Damage = Callable[[bytes, random.Random], bytes]
+
+
+@dataclass(frozen=True)
+class Target:
+    """make: write an intact file and what belongs to it, and return the one to be damaged; load: what a user's call does."""
+
+    make: Callable[[Path], Path]
+    load: Callable[[Path], Any]
+    damage: Damage
+
+
+def _hdf5(folder: Path) -> Path:
+    write_dataset(folder / "data.hdf5", make_columns(30))
+    return folder / "data.hdf5"
+
+
+def _store(folder: Path) -> Path:
+    make_store(folder / "store", rows=40, rows_per_shard=20)
+    return folder / "store" / "manifest.json"
+
+
+def _shard(folder: Path) -> Path:
+    return sorted(_store(folder).parent.glob("*.parquet"))[0]
+
+
+def _load_shard(path: Path) -> Any:
+    verify(path.parent)
+    read_store(path.parent)
+
+
+RESULT = {
+    "task": "PointCircle", "algorithm": "drcorl", "config": {"k": 1.0}, "seed": 0, "cost_limit": 10.0,
+    "evaluation_mode": "offline", "selection": "last",
+}  # fmt: skip
+
+
+def _policy(folder: Path) -> Path:
+    about = {"result": RESULT, "return_range": [0.0, 50.0]}
+    random_policy(6, 2, hidden=4).save(folder / "p.safetensors", 0, about)
+    return folder / "p.safetensors"
+
+
+def _policy_damage(content: bytes, chance: random.Random) -> bytes:
+    """Bytes, or, under a checksum that fits, the meta and the arrays: a planted file."""
+    if chance.random() < 0.3:
+        return damaged_bytes(content, chance)
+    path = Path("planted.safetensors")
+    path.write_bytes(content)
+    arrays, meta = load_arrays(path)
+    strange = json.loads(
+        damaged_json(json.dumps(meta).encode() + b"\n", random.Random(chance.random())).decode("utf-8", "replace")
+    )
+    name = chance.choice(sorted(arrays))
+    accident = chance.randrange(5)
+    if accident == 0:
+        del arrays[name]
+    elif accident == 1:
+        arrays[name] = arrays[name].astype(chance.choice(["float64", "int8", "float16", "bool"]))
+    elif accident == 2:
+        arrays[name] = arrays[name].reshape(-1)[: chance.randrange(arrays[name].size + 1)]
+    save_arrays(path, arrays, strange if isinstance(strange, dict) else {"meta": strange})
+    return path.read_bytes()
+
+
+def _policy_damage_or_bytes(content: bytes, chance: random.Random) -> bytes:
+    try:
+        return _policy_damage(content, chance)
+    except (ValueError, TypeError, RecursionError):  # what cannot be written cannot be planted
+        return damaged_bytes(content, chance)
+
+
+def _load_policy(path: Path) -> None:
+    policy = load_policy(path)
+    actions = policy.act(np.zeros(policy.population.observation_mean.shape, np.float32))
+    assert actions.ndim == 1
+    load_entries([str(path)])
+
+
+def _population(folder: Path) -> Path:
+    random_policy(6, 2, members=2, hidden=4).save_population(folder / "p.safetensors", {"finite": [True, True]})
+    return folder / "p.safetensors"
+
+
+def _run(folder: Path) -> Path:
+    _policy(folder)
+    (folder / "policies").mkdir()
+    (folder / "p.safetensors").rename(folder / "policies" / "p.safetensors")
+    write_json(folder / "results.json", {"schema": 1, "run": {}, "rows": [RESULT | {"policy": "policies/p.safetensors"}] * 2})
+    return folder / "results.json"
+
+
+def _load_run(path: Path) -> None:
+    for entry in load_entries([str(path.parent)]):
+        assert entry.file.is_relative_to(path.parent), entry.file
+    load_policy(path.parent)
+
+
+def _config(folder: Path) -> Path:
+    (folder / "c.yaml").write_text(dump_config(Config()))
+    return folder / "c.yaml"
+
+
+def _load_config(path: Path) -> None:
+    assert isinstance(load_config([str(path)]), Config)
+
+
+def _log(folder: Path) -> Path:
+    log = MetricsLog(folder / "metrics.jsonl", "task", "extract", 100, 0)
+    for step in (10, 20, 30):
+        log.write(step, {"loss": np.array([1.0, np.nan])})
+    return folder / "metrics.jsonl"
+
+
+def _load_log(path: Path) -> None:
+    for line in read_log(path):
+        line["task"], line["stage"], line["step"] / line["total_steps"] if line["total_steps"] else 0, list(line["metrics"])
+    MetricsLog(path, "task", "extract", 100, 20)
+
+
+def _ledger(folder: Path) -> Path:
+    ledger = EpisodeLedger(folder / "episodes.jsonl", 100, [1, 2, 3])
+    ledger.charge([0, 2], 5)
+    ledger.charge([1], 2)
+    return folder / "episodes.jsonl"
+
+
+def _pack(folder: Path) -> Path:
+    members = tuple(Member(number, {"k": 1.0}, (0, number)) for number in range(2))
+    pack = Pack("s", ("task",), 1, 1, 40, 100, members)
+    write_json(folder / "pack.json", asdict(pack))
+    return folder / "pack.json"
+
+
+def _journal(folder: Path) -> Path:
+    study = SearchStudy(folder / "s.journal", "s", SearchConfig(configurations=3), [], 0)
+    for number in range(2):
+        study.ask(number)
+    return folder / "s.journal"
+
+
+def _load_journal(path: Path) -> None:
+    len(load_study(path, "s").get_trials())
+
+
+TARGETS = {
+    "hdf5": Target(_hdf5, read_dataset, damaged_bytes),
+    "manifest": Target(_store, lambda path: load_manifest(path.parent), damaged_json),
+    "shard": Target(_shard, _load_shard, damaged_bytes),
+    "policy": Target(_policy, _load_policy, _policy_damage_or_bytes),
+    "population": Target(_population, lambda path: load_population(path)[0].act(np.zeros((2, 1, 6))), _policy_damage_or_bytes),
+    "run": Target(_run, _load_run, damaged_json),
+    "config": Target(_config, _load_config, damaged_bytes),
+    "log": Target(_log, _load_log, damaged_json),
+    "ledger": Target(_ledger, lambda path: EpisodeLedger(path, 100, [1, 2, 3]), damaged_json),
+    "pack": Target(_pack, lambda path: read_pack(path.parent), damaged_json),
+    "journal": Target(_journal, _load_journal, damaged_json),
+}
+
+
+def run(target: Target, seed: int, cases: int, folder: Path) -> dict[str, int]:
+    """Every case must end in a load or in one line that names the file, within CASE_S and MEMORY_BYTES, and write nothing."""
+    counts = {"refused": 0, "loaded": 0}
+    path = target.make(folder)
+    intact = path.read_bytes()
+    target.load(path)
+    beside = sorted(folder.rglob("*"))
+    for case in range(seed, seed + cases):
+        print("case", case, flush=True)
+        content = target.damage(intact, random.Random(case))
+        path.write_bytes(content)
+        message = str(path)
+        signal.alarm(CASE_S)
+        try:
+            target.load(path)
+            counts["loaded"] += 1
+        except UserError as error:
+            counts["refused"] += 1
+            message = str(error)
+        signal.alarm(0)
+        assert "\n" not in message, f"more than a line: {message}"
+        assert str(path.parent) in message, f"names no file: {message}"
+        left = [file for file in sorted(folder.rglob("*")) if file not in beside and file.name != "s.journal.lock"]
+        assert not left, left
+    return counts
+
+
+def main() -> None:
+    name, seed, cases, folder = sys.argv[1:]
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    print(json.dumps(run(TARGETS[name], int(seed), int(cases), Path(folder))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Damaged and planted files: each ends in a correct load or in one line that names the file, never in anything else.
+
+CI takes CASES of each kind; `pytest -m nightly tests/fuzz` takes NIGHTLY_CASES, from another seed every day.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ray")  # a search's files are read beside it
+from tests.fuzz.targets import TARGETS
+
+ROOT = Path(__file__).resolve().parents[2]
+CASES, NIGHTLY_CASES = 60, 1500
+
+
+def check(name: str, seed: int, cases: int, folder: Path, timeout: float) -> dict[str, int]:
+    command = [sys.executable, "-m", "tests.fuzz.targets", name, str(seed), str(cases), str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=folder.parent, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
+    *_, last = done.stdout.splitlines() or [""]
+    assert done.returncode == 0, f"{name}, {last}: {done.stderr[-3000:]}"
+    return json.loads(last)
+
+
+@pytest.mark.ray  # imports Ray in processes of their own
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_damaged_file_is_loaded_or_refused(tmp_path, name):
+    (tmp_path / "files").mkdir()
+    counts = check(name, 0, CASES, tmp_path / "files", 280)
+    assert counts["refused"] > CASES // 4
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", TARGETS)
+def test_many_damaged_files(tmp_path, name, record_fuzz):
+    (tmp_path / "files").mkdir()
+    record_fuzz(name, check(name, datetime.date.today().toordinal() * 10_000, NIGHTLY_CASES, tmp_path / "files", 3500))
