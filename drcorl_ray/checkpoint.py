@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from drcorl_ray.errors import UserError
-from drcorl_ray.storage import is_remote, local_file
+from drcorl_ray.storage import is_remote, local_file, read_bytes
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -48,7 +48,7 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file; UserError names the file when it is missing or broken."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_bytes(path))
     except (OSError, ValueError, RecursionError) as error:  # ValueError: bad JSON, bad UTF-8, integers of 5000 digits
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
 

@@ -115,9 +115,12 @@ def _policy_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     try:
-        return [named_file(path / "results.json", row["policy"]) for row in read_results(path)["rows"]]
+        files = [named_file(path / "results.json", row["policy"]) for row in read_results(path)["rows"]]
     except (KeyError, TypeError) as error:
         raise UserError(f"{path / 'results.json'}: a row lists no policy ({error!r})") from error
+    if not files:
+        raise UserError(f"{path / 'results.json'}: lists no policy")
+    return files
 
 
 def _names(files: Sequence[Path]) -> list[str]:

@@ -52,6 +52,7 @@ def train(config: Config) -> RunDirectory:
     connect()
     _name_idle_cpus(config)
     with (
+        run.alone(),
         progress_bars() as bars,
         Tracker(config, run) as tracker,
         Watcher(run, bars, tracker.log),

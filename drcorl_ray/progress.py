@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from drcorl_ray.errors import UserError
 from drcorl_ray.run_directory import RunDirectory, read_log
-from drcorl_ray.storage import is_remote
+from drcorl_ray.storage import is_remote, read_bytes
 
 _POLL_S, _REMOTE_POLL_S = 0.5, 5.0
 _WIDTH = 118
@@ -25,7 +26,7 @@ _FINISHED_BARS = 6  # that stay on the screen: a terminal shows no more bars tha
 def wide_console(*, stderr: bool = False) -> Console:
     """A console wide enough for bars and tables of results, also where it is a file or a narrow terminal."""
     wide = Console(stderr=stderr)
-    wide.width = max(wide.width, _WIDTH)
+    wide.size = ConsoleDimensions(max(wide.width, _WIDTH), wide.height)
     return wide
 
 
@@ -33,7 +34,8 @@ console = wide_console(stderr=True)
 
 
 def progress_bars() -> Progress:
-    """Bars on a terminal, nothing elsewhere."""
+    """Bars on a terminal that can draw them, nothing elsewhere."""
+    drawn = console.is_terminal and not console.is_dumb_terminal
     columns = (
         TextColumn("{task.description:<34}"),
         BarColumn(30),
@@ -42,7 +44,7 @@ def progress_bars() -> Progress:
         TimeRemainingColumn(),
     )
     columns = (*columns, TextColumn("{task.fields[note]}"))
-    return Progress(*columns, console=console, refresh_per_second=4, disable=not console.is_terminal)
+    return Progress(*columns, console=console, refresh_per_second=4, disable=not drawn)
 
 
 class Watcher:
@@ -72,10 +74,17 @@ class Watcher:
 
     def _follow(self) -> None:
         while not self._stop.wait(_REMOTE_POLL_S if is_remote(self._run.path) else _POLL_S):
-            self._read()
+            try:
+                self._read()
+            except UserError as error:  # a damaged log: the work itself does not need it
+                console.print(f"[yellow]{escape(str(error))}", soft_wrap=True)
+                return
+            except OSError:  # its disk or object store is away: another time
+                continue
 
     def _notes(self) -> list[str]:
-        return self._run.notes.read_text(encoding="utf-8").splitlines() if self._run.notes.exists() else []
+        notes = self._run.notes
+        return read_bytes(notes).decode(errors="replace").splitlines() if notes.exists() else []
 
     def _read(self) -> None:
         for note in self._notes()[self._noted :]:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from filelock import Timeout
 
 from drcorl_ray.checkpoint import read_json, write_bytes
 from drcorl_ray.config import Config
 from drcorl_ray.config_file import dump_config
 from drcorl_ray.errors import UserError
-from drcorl_ray.storage import append_text, is_remote, reachable, storage_path
+from drcorl_ray.storage import append_text, file_lock, is_remote, reachable, read_bytes, storage_path
 
 RESULTS_SCHEMA = 1
 _NOT_COMPARED = ("run.resume", "run.dir")  # the same run, however its directory is spelt
@@ -57,6 +58,19 @@ class RunDirectory:
         except OSError as error:  # a look may fail too: a name too long, a folder that may not be entered
             raise UserError(f"{name}: cannot be written ({error.strerror or error}); choose another run.dir") from error
         return run
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Work on a run: no other process of this machine, or of those that share its disk, may do so. UserError."""
+        lock = file_lock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(f"{self.path}: another process is at work on this run; wait for its end, or end it") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     @property
     def config(self) -> Path:
@@ -160,7 +174,7 @@ class MetricsLog:
         self._path, self._head = path, {"task": task, "stage": stage, "total_steps": total_steps}
         kept = [line for line in read_log(path) if (line["task"], line["stage"]) != (task, stage) or line["step"] <= from_step]
         content = "".join(json.dumps(line) + "\n" for line in kept).encode()
-        if path.exists() and path.read_bytes() != content:  # a half-written line too must go before the next one
+        if path.exists() and read_bytes(path) != content:  # a half-written line too must go before the next one
             write_bytes(path, content)
         self._last = time.monotonic()
 
@@ -181,7 +195,7 @@ def read_lines(path: Path, valid: Callable[[Any], bool]) -> list[dict[str, Any]]
     if not path.exists():
         return []
     lines = []
-    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    for number, text in enumerate(read_bytes(path).split(b"\n")[:-1], start=1):
         try:
             line = json.loads(text)
         except (ValueError, RecursionError):

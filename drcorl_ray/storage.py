@@ -81,7 +81,7 @@ def local_file(path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / path.name
-        copy.write_bytes(path.read_bytes())
+        copy.write_bytes(read_bytes(path))
         yield copy
 
 
@@ -108,10 +108,18 @@ def upload(file: Path, path: Path) -> None:
     remote.fs.put_file(str(file), remote.path)
 
 
+def read_bytes(path: Path) -> bytes:
+    """The content of a file that another process may write anew meanwhile: all of one moment (UPath asks twice, and fails)."""
+    if not is_remote(path):
+        return path.read_bytes()
+    remote: Any = path
+    return remote.fs.cat_file(remote.path)
+
+
 def append_text(path: Path, text: str) -> None:
     """Add to the end of a file; once it returned, the text is on disk or in the object store."""
     if is_remote(path):
-        path.write_text((path.read_text(encoding="utf-8") if path.exists() else "") + text, encoding="utf-8")
+        path.write_bytes((read_bytes(path) if path.exists() else b"") + text.encode())
         return
     with path.open("a", encoding="utf-8") as file:
         file.write(text)

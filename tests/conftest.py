@@ -25,6 +25,7 @@ settings.load_profile("no clock")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--reliability", metavar="FILE", help="write the table of tests/faults into this document")
+    parser.addoption("--transcript", metavar="FILE", help="write what tests/cluster typed and saw to this file")
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -218,3 +220,21 @@ def test_logs_of_packs_are_found(tmp_path):
         "packs/a/t/metrics.jsonl",
         "packs/b/t/metrics.jsonl",
     ]
+
+
+def test_two_processes_do_not_work_on_one_run(tmp_path):
+    """Nor does one that was killed keep the next one out. Fault: no lock."""
+    run = RunDirectory(tmp_path)
+    script = (
+        f"from pathlib import Path\nfrom drcorl_ray.run_directory import RunDirectory\nimport time\n"
+        f"with RunDirectory(Path({str(tmp_path)!r})).alone():\n    print('at work', flush=True)\n    time.sleep(100)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "at work\n"
+    with pytest.raises(UserError, match="another process is at work on this run"), run.alone():
+        pass
+    other.kill()
+    other.communicate()
+    with run.alone():
+        pass

@@ -21,7 +21,7 @@ from drcorl_ray.online import EpisodeLedger
 from drcorl_ray.policy import load_policy
 from drcorl_ray.run_directory import MetricsLog, RunDirectory, read_log
 from drcorl_ray.search.study import Score, SearchStudy, load_study
-from drcorl_ray.storage import file_lock, is_remote, local_file, storage_path
+from drcorl_ray.storage import append_text, file_lock, is_remote, local_file, read_bytes, storage_path
 from tests.data.helpers import make_store
 from tests.test_policy import make_population, observations
 from tests.tiny import tiny_arguments, tiny_config
@@ -185,6 +185,26 @@ def test_a_store_that_does_not_answer_is_named_in_one_line(tmp_path, change, ser
     assert done.stderr.startswith("error: s3://bucket/")
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_log_is_read_while_it_is_written_anew(bucket):
+    """Fault: look at the file first and then read what one has seen, which is gone; the progress bars stopped by that."""
+    over = threading.Event()
+
+    def write() -> None:
+        while not over.is_set():
+            append_text(bucket / "notes.txt", "a line\n")
+
+    append_text(bucket / "notes.txt", "a line\n")
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        sizes = [len(read_bytes(bucket / "notes.txt")) for _ in range(50)]
+    finally:
+        over.set()
+        writer.join()
+    assert sizes == sorted(sizes)
+    assert sizes[-1] > sizes[0]
 
 
 @pytest.mark.slow

@@ -42,6 +42,7 @@ def search(config: Config) -> RunDirectory:
     connect()
     check_room(config.scaling)
     with (
+        run.alone(),
         progress_bars() as bars,
         Tracker(config, run) as tracker,
         Watcher(run, bars, lambda line: tracker.log(line) if line["stage"] == "pretrain" else None),
