@@ -56,15 +56,22 @@ def test_a_dead_named_cluster_is_the_users_error(monkeypatch, listening):
     assert cluster._answering_address() == "local"
 
 
-def test_a_temporary_folder_too_deep_for_sockets_is_named(monkeypatch, tmp_path):
+def in_a_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A process of its own: this one may have a Ray already."""
+    variables = {**os.environ, "RAY_ADDRESS": "local", **environment}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_a_temporary_folder_too_deep_for_sockets_is_named(tmp_path):
     """Fault: Ray's own traceback."""
     deep = tmp_path / ("x" * 90)
     deep.mkdir()
-    monkeypatch.setenv("RAY_ADDRESS", "local")
-    monkeypatch.setenv("RAY_TMPDIR", str(deep))
-    monkeypatch.setattr("ray.is_initialized", lambda: False)
-    with pytest.raises(UserError, match=r"x: too long a name for the sockets that Ray keeps there; set RAY_TMPDIR=/tmp"):
-        cluster.connect()
+    done = in_a_process("from drcorl_ray.cluster import connect; connect()", RAY_TMPDIR=str(deep))
+    assert done.stderr.splitlines()[-1] == (
+        f"drcorl_ray.errors.UserError: {deep}: too long a name for the sockets that Ray keeps there; set RAY_TMPDIR=/tmp"
+    )
 
 
 LISTENING = """
@@ -86,10 +93,6 @@ for process in (driver, *driver.children(recursive=True)):
 @pytest.mark.slow
 def test_a_ray_that_is_started_here_listens_on_loopback_alone():
     """Fault: leave Ray to listen on all interfaces."""
-    environment = {**os.environ, "RAY_ADDRESS": "local"}
-    done = subprocess.run(
-        [sys.executable, "-c", LISTENING], env=environment, capture_output=True, text=True, timeout=120, check=True
-    )
-    addresses = done.stdout.split()
+    addresses = in_a_process(LISTENING).stdout.split()
     assert len(addresses) >= 5
     assert set(addresses) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}

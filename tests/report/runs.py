@@ -214,9 +214,16 @@ class MadeSearch:
                     "critic/q_reward": [5.0 + 0.1 * step + 0.1 * x for x in noise],
                     "policy/beta": [0.01] * len(numbers),
                 }
-                line = {"task": task, "stage": f"pack {pack}", "step": step * 100, "total_steps": self._steps * 100}
-                lines.append(json.dumps(line | {"metrics": metrics}))
-            (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+                lines.append(log_line(metrics, step * 100, self._steps * 100, task=task, stage=f"pack {pack}"))
+            (folder / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def log_line(
+    metrics: dict[str, list], step: int, total_steps: int, task: str = "PointCircle", stage: str = "extraction"
+) -> str:
+    """One report of a metrics log."""
+    head = {"task": task, "stage": stage, "step": step, "total_steps": total_steps, "seconds": 0.1}
+    return json.dumps(head | {"metrics": metrics}) + "\n"
 
 
 class Parsed(HTMLParser):

@@ -1,15 +1,12 @@
 """How the policies were adapted: the last line of each policy's log, by hand."""
 
-import json
-
 from drcorl_ray.report import adaptation, study
 from drcorl_ray.run_directory import RunDirectory
-from tests.report.runs import MadeSearch, Parsed, make_results, make_row, report
+from tests.report.runs import MadeSearch, Parsed, log_line, make_results, make_row, report
 
 
 def log(run: RunDirectory, lines: dict[int, dict]) -> None:
-    given = [{"task": "PointCircle", "stage": "extraction", "step": step, "metrics": line} for step, line in lines.items()]
-    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in given))
+    run.metrics.write_text("".join(log_line(line, step, total_steps=max(lines)) for step, line in lines.items()))
 
 
 def metrics(estimate: list, safe: list, band: list, unsafe: list, conflict: list) -> dict:

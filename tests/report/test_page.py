@@ -16,7 +16,7 @@ from drcorl_ray.report.page import Page
 from drcorl_ray.report.study import Studied
 from drcorl_ray.report.write import read_page
 from drcorl_ray.run_directory import RunDirectory
-from tests.report.runs import MadeSearch, Parsed, make_curve, make_results, make_row
+from tests.report.runs import MadeSearch, Parsed, log_line, make_curve, make_results, make_row
 
 NASTY = "</script><img src=x onerror=alert(1)>\"'&amp;<b>"
 
@@ -214,9 +214,7 @@ def test_curves_of_training_say_which_member(tmp_path):
     """The page of a training run: every row, true curves with gaps, no section of a search."""
     rows = [make_row(member=0, config={"k": 1.0}), make_row(member=1, config={"k": 2.0}, normalized_cost=3.0)]
     metrics = {"adaptation/cost_estimate": [3.0, None], "critic/q_reward": [1.0, 2.0]}
-    (tmp_path / "metrics.jsonl").write_text(
-        json.dumps({"task": "PointCircle", "stage": "extraction", "step": 5, "total_steps": 5, "metrics": metrics}) + "\n"
-    )
+    (tmp_path / "metrics.jsonl").write_text(log_line(metrics, step=5, total_steps=5))
     parsed = page(tmp_path, make_results(rows, curves=[make_curve()]))
     assert [line["cost"] for line in shown(parsed, 0)] == ["0.50", "3.00"]
     true = parsed.titled("PointCircle: rolled out")["data"]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from drcorl_ray.report import figures, pictures, study
 from drcorl_ray.run_directory import RunDirectory
-from tests.report.runs import MadeSearch, make_results, make_row
+from tests.report.runs import MadeSearch, log_line, make_results, make_row
 
 
 def only_study(made: MadeSearch) -> study.Studied:
@@ -114,13 +114,11 @@ def test_a_shared_study_judges_by_mean_reward_and_worst_cost():
 def write_pack(folder, numbers, steps, value):
     folder.mkdir(parents=True)
     (folder / "result.json").write_text(json.dumps({"members": [{"number": number} for number in numbers]}))
-    lines = [
-        {"task": folder.name, "stage": "s", "step": step, "total_steps": 9,
-         "metrics": {"adaptation/cost_estimate": [value(number, step) for number in numbers]}}
-        for step in steps
-    ]  # fmt: skip
-    critics_only = {"task": folder.name, "stage": "s", "step": 0, "total_steps": 9, "metrics": {"critic/q_reward": [1.0]}}
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [critics_only, *lines]) + '{"half')
+    reports = {0: {"critic/q_reward": [1.0]}} | {
+        step: {"adaptation/cost_estimate": [value(number, step) for number in numbers]} for step in steps
+    }
+    lines = [log_line(metrics, step, total_steps=9, task=folder.name) for step, metrics in reports.items()]
+    (folder / "metrics.jsonl").write_text("".join(lines) + '{"half')
 
 
 def test_a_configurations_curve_goes_on_in_a_later_pack(tmp_path):
@@ -143,8 +141,7 @@ def test_a_configurations_curve_goes_on_in_a_later_pack(tmp_path):
 def test_a_training_runs_curves_are_its_members(tmp_path):
     run = RunDirectory(tmp_path)
     metrics = {"adaptation/cost_estimate": [3.0, 4.0], "critic/q_reward": [1.0, None]}
-    lines = [{"task": "A", "stage": "extraction", "step": step, "metrics": metrics} for step in range(1, 1001)]
-    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run.metrics.write_text("".join(log_line(metrics, step, 1000, task="A") for step in range(1, 1001)))
     curves = study.offline_curves(run, make_results([]))["A"]
     assert list(curves) == [0, 1]
     assert curves[1].values["adaptation/cost_estimate"].tolist() == [4.0] * 100
