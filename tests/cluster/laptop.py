@@ -48,20 +48,21 @@ def on_head(text: str, shown: str | None = None) -> str:
     return command("ray", "exec", cluster, text, shown=shown and f"ray exec {cluster} '{shown}'")
 
 
+def status() -> str:
+    return subprocess.run(["ray", "exec", cluster, "ray status"], capture_output=True, text=True, check=False).stdout
+
+
 def wait_for_the_worker() -> None:
     deadline = time.monotonic() + 300
-    while (
-        "learner"
-        not in subprocess.run(["ray", "exec", cluster, "ray status"], capture_output=True, text=True, check=False).stdout
-    ):
+    while "learner" not in status():
         assert time.monotonic() < deadline, "the worker has not joined"
         time.sleep(5)
 
 
 def watch(search: threading.Thread) -> str:
     """`ray status` in the middle of the search, when packs are at work and others wait."""
-    while search.is_alive() and not list(bucket.glob("drcorl/runs/first/packs/*/*/state.safetensors")):
-        time.sleep(1)
+    while search.is_alive() and "pending placement groups" not in status():
+        time.sleep(5)
     return on_head("ray status", "ray status")
 
 
