@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from drcorl_ray.config import Config, MemberConfig
-from drcorl_ray.method.learner import Learner
 from drcorl_ray.policy import PopulationPolicy, load_population
 from drcorl_ray.rollout_pool import RolloutPool
-from drcorl_ray.stages import TaskData, mean_scores
+from drcorl_ray.stages import Population, TaskData, mean_scores
 
 CURVE_SEEDS = 2_000_000
 CALIBRATED_K = (0.0, 1.0, 2.0, 3.0, 4.0)  # standard deviations of the estimates that are compared with the truth; 0: the mean
@@ -41,13 +40,13 @@ PointAt = Callable[[int], CurvePoint]
 
 def curve_steps(config: Config) -> list[int]:
     """Extraction steps at which the population is kept for the curves: from the cloned start, on reports' steps."""
-    total, grid = config.extract.critic_steps + config.extract.steps, config.scaling.report_steps
-    points = config.evaluation.curve_points
-    wanted = (config.extract.critic_steps + config.extract.steps * i / points for i in range(points + 1 if points else 0))
+    training, grid = config.training, config.scaling.report_steps
+    total, points = training.total_steps, config.evaluation.curve_points
+    wanted = (training.warm_up + training.steps * i / points for i in range(points + 1 if points else 0))
     return sorted({min(total, -(-int(step) // grid) * grid) for step in wanted} - {0})
 
 
-def save_curve_point(path: Path, learner: Learner) -> None:
+def save_curve_point(path: Path, learner: Population) -> None:
     mean, deviation = (values.cpu().numpy() for values in learner.offline_estimate())
     _save(path, CurvePoint(learner.policies(), mean, deviation))
 

@@ -189,7 +189,7 @@ def _alike(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
     for entry in entries:
         population = entry.policy.population
         statistics = (population.observation_mean, population.observation_std)
-        arrays = [(array.shape, array.dtype) for array in (*statistics, *population.weights, *population.biases)]
+        arrays = [(name, array.shape, array.dtype) for name, array in population.arrays().items()]
         groups.setdefault((entry.task, *arrays, *(array.tobytes() for array in statistics)), []).append(entry)
     yield from groups.values()
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import ray
-import ray.exceptions
 
-from drcorl_ray.baselines.behaviour_cloning import Clone, clone
+from drcorl_ray import comparison
 from drcorl_ray.checkpoint import write_json
 from drcorl_ray.cluster import connect
 from drcorl_ray.config import Config, MemberConfig
@@ -58,11 +55,13 @@ def train(config: Config) -> RunDirectory:
         Watcher(run, bars, tracker.log),
         RolloutPool.of(config) as pool,
     ):
-        clones = start_baselines(config, data, members)
+        waits = config.scaling.use_gpu  # for the GPU that the main job holds, and would wait for
+        pending = None if waits else comparison.start(config, data, run, members)
         artifacts = pretrain(config, data, run, pretrain_seeds(members))
         population = extract(config, data, run, members, artifacts)
+        pending = comparison.start(config, data, run, members) if waits else pending
         rows = evaluate_population(config, data, run, members, population, pool)
-        rows += evaluate_baselines(data, run, clones, pool, config.evaluation.episodes)
+        rows += comparison.rows(data, run, pending, pool, episode_seeds(FRESH_SEEDS, config.evaluation.episodes))
         curve, calibration = roll_out_curves(
             config, data, members, lambda step: load_curve_point(run.curve(data.task.name, step)), pool
         )
@@ -153,69 +152,3 @@ def member_candidate(
         member.evaluation_mode,
         details if member.evaluation_mode == "offline" else {**details, **online},
     )
-
-
-@dataclass(frozen=True)
-class PendingClones:
-    """Cloned policies under way in a Ray task; places: of each candidate, the clone that it is."""
-
-    candidates: list[Candidate]
-    places: list[int]
-    result: Any
-
-
-def start_baselines(
-    config: Config, data: TaskData, members: Sequence[MemberConfig], cpus: float = 0.0
-) -> PendingClones | None:
-    """Train the behaviour clones beside the main job; None where there are none.
-
-    cpus: that are booked; none where a Ray Train job comes next, which would wait for them until it gives up.
-    """
-    clones, candidates, places = planned_clones(config, data, members)
-    if not candidates:
-        return None
-    scaling = config.scaling
-    task = ray.remote(clone).options(
-        num_cpus=cpus, resources=scaling.actor_resources, max_retries=scaling.max_failures
-    )  # beside the actors, where they have machines of their own: without a CPU booked it could land on a cluster's head
-    return PendingClones(candidates, places, task.remote(data, config.pretrain, clones))
-
-
-def planned_clones(
-    config: Config, data: TaskData, members: Sequence[MemberConfig]
-) -> tuple[list[Clone], list[Candidate], list[int]]:
-    """What is trained; what the rows show of it, per seed and cost limit of the members; and which of the first each one is.
-
-    A seed's `bc` is the same at every limit. A limit that no episode of the data keeps has no `bc_safe`.
-    """
-    clones: dict[Clone, int] = {}
-    candidates, places = [], []
-    cheapest = min(data.manifest.episode_costs)
-    limits = sorted({member.cost_limit for member in members})
-    for seed in pretrain_seeds(members):
-        for limit in limits:
-            wanted = {"bc": Clone(seed, None), "bc_safe": Clone(seed, limit)}
-            for name in config.evaluation.baselines:
-                if name == "bc_safe" and np.float32(limit) < np.float32(cheapest):
-                    continue
-                candidates.append(Candidate(name, asdict(wanted[name]), seed, limit))
-                places.append(clones.setdefault(wanted[name], len(clones)))
-    return list(clones), candidates, places
-
-
-def evaluate_baselines(
-    data: TaskData, run: RunDirectory, pending: PendingClones | None, pool: RolloutPool, episodes: int
-) -> Records:
-    if pending is None:
-        return []
-    try:
-        trained: PopulationPolicy = ray.get(pending.result)
-    except ray.exceptions.RayError as error:
-        raise UserError(f"{data.task.name}: cloning failed ({str(error).strip().splitlines()[-1]})") from error
-    policies = trained.select(pending.places)
-    stats = pool.evaluate(policies, data.task, episode_seeds(FRESH_SEEDS, episodes))
-    return score(run, data, policies, pending.candidates, stats, [_clone_label(c) for c in pending.candidates])
-
-
-def _clone_label(candidate: Candidate) -> str:
-    return f"{candidate.algorithm}-limit-{candidate.cost_limit:g}-seed-{candidate.seed}"

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from drcorl_ray.baselines import Baseline
 from drcorl_ray.checkpoint import load_arrays, save_arrays, write_bytes
 from drcorl_ray.config import Config
 from drcorl_ray.data.dsrl import Episodes
@@ -207,7 +208,7 @@ class OnlineEvaluation:
 @contextmanager
 def online_evaluation(
     config: Config,
-    learner: Learner,
+    learner: Learner | Baseline,
     task: Task,
     folder: Path,
     stop: int,
@@ -219,7 +220,7 @@ def online_evaluation(
 
     leads: whether this worker rolls out. Nothing is started where no member is online.
     """
-    if not bool(learner.online.online.any()):
+    if not isinstance(learner, Learner) or not bool(learner.online.online.any()):
         yield lambda step: None
         return
     ours = file_lock(folder / "episodes.lock") if leads else nullcontext()  # a killed worker's successor waits for its end

@@ -5,7 +5,7 @@ Neither torch nor Ray is needed to run one. Actions are the deterministic mean, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,40 +21,54 @@ POLICY_SCHEMA = 1
 
 
 @dataclass(frozen=True)
+class Perturbation:
+    """BCQ's: perceptrons on [observation, action], with a policy's layers; reach [P] times their output is added to it."""
+
+    weights: tuple[np.ndarray, ...]
+    biases: tuple[np.ndarray, ...]
+    reach: np.ndarray
+
+
+@dataclass(frozen=True)
 class PopulationPolicy:
     """P multi-layer perceptrons (ReLU between layers, tanh at the end) on standardised observations.
 
     observation_mean, observation_std: [S] float32, shared. weights: per layer [P, in, out]; biases: per layer [P, out].
+    perturbation: changes the actions of those that have one, within [-1, 1].
     """
 
     observation_mean: np.ndarray
     observation_std: np.ndarray
     weights: tuple[np.ndarray, ...]
     biases: tuple[np.ndarray, ...]
+    perturbation: Perturbation | None = None
 
     @property
     def members(self) -> int:
         return self.weights[0].shape[0]
 
+    @property
+    def observation_size(self) -> int:
+        return self.weights[0].shape[1]
+
+    @property
+    def action_size(self) -> int:
+        return self.weights[-1].shape[2]
+
     @classmethod
     def join(cls, parts: Sequence[PopulationPolicy]) -> PopulationPolicy:
         """The members of several populations with equal shapes and statistics, one after another."""
-        weights, biases = (
-            tuple(np.concatenate(layers) for layers in zip(*every, strict=True))
-            for every in ([part.weights for part in parts], [part.biases for part in parts])
-        )
-        return cls(parts[0].observation_mean, parts[0].observation_std, weights, biases)
+        arrays = [part.arrays() for part in parts]
+        return parts[0].with_arrays({name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]})
 
     def select(self, members: Sequence[int]) -> PopulationPolicy:
         """The population of the given members, in the given order."""
         index = list(members)
-        weights, biases = (tuple(layer[index] for layer in layers) for layers in (self.weights, self.biases))
-        return PopulationPolicy(self.observation_mean, self.observation_std, weights, biases)
+        return self.with_arrays({name: array[index] for name, array in self.arrays().items()})
 
     def finite(self) -> np.ndarray:
         """Which members' weights are all finite, [P] bool."""
-        layers = [np.isfinite(layer).reshape(self.members, -1).all(1) for layer in (*self.weights, *self.biases)]
-        return np.all(layers, axis=0)
+        return np.all([np.isfinite(x).reshape(self.members, -1).all(1) for x in self.arrays().values()], axis=0)
 
     def act(self, observations: np.ndarray) -> np.ndarray:
         """Actions [P, N, A] float32 in [-1, 1] for observations [P, N, S].
@@ -62,28 +76,67 @@ class PopulationPolicy:
         Each row is its own vector-matrix product, so an action depends on its observation alone, to the last bit: an episode
         is the same whichever episodes are stepped beside it.
         """
-        standardised = (np.asarray(observations, np.float32) - self.observation_mean) / self.observation_std
-        rows = standardised[:, :, None, :]
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            rows = np.matmul(rows, weight[:, None]) + bias[:, None, None]
-            rows = np.tanh(rows) if layer == len(self.weights) - 1 else np.maximum(rows, 0.0)
-        return rows[:, :, 0, :]
+        rows = ((np.asarray(observations, np.float32) - self.observation_mean) / self.observation_std)[:, :, None, :]
+        actions = _perceptrons(self.weights, self.biases, rows)
+        if (own := self.perturbation) is not None:
+            change = _perceptrons(own.weights, own.biases, np.concatenate([rows, actions], axis=-1))
+            actions = np.clip(actions + own.reach[:, None, None, None] * change, -1.0, 1.0)
+        return actions[:, :, 0, :]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that its members have of their own, [P, …] by the names of a file."""
+        arrays = _named(self.weights, self.biases, "")
+        if (own := self.perturbation) is not None:
+            arrays |= _named(own.weights, own.biases, _PERTURBATION) | {_PERTURBATION + "reach": own.reach}
+        return arrays
+
+    def with_arrays(self, arrays: Mapping[str, np.ndarray]) -> PopulationPolicy:
+        """The same statistics with other `arrays`."""
+        return _assembled(self.observation_mean, self.observation_std, arrays)
 
     def save_population(self, path: Path, meta: dict[str, Any]) -> None:
         """Write all members into one file, to be read by `load_population`."""
-        save_arrays(path, self._arrays(), {"population_schema": POLICY_SCHEMA, "layers": len(self.weights), **meta})
+        save_arrays(path, self._statistics() | self.arrays(), {"population_schema": POLICY_SCHEMA, **self._layers(), **meta})
 
     def save(self, path: Path, member: int, meta: dict[str, Any]) -> None:
         """Write one member as a policy file; `meta` (task, config, results …) is any JSON-able mapping."""
-        arrays = self.select([member])._arrays()
-        arrays = {name: array[0] if name.startswith("layers") else array for name, array in arrays.items()}
-        save_arrays(path, arrays, {"policy_schema": POLICY_SCHEMA, "layers": len(self.weights), **meta})
+        own = {name: array[member] for name, array in self.arrays().items()}
+        save_arrays(path, self._statistics() | own, {"policy_schema": POLICY_SCHEMA, **self._layers(), **meta})
 
-    def _arrays(self) -> dict[str, np.ndarray]:
-        arrays = {"observation_mean": self.observation_mean, "observation_std": self.observation_std}
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            arrays |= {f"layers.{layer}.weight": weight, f"layers.{layer}.bias": bias}
-        return arrays
+    def _statistics(self) -> dict[str, np.ndarray]:
+        return {name: getattr(self, name) for name in _STATISTICS}
+
+    def _layers(self) -> dict[str, int]:
+        changed = {"perturbation_layers": len(self.perturbation.weights)} if self.perturbation else {}
+        return {"layers": len(self.weights), **changed}
+
+
+_PERTURBATION, _STATISTICS = "perturbation.", ("observation_mean", "observation_std")
+
+
+def _perceptrons(weights: Sequence[np.ndarray], biases: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """[P, N, 1, in] → [P, N, 1, out] in [-1, 1]."""
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        rows = np.matmul(rows, weight[:, None]) + bias[:, None, None]
+        rows = np.tanh(rows) if layer == len(weights) - 1 else np.maximum(rows, 0.0)
+    return rows
+
+
+def _named(weights: Sequence[np.ndarray], biases: Sequence[np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    pairs = enumerate(zip(weights, biases, strict=True))
+    return {f"{prefix}layers.{i}.{part}": x for i, pair in pairs for part, x in zip(("weight", "bias"), pair, strict=True)}
+
+
+def _assembled(mean: np.ndarray, std: np.ndarray, arrays: Mapping[str, np.ndarray]) -> PopulationPolicy:
+    """From what `arrays` returned."""
+
+    def layers(prefix: str) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+        count = sum(name.startswith(f"{prefix}layers.") for name in arrays) // 2
+        weights, biases = (tuple(arrays[f"{prefix}layers.{i}.{part}"] for i in range(count)) for part in ("weight", "bias"))
+        return weights, biases
+
+    reach = arrays.get(_PERTURBATION + "reach")
+    return PopulationPolicy(mean, std, *layers(""), None if reach is None else Perturbation(*layers(_PERTURBATION), reach))
 
 
 @dataclass(frozen=True)
@@ -108,7 +161,7 @@ def load_policy(path: str | Path) -> Policy:
     file = storage_path(str(path))
     file = _policy_of_run(file) if file.is_dir() else file
     arrays, meta = load_arrays(file)
-    lifted = {name: array[None] if name.startswith("layers") else array for name, array in arrays.items()}
+    lifted = {name: array if name in _STATISTICS else array[None] for name, array in arrays.items()}
     return Policy(_population(file, lifted, meta, "policy_schema"), meta)
 
 
@@ -135,14 +188,30 @@ def _population(file: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any],
             f"{file}: its {schema} is {meta.get(schema)!r}, not {POLICY_SCHEMA}; it is no such file of this release"
         )
     try:
-        layers = range(int(meta["layers"]))
-        weights, biases = (tuple(arrays[f"layers.{layer}.{part}"] for layer in layers) for part in ("weight", "bias"))
-        mean, std = arrays["observation_mean"], arrays["observation_std"]
+        counts = {"": int(meta["layers"]), _PERTURBATION: int(meta.get("perturbation_layers", 0))}
+        mean, std = (arrays[name] for name in _STATISTICS)
+        names = [f"{p}layers.{i}.{part}" for p, count in counts.items() for i in range(count) for part in ("weight", "bias")]
+        names += [_PERTURBATION + "reach"] * (counts[_PERTURBATION] > 0)
+        own = {name: arrays[name] for name in names}
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{file}: not a complete policy ({error!r} is missing or wrong)") from error
-    sizes = [*mean.shape, *(bias.shape[-1] for bias in biases if bias.ndim == 2)]
-    shapes = [x.shape[1:] for layer in zip(weights, biases, strict=True) for x in layer if x.shape[:1] == weights[0].shape[:1]]
-    fitting = [shape for pair in pairwise(sizes) for shape in (pair, pair[1:])]
-    if not shapes or shapes != fitting or mean.shape != std.shape or len(arrays) != 2 + len(shapes):
+    if counts[""] < 1 or {*arrays} != {*own, *_STATISTICS} or not _fits(mean, std, counts, own):
         raise UserError(f"{file}: not a policy (the shapes of its layers do not fit together)")
-    return PopulationPolicy(mean, std, weights, biases)
+    return _assembled(mean, std, own)
+
+
+def _fits(mean: np.ndarray, std: np.ndarray, counts: Mapping[str, int], own: Mapping[str, np.ndarray]) -> bool:
+    """Whether all arrays have the shapes that the observation, the action and the layers between give them."""
+    if mean.ndim != 1 or mean.shape != std.shape:
+        return False
+    action, expected = own[f"layers.{counts[''] - 1}.bias"].shape[-1:], dict[str, tuple[int, ...]]()
+    for prefix, count in counts.items():
+        sizes = [mean.shape if not prefix else (mean.size + sum(action),)]
+        sizes += [own[f"{prefix}layers.{i}.bias"].shape[1:] for i in range(count)]
+        for i, (inputs, outputs) in enumerate(pairwise(sizes)):
+            expected |= {f"{prefix}layers.{i}.weight": inputs + outputs, f"{prefix}layers.{i}.bias": outputs}
+        if count and (len(sizes[-1]) != 1 or (prefix and sizes[-1] != action)):
+            return False
+    expected |= {_PERTURBATION + "reach": ()} if counts[_PERTURBATION] else {}
+    members = own["layers.0.bias"].shape[:1]
+    return all(own[name].shape == members + shape for name, shape in expected.items())

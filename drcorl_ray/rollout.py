@@ -80,7 +80,7 @@ def roll_out_in(
     """`evaluate_in` with the trajectories of each member's first `record` episodes."""
     check_evaluation(policies, seeds)
     wanted = (simulator.observation_size, simulator.action_size)
-    given = (policies.weights[0].shape[1], policies.weights[-1].shape[2])
+    given = (policies.observation_size, policies.action_size)
     if given != wanted:
         raise UserError(
             f"{task.name} has {wanted[0]} observations and {wanted[1]} actions, the policy {given[0]} and {given[1]}; "

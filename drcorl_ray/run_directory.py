@@ -29,7 +29,8 @@ _NOT_COMPARED = ("run.resume", "run.dir")  # the same run, however its directory
 class RunDirectory:
     """RUN/: config.yaml, metrics.jsonl, notes.txt, states/, policies/, curves/, online/, results.json, report.* and pictures.
 
-    A search has in addition studies/, packs/STUDY-NUMBER/TASK/, pretraining/ (logs) and members/ (configurations).
+    Algorithms trained beside it have baselines/TASK-ALGORITHM/. A search has in addition studies/, packs/STUDY-NUMBER/TASK/,
+    pretraining/ (logs) and members/ (configurations).
     """
 
     path: Path
@@ -103,9 +104,14 @@ class RunDirectory:
         return self.path / "pretraining" / f"{task}.jsonl"
 
     def logs(self) -> list[Path]:
-        """Every metrics log written so far: the run's own; in a search one for each pretraining and each pack's task."""
-        searches = (sorted(self.path.glob(pattern)) for pattern in ("pretraining/*.jsonl", "packs/*/*/**/metrics.jsonl"))
-        return [path for path in (self.metrics, *itertools.chain(*searches)) if path.exists()]
+        """Every metrics log so far: the run's own, each baseline's; of a search each pretraining's and each pack's task's."""
+        patterns = ("pretraining/*.jsonl", "packs/*/*/**/metrics.jsonl", "baselines/*/metrics.jsonl")
+        others = (sorted(self.path.glob(pattern)) for pattern in patterns)
+        return [path for path in (self.metrics, *itertools.chain(*others)) if path.exists()]
+
+    def baseline(self, task: str, algorithm: str) -> Path:
+        """Where an algorithm that is trained beside the run keeps its log, its states and its population."""
+        return self.path / "baselines" / f"{task}-{algorithm}"
 
     @property
     def packs(self) -> Path:

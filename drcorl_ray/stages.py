@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drcorl_ray.baselines import Baseline, Dataset, make_baseline
 from drcorl_ray.checkpoint import load_arrays, save_arrays
 from drcorl_ray.config import Config, MemberConfig, PretrainConfig, ScalingConfig
+from drcorl_ray.data.replay import Replay
 from drcorl_ray.data.store import Manifest, load_manifest, read_store
 from drcorl_ray.errors import UserError
 from drcorl_ray.method.estimation import NEAREST, Footprints, trace
@@ -31,7 +33,8 @@ from drcorl_ray.tasks import Task, get_task
 ARTIFACT_SCHEMA = 3
 ESTIMATION_STATES = 2048
 
-Stage = Pretrainer | Learner
+Population = Learner | Baseline
+Stage = Pretrainer | Population
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,38 @@ class Pretrained:
     tensors: Mapping[str, Tensor]
 
 
+def build_population(
+    config: Config, data: TaskData, members: Sequence[MemberConfig], artifacts: Sequence[Path], placement: Placement
+) -> Population:
+    """A population of run.algorithm at its start; artifacts: the pretrained ones of DRCORL's members."""
+    if config.run.algorithm == "drcorl":
+        return build_learner(config, data, members, load_artifacts(artifacts), placement)
+    return build_baseline(config, data, config.run.algorithm, members, placement)
+
+
+def build_baseline(
+    config: Config, data: TaskData, algorithm: str, members: Sequence[MemberConfig], placement: Placement
+) -> Baseline:
+    first = data.episodes.ends - data.episodes.lengths
+    some = np.linspace(0, data.manifest.rows - 1, ESTIMATION_STATES).round().astype(int)
+    told = Dataset(data.spec, data.episodes, *(_standardised(data, rows) for rows in (first, some)))
+    first_row = placement.rank * placement.rows(config.training_of(algorithm).batch_size)
+    return make_baseline(algorithm, config, told, members, device=placement.device, first_row=first_row)
+
+
+def _standardised(data: TaskData, rows: np.ndarray) -> Tensor:
+    """Observations of the given rows (ascending, repeats allowed), [n, S]."""
+    wanted, place = np.unique(rows, return_inverse=True)
+    mean, std = (np.array(values, np.float32) for values in (data.spec.observation_mean, data.spec.observation_std))
+    observations = read_store(data.store, ("observations",), wanted)["observations"]
+    return torch.from_numpy(((observations - mean) / std)[place])
+
+
+def sampler_of(stage: Stage, replay: Replay) -> Sampler:
+    """What the stage's steps learn from."""
+    return stage.sampler(replay) if isinstance(stage, Baseline) else replay.sample
+
+
 def build_learner(
     config: Config, data: TaskData, members: Sequence[MemberConfig], pretrained: Pretrained, placement: Placement
 ) -> Learner:
@@ -184,10 +219,12 @@ def build_runner(stage: Stage, sample: Sampler, rows: int, placement: Placement,
     )
 
 
-def save_last(path: Path, learner: Learner) -> None:
+def save_last(path: Path, learner: Population) -> None:
     """Write the finished population, with which of it is finite and what it took from rollouts."""
-    online = learner.online
-    about = {"finite": learner.finite(), "online_episodes": online.spent, "appended_transitions": online.counts}
+    finite = learner.finite()
+    none = torch.zeros_like(finite, dtype=torch.int64)
+    spent, taken = (learner.online.spent, learner.online.counts) if isinstance(learner, Learner) else (none, none)
+    about = {"finite": finite, "online_episodes": spent, "appended_transitions": taken}
     learner.policies().save_population(path, {name: values.tolist() for name, values in about.items()})
 
 

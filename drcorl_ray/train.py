@@ -23,14 +23,13 @@ from torch import Tensor
 from drcorl_ray.cluster import interrupts_restored
 from drcorl_ray.config import Config, MemberConfig
 from drcorl_ray.curves import curve_steps, save_curve_point
-from drcorl_ray.data.replay import Batch, Replay
+from drcorl_ray.data.replay import Replay
 from drcorl_ray.data.stream import Share, Window, fill, stream_dataset
 from drcorl_ray.errors import UserError
 from drcorl_ray.method.learner import Learner
 from drcorl_ray.method.online import Evidence
 from drcorl_ray.method.optim import alone
 from drcorl_ray.method.pretrainer import Pretrainer
-from drcorl_ray.method.random import Draws
 from drcorl_ray.online import Before, online_evaluation
 from drcorl_ray.policy import load_population
 from drcorl_ray.progress import console
@@ -40,11 +39,12 @@ from drcorl_ray.stages import (
     Stage,
     TaskData,
     artifact_path,
-    build_learner,
+    build_population,
     build_pretrainer,
     build_runner,
     load_artifacts,
     report_intervals,
+    sampler_of,
     save_artifacts,
     save_last,
     save_online_best,
@@ -67,8 +67,10 @@ def pretrain(
     """The pretrained artifacts of a task, one per seed: those in run.storage if sound, the others made by one Ray Train job.
 
     Of several runs that want the same one at once, the first to lock it makes it and the others wait for it (until
-    `cancelled`); the lock goes with its process.
+    `cancelled`); the lock goes with its process. Baselines start from none.
     """
+    if config.run.algorithm != "drcorl":
+        return []
     root, precision = config.run.storage_folder, config.scaling.precision
     paths = {seed: artifact_path(root, data, config.pretrain, seed, precision) for seed in seeds}
     if missing := _missing(paths):
@@ -158,15 +160,16 @@ def _make_artifacts(config: Config, data: TaskData, run: RunDirectory, paths: Ma
 def extract(
     config: Config, data: TaskData, run: RunDirectory, members: Sequence[MemberConfig], artifacts: Sequence[Path]
 ) -> Path:
-    """Policy extraction of a population by a Ray Train job; the file of the finished population."""
+    """Policy extraction of a population, or a baseline's training, by a Ray Train job; the file of the finished population."""
     path = run.population(data.task.name)
 
     def build(config: Config, data: TaskData, placement: Placement) -> Stage:
-        return build_learner(config, data, members, load_artifacts(artifacts), placement)
+        return build_population(config, data, members, artifacts, placement)
 
     def finish(stage: Stage) -> None:
-        assert isinstance(stage, Learner)
-        save_online_best(run.online_best(data.task.name), stage)
+        assert not isinstance(stage, Pretrainer)
+        if isinstance(stage, Learner):
+            save_online_best(run.online_best(data.task.name), stage)
         save_last(path, stage)
 
     _fit(config, data, run, run.metrics, "extract", artifacts, build, finish)
@@ -251,13 +254,13 @@ class Feed:
 
     def __init__(self, config: Config, data: TaskData, placement: Placement) -> None:
         self._refresh_steps = config.data.refresh_steps
-        self._replay = Replay(data.manifest, device=placement.device, capacity=config.data.window_rows)
+        self.replay = Replay(data.manifest, device=placement.device, capacity=config.data.window_rows)
         self._window: Window | None = None
-        if self._replay.resident:
-            fill(self._replay, stream_dataset(data.store))
+        if self.replay.resident:
+            fill(self.replay, stream_dataset(data.store))
         else:
             share = Share(data.store, placement.rank, placement.workers)
-            self._window = Window(share, self._replay, chunk_rows=max(1, self._replay.capacity // 8))
+            self._window = Window(share, self.replay, chunk_rows=max(1, self.replay.capacity // 8))
             self._window.fill()
 
     def seek(self, step: int) -> None:
@@ -269,9 +272,6 @@ class Feed:
         """Refresh a window where that is due before a step."""
         if self._window is not None and step and step % self._refresh_steps == 0:
             self._window.refresh()
-
-    def sample(self, draws: Draws, rows: int) -> Batch:
-        return self._replay.sample(draws, rows)
 
     def close(self) -> None:
         if self._window is not None:
@@ -286,7 +286,7 @@ def _worker_loop(job: dict[str, Any]) -> None:
     placement = Placement(str(get_device()), rank, workers, _all_reduce if workers > 1 else alone)
     data: TaskData = job["data"]
     stage: Stage = job["build"](config, data, placement)
-    rows = placement.rows((config.pretrain if name == "pretrain" else config.extract).batch_size)
+    rows = placement.rows((config.pretrain if name == "pretrain" else config.training).batch_size)
     feed = Feed(config, data, placement)
     states: States = job["states"]
     step, damages = states.load(stage)
@@ -304,10 +304,10 @@ def _worker_loop(job: dict[str, Any]) -> None:
             feed.move(step)
             before(step)
 
-        runner = build_runner(stage, feed.sample, rows, placement, config.scaling)
+        runner = build_runner(stage, sampler_of(stage, feed.replay), rows, placement, config.scaling)
         for start, stop in report_intervals(step, stage.total_steps, config.scaling.report_steps):
             metrics = runner.advance(start, stop, between)
-            if stop in keep and isinstance(stage, Learner):
+            if stop in keep and not isinstance(stage, Pretrainer):
                 save_curve_point(run.curve(data.task.name, stop), stage)
             if log is not None:
                 log.write(stop, metrics)
@@ -321,12 +321,10 @@ def _worker_loop(job: dict[str, Any]) -> None:
 
 def _rollouts(config: Config, stage: Stage, data: TaskData, run: RunDirectory, rank: int) -> AbstractContextManager[Before]:
     """The online evaluation of an extraction, by the first worker; pretraining has none."""
-    if isinstance(stage, Learner):
-        folder = run.online(data.task.name)
-        return online_evaluation(
-            config, stage, data.task, folder, stage.total_steps, leads=rank == 0, share=_from_first_worker
-        )
-    return nullcontext(lambda step: None)
+    if isinstance(stage, Pretrainer):
+        return nullcontext(lambda step: None)
+    folder = run.online(data.task.name)
+    return online_evaluation(config, stage, data.task, folder, stage.total_steps, leads=rank == 0, share=_from_first_worker)
 
 
 def _from_first_worker(evidence: Evidence | None) -> Evidence:

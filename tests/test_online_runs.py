@@ -130,6 +130,7 @@ def test_no_kill_of_a_run_spends_more_than_its_budget(tmp_path, monkeypatch):
     assert online_episodes() <= sum(spent.values())
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("ray_cluster")
 def test_two_workers_see_the_same_rollouts_and_the_run_says_what_it_spent(tmp_path):
     """The policies of one worker up to rounding, while learning goes on beside the rollouts; rows, calibration and report."""

@@ -225,6 +225,7 @@ cluster.shutdown()
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_actors_follow_the_nodes_that_are_meant_for_them(tmp_path):
     """The driver's node is never used; a node that joins in the middle is, and one that leaves costs no episode."""
     root = Path(__file__).parents[1]

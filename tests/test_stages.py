@@ -1,4 +1,4 @@
-"""A run's stages without Ray: what a store tells the learner, resuming through files, artifacts, and behaviour cloning."""
+"""A run's stages without Ray: what a store tells the learner, resuming through files, and artifacts."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from drcorl_ray.baselines.behaviour_cloning import Clone, clone
-from drcorl_ray.config import Config, MemberConfig, PretrainConfig
+from drcorl_ray.config import Config, PretrainConfig
 from drcorl_ray.data.dsrl import make_dataset
 from drcorl_ray.data.replay import Replay
 from drcorl_ray.data.store import convert, read_store
 from drcorl_ray.errors import UserError
-from drcorl_ray.experiment import planned_clones
 from drcorl_ray.method.random import Stream
 from drcorl_ray.method.spec import Episodes, behaviour_condition
 from drcorl_ray.stages import (
@@ -315,72 +313,3 @@ def test_a_damaged_artifact_is_refused(tmp_path):
 def test_streams_of_the_estimate_do_not_touch_those_of_training():
     """The estimation states are drawn at step 0 of the pretraining's counters: their stream must be their own."""
     assert len({int(stream) for stream in Stream}) == len(Stream)
-
-
-# ---- behaviour cloning -------------------------------------------------------------------------------------------------
-
-CLONING = small_config("pretrain.steps=150", "pretrain.learning_rate=0.01", "pretrain.batch_size=64").pretrain
-SAFE_ACTION, BOLD_ACTION = np.array([0.5, -0.25]), np.array([-0.3, 0.55])
-
-
-@pytest.fixture(scope="module")
-def two_styles(tmp_path_factory) -> TaskData:
-    """Episodes of 10 steps on the same states: a quarter costs 2 and takes one action, the rest costs 10 and takes another."""
-    columns = make_columns(400)
-    safe = np.repeat(np.arange(40) % 4 == 0, 10)
-    columns["actions"] = np.where(safe[:, None], SAFE_ACTION, BOLD_ACTION).astype(np.float32)
-    columns["costs"] = np.where(safe, 0.2, 1.0).astype(np.float32)
-    columns["terminals"] = np.zeros(400, bool)
-    columns["timeouts"] = np.arange(400) % 10 == 9
-    return open_made(tmp_path_factory.mktemp("styles") / "store", columns)
-
-
-def actions_of(population, data: TaskData) -> np.ndarray:
-    states = read_store(data.store, ("observations",))["observations"]
-    return population.act(np.stack([states] * population.members)).mean(1)
-
-
-def test_bc_imitates_all_and_bc_safe_the_safe_episodes(two_styles):
-    """Fault: compare the step's cost with the limit, or ignore the limit. A limit of 2 is kept by an episode cost of 2."""
-    limits = (None, 2.0 + 1e-5, 10.0 + 1e-4)
-    population = clone(two_styles, CLONING, [Clone(0, limit) for limit in limits])
-    everything, safe, loose = actions_of(population, two_styles)
-    mixture = 0.25 * SAFE_ACTION + 0.75 * BOLD_ACTION
-    np.testing.assert_allclose(safe, SAFE_ACTION, atol=0.02)
-    np.testing.assert_allclose(everything, mixture, atol=0.06)
-    assert loose.tobytes() == everything.tobytes()  # the same rows and seed: the same policy
-
-
-def test_a_clone_alone_is_the_clone_in_a_pack(two_styles):
-    config = CLONING.model_copy(update={"steps": 20})
-    clones = [Clone(0, None), Clone(5, 3.0), Clone(5, None)]
-    pack = clone(two_styles, config, clones)
-    for member, one in enumerate(clones):
-        alone = clone(two_styles, config, [one])
-        for layer, (weight, bias) in enumerate(zip(alone.weights, alone.biases, strict=True)):
-            assert weight.tobytes() == pack.weights[layer][[member]].tobytes()
-            assert bias.tobytes() == pack.biases[layer][[member]].tobytes()
-    assert not np.array_equal(pack.weights[0][0], pack.weights[0][2])
-
-
-def test_no_episode_within_the_limit_is_refused(two_styles):
-    with pytest.raises(UserError, match="member 1 has no rows"):
-        clone(two_styles, CLONING, [Clone(0, None), Clone(0, 1.0)])
-
-
-def test_bc_is_trained_once_for_all_limits(two_styles):
-    """And shown at each; a limit that no episode keeps has no bc_safe. Fault: a bc per limit."""
-    members = [MemberConfig(cost_limit=limit, seed=seed) for seed in (0, 4) for limit in (1.0, 5.0, 20.0)]
-    clones, candidates, places = planned_clones(Config(), two_styles, members)
-    assert clones == [Clone(seed, limit) for seed in (0, 4) for limit in (None, 5.0, 20.0)]
-    shown = [(candidate.algorithm, candidate.seed, candidate.cost_limit) for candidate in candidates]
-    cells = [("bc", 1.0), ("bc", 5.0), ("bc_safe", 5.0), ("bc", 20.0), ("bc_safe", 20.0)]
-    assert shown == [(name, seed, limit) for seed in (0, 4) for name, limit in cells]
-    assert places == [0, 0, 1, 0, 2, 3, 3, 4, 3, 5]
-    assert all(
-        candidate.config == dataclasses.asdict(clones[place]) for candidate, place in zip(candidates, places, strict=True)
-    )
-
-
-def test_a_clone_says_what_it_is():
-    assert dataclasses.asdict(Clone(3, None)) == {"seed": 3, "cost_limit": None}

@@ -166,6 +166,7 @@ def test_a_bucket_that_is_not_there_is_named(bucket, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("change", "server", "said"),
     [

@@ -118,6 +118,7 @@ def test_an_artifact_is_made_once_and_again_only_where_it_is_damaged_or_another_
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.usefixtures("ray_cluster")
 def test_tasks_are_pretrained_side_by_side(tmp_path):
     """Two Ray Train jobs at once in one driver, each with its own log; the same artifact as one alone."""

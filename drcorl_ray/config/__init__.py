@@ -6,11 +6,13 @@ Unknown keys are refused and the nearest valid one is named.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field, model_validator
 
 from drcorl_ray.config.base import Section, nearest, validate
+from drcorl_ray.config.baselines import BASELINES, CLONES, BaselineConfig
 from drcorl_ray.config.search import RangeConfig, SearchConfig
 from drcorl_ray.config.sections import (
     DataConfig,
@@ -25,6 +27,9 @@ from drcorl_ray.config.sections import (
 from drcorl_ray.tasks import all_tasks, canonical_name
 
 __all__ = [
+    "BASELINES",
+    "CLONES",
+    "BaselineConfig",
     "Config",
     "DataConfig",
     "EvaluationConfig",
@@ -36,10 +41,24 @@ __all__ = [
     "ScalingConfig",
     "SearchConfig",
     "TaskConfig",
+    "Training",
     "validate",
 ]
 
 _QUANTILE, _ENSEMBLE = "behaviour_reward_quantile", "cost_ensemble"
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a population is trained: steps before its policies move, steps that move them, rows of a global minibatch."""
+
+    warm_up: int
+    steps: int
+    batch_size: int
+
+    @property
+    def total_steps(self) -> int:
+        return self.warm_up + self.steps
 
 
 class Config(Section):
@@ -54,15 +73,26 @@ class Config(Section):
     population: list[dict[str, Any]] = Field(
         default=[], description="overrides of `member`, one mapping per member; none: one member"
     )
+    baseline: BaselineConfig = BaselineConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     search: SearchConfig = SearchConfig()
     scaling: ScalingConfig = ScalingConfig()
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Config:
-        for section in (self.pretrain, self.extract):
-            if section.batch_size % self.scaling.workers:
-                raise ValueError(f"batch_size {section.batch_size} is not divisible by scaling.workers {self.scaling.workers}")
+        for size in (self.pretrain.batch_size, self.training.batch_size):
+            if size % self.scaling.workers:
+                raise ValueError(f"batch_size {size} is not divisible by scaling.workers {self.scaling.workers}")
+        return self
+
+    @model_validator(mode="after")
+    def _baselines_are_offline(self) -> Config:
+        if self.run.algorithm == "drcorl":
+            return self
+        if self.evaluation.mode != "offline":
+            raise ValueError(f"run.algorithm={self.run.algorithm} learns offline alone; leave evaluation.mode out")
+        if self.data.window_rows is not None and self.run.algorithm in (*CLONES, "cdt"):
+            raise ValueError(f"run.algorithm={self.run.algorithm} chooses among whole episodes; leave data.window_rows out")
         return self
 
     @model_validator(mode="after")
@@ -123,6 +153,20 @@ class Config(Section):
             if values[key] is None:
                 values[key] = default
         return validate(MemberConfig, values, "member")
+
+    @property
+    def training(self) -> Training:
+        """Of run.algorithm."""
+        return self.training_of(self.run.algorithm)
+
+    def training_of(self, algorithm: str) -> Training:
+        """How an algorithm's population is trained. Cloning takes as much as a phase of pretraining."""
+        if algorithm == "drcorl":
+            return Training(self.extract.critic_steps, self.extract.steps, self.extract.batch_size)
+        own = self.baseline
+        if algorithm in CLONES:
+            return Training(0, own.steps or self.pretrain.steps, own.batch_size or self.pretrain.batch_size)
+        return Training(0, own.steps_of(algorithm), own.batch_size_of(algorithm))
 
     def dataset_of(self, task: str) -> str | None:
         """The dataset file the user named for a task, if any."""

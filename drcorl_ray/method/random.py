@@ -37,6 +37,10 @@ class Stream(IntEnum):
     ESTIMATE_NOISE = 11
     SAMPLING_NOISE = 13
     APPENDED_ROWS = 14
+    LATENT = 15
+    NEXT_LATENT = 16
+    RECONSTRUCTION = 17
+    INITIAL_ROWS = 18
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:

@@ -13,11 +13,12 @@ from plotly.subplots import make_subplots
 
 from drcorl_ray.report.frontier import BEST, CLONES, Mark, Panel
 from drcorl_ray.report.study import OFFLINE, Judged, Series, Studied, pareto_front, quiet, ranked_keys
-from drcorl_ray.report.tables import BASELINES, EDGE, WALL_PARTS, Row, is_judged, is_winner, row_name, settings
+from drcorl_ray.report.tables import EDGE, WALL_PARTS, Row, is_baseline, is_judged, is_winner, row_name, settings
 
 BLUE, RED, ORANGE, GOLD, GREEN, PURPLE, GREY = "#1f77b4", "#c0392b", "#e67e22", "#f5b301", "#2e8b57", "#7d3c98", "#9aa0a6"
 PALETTE = qualitative.D3
 _COLORS = {"bc": RED, "bc_safe": ORANGE}
+_MORE_COLORS = ("#8c564b", "#e377c2", "#17becf", "#bcbd22", "#9467bd", "#7f7f7f", "#2f4f4f")
 _MARGIN = {"l": 60, "r": 20, "t": 44, "b": 50}
 
 
@@ -69,15 +70,17 @@ def scatter(task: str, rows: Sequence[Row], references: Sequence[Row], keys: Seq
 
 def _groups(rows: Sequence[Row]) -> Iterable[tuple[str, list[Row], dict[str, Any]]]:
     """(legend, rows, marker) in the order of drawing."""
-    policies = [row for row in rows if row["algorithm"] not in BASELINES and not is_winner(row)]
+    policies = [row for row in rows if not is_baseline(row) and not is_winner(row)]
     stopped = [row for row in policies if row.get("state") == "stopped"]
     finished = [row for row in policies if row.get("state") != "stopped"]
     what = "configuration" if any(map(is_judged, policies)) else "policy"
     yield "stopped early", stopped, {"symbol": "circle-open", "color": GREY, "size": 8}
     yield what, finished, {"color": BLUE, "size": 9, "opacity": 0.75}
-    for name in BASELINES:
-        group = [row for row in rows if row["algorithm"] == name]
-        yield name, group, {"color": _COLORS[name], "symbol": "diamond", "size": 10}
+    baselines = sorted({row["algorithm"] for row in filter(is_baseline, rows)})
+    colors = dict(zip([name for name in baselines if name not in _COLORS], _MORE_COLORS, strict=False)) | _COLORS
+    for name in baselines:
+        group = [row for row in rows if is_baseline(row) and row["algorithm"] == name]
+        yield name, group, {"color": colors[name], "symbol": "diamond", "size": 10}
     star = {"symbol": "star", "color": GOLD, "size": 17, "line": {"color": "black", "width": 1}}
     yield "winner, fresh score", list(filter(is_winner, rows)), star
 

@@ -14,7 +14,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
 from drcorl_ray.report.study import policies
-from drcorl_ray.report.tables import BASELINES, EDGE, Results, Row, settings, task_names, varied_keys
+from drcorl_ray.report.tables import EDGE, Results, Row, is_baseline, settings, task_names, varied_keys
 
 TITLE = "Frontier: reward against episode cost"
 NOTE = (
@@ -34,6 +34,7 @@ class Shape(NamedTuple):
 
 FAR = Shape(">", "triangle-right")
 CLONES = {"bc": Shape("X", "x"), "bc_safe": Shape("D", "diamond")}
+_OTHER_BASELINE = Shape("P", "cross")
 _SHAPES = (
     Shape("o", "circle"),
     Shape("s", "square"),
@@ -92,7 +93,7 @@ def panels(results: Results) -> list[Panel]:
 
 def _panel(results: Results, task: str) -> Panel:
     finished = [row for row in policies(results, task).values() if row.get("state") != "stopped"]
-    clones = [row for row in results["rows"] if row["task"] == task and row["algorithm"] in BASELINES]
+    clones = [row for row in results["rows"] if row["task"] == task and is_baseline(row)]
     limits = sorted({row["cost_limit"] for row in (*finished, *clones)})
     edge, colors = EDGE * max([_LEAST_LIMIT, *limits]), dict(zip(limits, _colors(len(limits)), strict=True))
     names = _names(finished)
@@ -115,7 +116,7 @@ def _panel(results: Results, task: str) -> Panel:
         colors,
         shapes,
         [mark(row, colors[row["cost_limit"]], shapes[name]) for row, name in zip(finished, names, strict=True)],
-        [mark(row, _clone_color(row, colors), CLONES[row["algorithm"]]) for row in clones],
+        [mark(row, _clone_color(row, colors), CLONES.get(row["algorithm"], _OTHER_BASELINE)) for row in clones],
         costs[near],
         rewards[near],
         int((~near).sum()),
@@ -129,7 +130,7 @@ def _colors(count: int) -> list[str]:
 
 def _clone_color(row: Row, colors: Mapping[float, str]) -> str:
     """A clone of all the data has no limit of its own."""
-    return colors[row["cost_limit"]] if row["algorithm"] == "bc_safe" else "black"
+    return "black" if row["algorithm"] in ("bc", "bc_reward", "bc_frontier") else colors[row["cost_limit"]]
 
 
 def _names(rows: Sequence[Row]) -> list[str]:

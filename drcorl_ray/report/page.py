@@ -15,13 +15,13 @@ from plotly.offline import get_plotlyjs
 from drcorl_ray.report import adaptation, calibration, calibration_figures, figures, frontier, seeds
 from drcorl_ray.report.study import FEWEST_FINISHED, Series, Studied, judged, policies
 from drcorl_ray.report.tables import (
-    BASELINES,
     LEGEND,
     Column,
     Results,
     Row,
     cost_rows,
     duration,
+    is_baseline,
     is_search,
     judged_columns,
     judged_rows,
@@ -287,7 +287,7 @@ def _list(lines: Sequence[str]) -> str:
 
 
 def _chosen(row: Row, keys: Sequence[str]) -> list[str]:
-    return [] if row["algorithm"] in BASELINES else settings(row, keys)
+    return [] if is_baseline(row) else settings(row, keys)
 
 
 def _table(columns: Sequence[Column], rows: Sequence[Any], style: str, tagged: Callable[[Any], str] | None = None) -> str:

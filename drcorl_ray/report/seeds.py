@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from drcorl_ray.progress import wide_console
-from drcorl_ray.report.tables import BASELINES, Column, Results, Row, setting, settings, terminal_table, varied_keys
+from drcorl_ray.report.tables import Column, Results, Row, is_baseline, setting, settings, terminal_table, varied_keys
 
 TITLE = "Over the seeds"
 NOTE = (
@@ -85,7 +85,7 @@ def curves(results: Results) -> list[SeedCurves]:
             lines[curve["task"], number] = scores | {"steps": curve["steps"]}
     found = []
     for rows in _by_method(results):
-        if rows[0]["algorithm"] not in BASELINES and rows[0]["selection"] == "last":
+        if not is_baseline(rows[0]) and rows[0]["selection"] == "last":
             runs = [lines.get((row["task"], row.get("configuration", row["member"]))) for row in rows]
             whole = [run for run in runs if run is not None and run["steps"]]
             if len(whole) == len(runs) and all(run["steps"] == whole[0]["steps"] for run in whole):
@@ -127,11 +127,11 @@ def print_table(results: Results) -> None:
 
 
 def _setting(row: Row, key: str) -> str:
-    return "–" if row["algorithm"] in BASELINES else setting(row["config"].get(key))
+    return "–" if is_baseline(row) else setting(row["config"].get(key))
 
 
 def _order(row: Row) -> tuple[object, ...]:
-    clone = row["algorithm"] in BASELINES
+    clone = is_baseline(row)
     config = [] if clone else sorted(item for item in row["config"].items() if item[0] != "seed")
     values = [(0, x, "") if isinstance(x, int | float) else (1, 0, str(x)) for _, x in config]
     return row["task"], row["cost_limit"], clone, row["algorithm"], row["selection"], values

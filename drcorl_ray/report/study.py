@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from drcorl_ray.checkpoint import read_json
 from drcorl_ray.errors import UserError
-from drcorl_ray.report.tables import BASELINES, Results, Row, is_judged, is_winner
+from drcorl_ray.report.tables import Results, Row, is_baseline, is_judged, is_winner
 from drcorl_ray.run_directory import RunDirectory, read_log
 from drcorl_ray.storage import local_file, named_file
 
@@ -154,7 +154,7 @@ def judged(results: Results, study: str) -> list[Judged]:
 
 def policies(results: Results, task: str) -> dict[int, Row]:
     """A task's policies by configuration, or member: a winner's fresh row for its judged one; no online_best, no baselines."""
-    rows = [row for row in results["rows"] if row["task"] == task and row["algorithm"] not in BASELINES]
+    rows = [row for row in results["rows"] if row["task"] == task and not is_baseline(row)]
     rows = [row for row in rows if row["selection"] != "online_best"]
     return {row.get("configuration", row["member"]): row for row in sorted(rows, key=is_winner)}
 

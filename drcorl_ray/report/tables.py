@@ -18,7 +18,6 @@ from drcorl_ray.progress import wide_console
 Row = Mapping[str, Any]
 Results = Mapping[str, Any]
 
-BASELINES = ("bc", "bc_safe")
 _MOST_COLUMNS = 10  # of a table on the terminal
 EDGE = 3.0  # normalised costs beyond it are drawn on it
 LEGEND = (
@@ -75,6 +74,11 @@ _JUDGED = [
 ]
 
 
+def is_baseline(row: Row) -> bool:
+    """Whether a row is of an algorithm that the run was compared with (results of early releases do not say so)."""
+    return row.get("baseline", row["algorithm"] in ("bc", "bc_safe"))
+
+
 def is_search(results: Results) -> bool:
     return bool(results["run"].get("search"))
 
@@ -114,7 +118,7 @@ def _modes(rows: Sequence[Row]) -> list[Column]:
 
 
 def _of_policies(title: str, key: str) -> Column:
-    return Column(title, lambda row: "–" if row["algorithm"] in BASELINES else f"{row.get(key, 0)}")
+    return Column(title, lambda row: "–" if is_baseline(row) else f"{row.get(key, 0)}")
 
 
 def judged_rows(results: Results) -> list[Row]:
@@ -128,14 +132,14 @@ def judged_columns(keys: Sequence[str]) -> list[Column]:
 
 
 def _order(row: Row) -> tuple[Any, ...]:
-    return row["task"], row["cost_limit"], not is_winner(row), row["algorithm"] in BASELINES, row["algorithm"]
+    return row["task"], row["cost_limit"], not is_winner(row), is_baseline(row), row["algorithm"]
 
 
 def varied_keys(rows: Iterable[Row]) -> list[str]:
     """Hyper-parameters whose value is not the same in all these rows, baselines left out."""
     seen: dict[str, set[str]] = {}
     for row in rows:
-        if row["algorithm"] not in BASELINES:
+        if not is_baseline(row):
             for key, value in row["config"].items():
                 seen.setdefault(key, set()).add(json.dumps(value))
     return [key for key, values in seen.items() if len(values) > 1]
@@ -153,14 +157,14 @@ def row_name(row: Row) -> str:
     if "configuration" in row:
         return f"configuration {row['configuration']}"
     best = " (online_best)" if row["selection"] == "online_best" else ""
-    return row["algorithm"] if row["algorithm"] in BASELINES else f"member {row['member']}{best}"
+    return row["algorithm"] if is_baseline(row) else f"member {row['member']}{best}"
 
 
 def verdict(results: Results) -> tuple[str, list[str]]:
     """One sentence for the run, one for each task and cost limit: is there a safe policy, by the fresh score?"""
     tasks, found = task_names(results), []
     for task in tasks:
-        rows = [row for row in results["rows"] if row["task"] == task and row["algorithm"] not in BASELINES]
+        rows = [row for row in results["rows"] if row["task"] == task and not is_baseline(row)]
         if is_search(results):
             rows = [row for row in rows if is_winner(row)]
         limits = sorted({row["cost_limit"] for row in rows})

@@ -7,11 +7,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from drcorl_ray import comparison
 from drcorl_ray.cluster import connect
 from drcorl_ray.config import Config, MemberConfig
 from drcorl_ray.config_file import PRESETS
 from drcorl_ray.errors import UserError
-from drcorl_ray.experiment import Records, evaluate_baselines, finish, open_task, start_baselines
+from drcorl_ray.experiment import FRESH_SEEDS, Records, episode_seeds, finish, open_task
 from drcorl_ray.progress import Watcher, console, progress_bars
 from drcorl_ray.results import best_safe_episodes, data_episodes
 from drcorl_ray.rollout_pool import RolloutPool
@@ -55,13 +56,14 @@ def search(config: Config) -> RunDirectory:
         trainer = PackTrainer(config, run, stores, dict(zip(stores, artifacts, strict=True)))
         size = pack_size(trainer, max(study.configurations for study, _ in studies))
         cpus = config.scaling.cpus_per_worker
-        clones = [start_baselines(config, data, reference_members(config), cpus) for data in tasks]
+        compared = [comparison.start(config, data, run, reference_members(config), cpus) for data in tasks]
         run_packs(trainer, [SearchPlan(study, run.packs, judges, stops(config), size) for study, judges in studies])
         with ledger.phase("evaluation"):
             records = [SearchRecord.read(config, run, study, [by_name[name] for name in judges]) for study, judges in studies]
             rows, curves, calibration = evaluate_search(records, pool)
-            for data, pending in zip(tasks, clones, strict=True):
-                rows += evaluate_baselines(data, run, pending, pool, fresh_episodes(config, data.task))
+            for data, pending in zip(tasks, compared, strict=True):
+                seeds = episode_seeds(FRESH_SEEDS, fresh_episodes(config, data.task))
+                rows += comparison.rows(data, run, pending, pool, seeds)
     limits = [row["cost_limit"] for row in rows]
     references = [reference for data in tasks for reference in best_safe_episodes(data, limits)]
     described = describe_search(records, ledger.cost(records, time.monotonic() - started))
@@ -130,7 +132,7 @@ def reference_members(config: Config) -> list[MemberConfig]:
 
 def stops(config: Config) -> list[int]:
     """The extraction steps after which packs are judged: the rungs, and the end."""
-    first, steps = config.extract.critic_steps, config.extract.steps
+    first, steps = config.training.warm_up, config.training.steps
     return sorted({first + max(1, round(share * steps)) for share in (*config.search.rungs, 1.0)})
 
 

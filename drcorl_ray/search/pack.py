@@ -24,7 +24,6 @@ from drcorl_ray.data.replay import Replay
 from drcorl_ray.data.store import read_store
 from drcorl_ray.errors import UserError
 from drcorl_ray.experiment import SEARCH_SEEDS, episode_seeds
-from drcorl_ray.method.learner import Learner
 from drcorl_ray.method.runner import Runner
 from drcorl_ray.metrics import EpisodeStats
 from drcorl_ray.online import online_evaluation
@@ -35,12 +34,13 @@ from drcorl_ray.run_directory import MetricsLog, RunDirectory, join_logs
 from drcorl_ray.search.plan import ONLINE, POPULATION, RESULT, Member, Pack, pack_folder, read_pack
 from drcorl_ray.stages import (
     Placement,
+    Population,
     TaskData,
-    build_learner,
+    build_population,
     build_runner,
-    load_artifacts,
     mean_scores,
     report_intervals,
+    sampler_of,
     save_last,
 )
 from drcorl_ray.states import States, save_state
@@ -77,14 +77,15 @@ class PackTrainer:
         """A task and its resident data; a process, which is used again, keeps the last task's."""
         return _task_data(*self.stores[task], self._placement.device)
 
-    def build(self, data: TaskData, members: Sequence[MemberConfig], device: str | None = None) -> Learner:
-        """A population at the start of extraction, where packs are trained unless said otherwise."""
+    def build(self, data: TaskData, members: Sequence[MemberConfig], device: str | None = None) -> Population:
+        """A population at its start, where packs are trained unless said otherwise."""
         placement = Placement(device or self._placement.device)
-        return build_learner(self.config, data, members, load_artifacts(self.artifacts[data.task.name]), placement)
+        return build_population(self.config, data, members, self.artifacts[data.task.name], placement)
 
-    def runner(self, learner: Learner, replay: Replay) -> Runner:
+    def runner(self, learner: Population, replay: Replay) -> Runner:
         torch.set_num_threads(max(1, int(self.config.scaling.cpus_per_worker)))
-        return build_runner(learner, replay.sample, self.config.extract.batch_size, self._placement, self.config.scaling)
+        sample, rows = sampler_of(learner, replay), self.config.training.batch_size
+        return build_runner(learner, sample, rows, self._placement, self.config.scaling)
 
     def _folder(self, study: str, number: int, task: str) -> Path:
         return pack_folder(self.run.packs, study, number) / task
@@ -132,7 +133,7 @@ class PackTrainer:
                 report(stop)
         save_last(folder / POPULATION, learner)
 
-    def _learner(self, pack: Pack, data: TaskData, replay: Replay, states: States) -> tuple[Learner, int]:
+    def _learner(self, pack: Pack, data: TaskData, replay: Replay, states: States) -> tuple[Population, int]:
         """The pack's learner at the step to go on from: its own last state, its members' sources, or the pretraining."""
         learner = self.build(data, self.members(pack.members))
         step, damages = states.load(learner)
@@ -145,7 +146,7 @@ class PackTrainer:
             learner.load_state_dict(_joined(sources).state_dict())
         return learner, step or pack.start
 
-    def _source(self, study: str, number: int, data: TaskData, replay: Replay) -> Learner:
+    def _source(self, study: str, number: int, data: TaskData, replay: Replay) -> Population:
         """A trained pack's learner, in the host's memory; where its last state is damaged, trained again from what is left."""
         pack, folder = read_pack(pack_folder(self.run.packs, study, number)), self._folder(study, number, data.task.name)
         learner = self.build(data, self.members(pack.members), "cpu")
@@ -214,10 +215,10 @@ def _halves(pack: Pack, folder: Path) -> list[tuple[Pack, Path]]:
     return [(first, folder / "first-half"), (second, folder / "second-half")]
 
 
-def _joined(learners: Sequence[Learner]) -> Learner:
+def _joined(learners: Sequence[Population]) -> Population:
     first, *others = learners
     for other in others:
-        first.join(other)
+        first.join(other)  # type: ignore[arg-type]  # all are of one algorithm
     return first
 
 

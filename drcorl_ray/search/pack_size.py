@@ -85,7 +85,7 @@ def _cost(trainer: PackTrainer, task: str, members: int) -> PackCost:
     began = time.perf_counter()
     data, replay = trainer.open(task)
     learner = trainer.build(data, [trainer.config.member_with({})] * members)
-    runner, first = trainer.runner(learner, replay), trainer.config.extract.critic_steps
+    runner, first = trainer.runner(learner, replay), trainer.config.training.warm_up
     runner.advance(first, first + 1)
     ready = time.perf_counter() - began
     times = []

@@ -99,6 +99,7 @@ class Times(Counted):
         return {}
 
 
+@pytest.mark.nightly
 def test_a_process_compiles_for_one_stage_after_the_other():
     """As a search trains its packs. Fault: what was compiled for those before counts towards torch's limit."""
     with torch._dynamo.config.patch(recompile_limit=1):
