@@ -188,7 +188,9 @@ def _population(file: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any],
             f"{file}: its {schema} is {meta.get(schema)!r}, not {POLICY_SCHEMA}; it is no such file of this release"
         )
     try:
-        counts = {"": int(meta["layers"]), _PERTURBATION: int(meta.get("perturbation_layers", 0))}
+        counts = {"": meta["layers"], _PERTURBATION: meta.get("perturbation_layers", 0)}
+        if not all(isinstance(count, int) and 0 <= count <= len(arrays) for count in counts.values()):
+            raise ValueError(f"layers: {counts}")
         mean, std = (arrays[name] for name in _STATISTICS)
         names = [f"{p}layers.{i}.{part}" for p, count in counts.items() for i in range(count) for part in ("weight", "bias")]
         names += [_PERTURBATION + "reach"] * (counts[_PERTURBATION] > 0)

@@ -210,6 +210,7 @@ def test_missing_and_foreign_files(tmp_path):
     "fault",
     [
         "schema", "no schema", "no layers", "layers x", "layers 0", "layers -1", "layers 2", "layers 99", "layers null",
+        "layers huge",
         "missing weight", "missing bias", "missing mean", "missing std", "rank of weight", "rank of bias", "rank of mean",
         "width", "members of bias", "observation size", "std size", "scalar bias",
     ],
@@ -225,7 +226,7 @@ def test_hostile_contents_with_a_right_checksum(saved, fault):
     elif fault == "no layers":
         del meta["layers"]
     elif fault.startswith("layers"):
-        meta["layers"] = {"x": "x", "0": 0, "-1": -1, "2": 2, "99": 99, "null": None}[fault.split()[1]]
+        meta["layers"] = {"x": "x", "0": 0, "-1": -1, "2": 2, "99": 99, "null": None, "huge": 2**63}[fault.split()[1]]
     elif fault.startswith("missing"):
         name = {"weight": "layers.1.weight", "bias": "layers.0.bias", "mean": "observation_mean", "std": "observation_std"}
         del arrays[name[fault.split()[1]]]
