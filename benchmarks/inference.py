@@ -18,7 +18,7 @@ from torch import nn
 from benchmarks.population import ACTIONS, OBSERVATIONS, SPEC, Settings, make_pretrainer
 from benchmarks.timing import interleaved, machine, table, write
 from drcorl_ray.method.diffusion import sample
-from drcorl_ray.policy import Policy, PopulationPolicy
+from drcorl_ray.policy import PerceptronPolicy, Policy
 
 STATES = 1000
 DENOISING_STEPS = (5, 15)
@@ -54,7 +54,7 @@ def our_policy() -> Policy:
     weights = tuple(generator.normal(0.0, size[0] ** -0.5, (1, *size)).astype(np.float32) for size in sizes)
     biases = tuple(np.zeros((1, size), np.float32) for _, size in sizes)
     mean, std = (np.asarray(values, np.float32) for values in (SPEC.observation_mean, SPEC.observation_std))
-    return Policy(PopulationPolicy(mean, std, weights, biases), {})
+    return Policy(PerceptronPolicy(mean, std, weights, biases), {})
 
 
 def bare_mlp(device: str) -> Callable[[np.ndarray], object]:

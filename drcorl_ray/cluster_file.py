@@ -37,7 +37,7 @@ def check_cluster(path: Path, config: Config) -> list[str]:
     if UNFILLED in config.run.storage:
         raise UserError(f"run.storage={config.run.storage}: fill in {UNFILLED}")
     return [f"{name}: {has}" for name, has in machines.items()] or [
-        f"{len(cluster['provider']['worker_ips'])} machines and a head"
+        f"a head and {len(cluster['provider']['worker_ips'])} more"
     ]
 
 

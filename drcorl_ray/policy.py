@@ -5,6 +5,7 @@ Neither torch nor Ray is needed to run one. Actions are the deterministic mean, 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,6 +19,7 @@ from drcorl_ray.errors import UserError
 from drcorl_ray.storage import named_file, storage_path
 
 POLICY_SCHEMA = 1
+TRANSFORMER = "transformer"
 
 
 @dataclass(frozen=True)
@@ -30,33 +32,50 @@ class Perturbation:
 
 
 @dataclass(frozen=True)
-class PopulationPolicy:
-    """P multi-layer perceptrons (ReLU between layers, tanh at the end) on standardised observations.
-
-    observation_mean, observation_std: [S] float32, shared. weights: per layer [P, in, out]; biases: per layer [P, out].
-    perturbation: changes the actions of those that have one, within [-1, 1].
-    """
+class PopulationPolicy(ABC):
+    """P policies on standardised observations. observation_mean, observation_std: [S] float32, shared."""
 
     observation_mean: np.ndarray
     observation_std: np.ndarray
-    weights: tuple[np.ndarray, ...]
-    biases: tuple[np.ndarray, ...]
-    perturbation: Perturbation | None = None
+
+    @property
+    @abstractmethod
+    def action_size(self) -> int: ...
+
+    @abstractmethod
+    def act(self, observations: np.ndarray) -> np.ndarray:
+        """Actions [P, N, A] float32 in [-1, 1] for observations [P, N, S], the first ones of their episodes if that matters.
+
+        An action depends on its own episode alone, to the last bit: an episode is the same whichever are stepped beside it.
+        """
+
+    @abstractmethod
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that its members have of their own, [P, …] by the names of a file."""
+
+    @abstractmethod
+    def with_arrays(self, arrays: Mapping[str, np.ndarray]) -> PopulationPolicy:
+        """The same with other `arrays`."""
+
+    @abstractmethod
+    def about(self) -> dict[str, Any]:
+        """What a file says of the arrays' meaning."""
+
+    @property
+    def memory(self) -> bool:
+        """Whether an action depends on the episode so far; `begin` then keeps it."""
+        return False
 
     @property
     def members(self) -> int:
-        return self.weights[0].shape[0]
+        return len(next(iter(self.arrays().values())))
 
     @property
     def observation_size(self) -> int:
-        return self.weights[0].shape[1]
+        return len(self.observation_mean)
 
-    @property
-    def action_size(self) -> int:
-        return self.weights[-1].shape[2]
-
-    @classmethod
-    def join(cls, parts: Sequence[PopulationPolicy]) -> PopulationPolicy:
+    @staticmethod
+    def join(parts: Sequence[PopulationPolicy]) -> PopulationPolicy:
         """The members of several populations with equal shapes and statistics, one after another."""
         arrays = [part.arrays() for part in parts]
         return parts[0].with_arrays({name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]})
@@ -70,13 +89,63 @@ class PopulationPolicy:
         """Which members' weights are all finite, [P] bool."""
         return np.all([np.isfinite(x).reshape(self.members, -1).all(1) for x in self.arrays().values()], axis=0)
 
-    def act(self, observations: np.ndarray) -> np.ndarray:
-        """Actions [P, N, A] float32 in [-1, 1] for observations [P, N, S].
+    def begin(self, episodes: int) -> Acting:
+        """What acts in that many episodes of every member, stepped side by side."""
+        return Acting(self)
 
-        Each row is its own vector-matrix product, so an action depends on its observation alone, to the last bit: an episode
-        is the same whichever episodes are stepped beside it.
-        """
-        rows = ((np.asarray(observations, np.float32) - self.observation_mean) / self.observation_std)[:, :, None, :]
+    def save_population(self, path: Path, meta: dict[str, Any]) -> None:
+        """Write all members into one file, to be read by `load_population`."""
+        save_arrays(path, self._statistics() | self.arrays(), {"population_schema": POLICY_SCHEMA, **self.about(), **meta})
+
+    def save(self, path: Path, member: int, meta: dict[str, Any]) -> None:
+        """Write one member as a policy file; `meta` (task, config, results …) is any JSON-able mapping."""
+        own = {name: array[member] for name, array in self.arrays().items()}
+        save_arrays(path, self._statistics() | own, {"policy_schema": POLICY_SCHEMA, **self.about(), **meta})
+
+    def _statistics(self) -> dict[str, np.ndarray]:
+        return {name: getattr(self, name) for name in _STATISTICS}
+
+    def standardised(self, observations: np.ndarray) -> np.ndarray:
+        return (np.asarray(observations, np.float32) - self.observation_mean) / self.observation_std
+
+
+class Acting:
+    """A population at work in episodes that are stepped side by side."""
+
+    def __init__(self, policies: PopulationPolicy) -> None:
+        self._policies, self._members = policies, np.arange(policies.members)
+        self._chosen = policies
+
+    def act(self, observations: np.ndarray, active: np.ndarray, actions: np.ndarray) -> None:
+        """Put the actions [P, N, A] of active episodes [P, N] for observations [P, N, S] into `actions`; leave others."""
+        unfinished = np.flatnonzero(active.any(axis=1))
+        if len(unfinished) < len(self._members):
+            self._members, self._chosen = unfinished, self._policies.select(unfinished.tolist())
+        acting = ... if active.all() else np.ix_(self._members, np.flatnonzero(active.any(axis=0)))
+        actions[acting] = self._chosen.act(observations[acting])
+
+    def note(self, rewards: np.ndarray, costs: np.ndarray) -> None:
+        """Take in what the last actions brought, [P, N] each."""
+
+
+@dataclass(frozen=True)
+class PerceptronPolicy(PopulationPolicy):
+    """Multi-layer perceptrons, ReLU between layers, tanh at the end.
+
+    weights: per layer [P, in, out]; biases: per layer [P, out]. perturbation: changes the actions, within [-1, 1].
+    """
+
+    weights: tuple[np.ndarray, ...]
+    biases: tuple[np.ndarray, ...]
+    perturbation: Perturbation | None = None
+
+    @property
+    def action_size(self) -> int:
+        return self.weights[-1].shape[2]
+
+    def act(self, observations: np.ndarray) -> np.ndarray:
+        """As the population's; each row is its own vector-matrix product."""
+        rows = self.standardised(observations)[:, :, None, :]
         actions = _perceptrons(self.weights, self.biases, rows)
         if (own := self.perturbation) is not None:
             change = _perceptrons(own.weights, own.biases, np.concatenate([rows, actions], axis=-1))
@@ -84,29 +153,15 @@ class PopulationPolicy:
         return actions[:, :, 0, :]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All that its members have of their own, [P, …] by the names of a file."""
         arrays = _named(self.weights, self.biases, "")
         if (own := self.perturbation) is not None:
             arrays |= _named(own.weights, own.biases, _PERTURBATION) | {_PERTURBATION + "reach": own.reach}
         return arrays
 
-    def with_arrays(self, arrays: Mapping[str, np.ndarray]) -> PopulationPolicy:
-        """The same statistics with other `arrays`."""
+    def with_arrays(self, arrays: Mapping[str, np.ndarray]) -> PerceptronPolicy:
         return _assembled(self.observation_mean, self.observation_std, arrays)
 
-    def save_population(self, path: Path, meta: dict[str, Any]) -> None:
-        """Write all members into one file, to be read by `load_population`."""
-        save_arrays(path, self._statistics() | self.arrays(), {"population_schema": POLICY_SCHEMA, **self._layers(), **meta})
-
-    def save(self, path: Path, member: int, meta: dict[str, Any]) -> None:
-        """Write one member as a policy file; `meta` (task, config, results …) is any JSON-able mapping."""
-        own = {name: array[member] for name, array in self.arrays().items()}
-        save_arrays(path, self._statistics() | own, {"policy_schema": POLICY_SCHEMA, **self._layers(), **meta})
-
-    def _statistics(self) -> dict[str, np.ndarray]:
-        return {name: getattr(self, name) for name in _STATISTICS}
-
-    def _layers(self) -> dict[str, int]:
+    def about(self) -> dict[str, Any]:
         changed = {"perturbation_layers": len(self.perturbation.weights)} if self.perturbation else {}
         return {"layers": len(self.weights), **changed}
 
@@ -127,7 +182,7 @@ def _named(weights: Sequence[np.ndarray], biases: Sequence[np.ndarray], prefix: 
     return {f"{prefix}layers.{i}.{part}": x for i, pair in pairs for part, x in zip(("weight", "bias"), pair, strict=True)}
 
 
-def _assembled(mean: np.ndarray, std: np.ndarray, arrays: Mapping[str, np.ndarray]) -> PopulationPolicy:
+def _assembled(mean: np.ndarray, std: np.ndarray, arrays: Mapping[str, np.ndarray]) -> PerceptronPolicy:
     """From what `arrays` returned."""
 
     def layers(prefix: str) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
@@ -136,7 +191,7 @@ def _assembled(mean: np.ndarray, std: np.ndarray, arrays: Mapping[str, np.ndarra
         return weights, biases
 
     reach = arrays.get(_PERTURBATION + "reach")
-    return PopulationPolicy(mean, std, *layers(""), None if reach is None else Perturbation(*layers(_PERTURBATION), reach))
+    return PerceptronPolicy(mean, std, *layers(""), None if reach is None else Perturbation(*layers(_PERTURBATION), reach))
 
 
 @dataclass(frozen=True)
@@ -147,13 +202,41 @@ class Policy:
     meta: dict[str, Any]
 
     def act(self, observations: np.ndarray) -> np.ndarray:
-        """Actions [A] or [N, A] float32 in [-1, 1] for observations [S] or [N, S]; ValueError on any other shape."""
+        """Actions [A] or [N, A] float32 in [-1, 1] for observations [S] or [N, S].
+
+        ValueError on any other shape, and of a policy with a memory (CDT): `episode` acts with it.
+        """
+        if self.population.memory:
+            raise ValueError(
+                "this policy has a memory: ask policy.episode().act(observation), and tell it .note(reward, cost)"
+            )
         array = np.asarray(observations, np.float32)
-        size = self.population.observation_mean.shape[0]
+        size = self.population.observation_size
         if array.ndim not in (1, 2) or array.shape[-1] != size:
             raise ValueError(f"observations of shape [{size}] or [N, {size}] expected, got {list(array.shape)}")
         actions = self.population.act(array.reshape(1, -1, size))[0]
         return actions[0] if array.ndim == 1 else actions
+
+    def episode(self) -> Episode:
+        """Acts through one episode; for a policy without a memory the same as `act`."""
+        return Episode(self.population)
+
+
+class Episode:
+    """One episode of one policy: `act` and `note` in turn."""
+
+    def __init__(self, population: PopulationPolicy) -> None:
+        self._acting, self._size = population.begin(1), population.action_size
+
+    def act(self, observation: np.ndarray) -> np.ndarray:
+        """The action [A] for an observation [S]."""
+        actions = np.zeros((1, 1, self._size), np.float32)
+        self._acting.act(np.asarray(observation, np.float32)[None, None], np.ones((1, 1), bool), actions)
+        return actions[0, 0]
+
+    def note(self, reward: float, cost: float) -> None:
+        """What the last action brought."""
+        self._acting.note(np.array([[reward]]), np.array([[cost]]))
 
 
 def load_policy(path: str | Path) -> Policy:
@@ -187,6 +270,10 @@ def _population(file: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any],
         raise UserError(
             f"{file}: its {schema} is {meta.get(schema)!r}, not {POLICY_SCHEMA}; it is no such file of this release"
         )
+    if meta.get("kind") == TRANSFORMER:
+        from drcorl_ray.transformer_policy import assembled  # the few that have one
+
+        return assembled(file, arrays, meta)
     try:
         counts = {"": meta["layers"], _PERTURBATION: meta.get("perturbation_layers", 0)}
         if not all(isinstance(count, int) and 0 <= count <= len(arrays) for count in counts.values()):

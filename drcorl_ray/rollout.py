@@ -102,11 +102,10 @@ def _run_block(simulator: Simulator, policies: PopulationPolicy, task: Task, see
     observations = simulator.reset([*seeds] * policies.members).reshape(*shape, -1)
     actions = np.zeros((*shape, simulator.action_size), np.float32)
     active = np.ones(shape, bool)
-    members, population = np.arange(policies.members), policies
+    acting = policies.begin(len(seeds))
     recorder = _Recorder(min(record, len(seeds)), task.episode_length)
     for step in range(task.episode_length):
-        acting = ... if active.all() else np.ix_(members, np.flatnonzero(active.any(axis=0)))
-        actions[acting] = population.act(observations[acting])
+        acting.act(observations, active, actions)
         recorder.note(step, observations=observations, actions=actions)
         flat, *outcome = simulator.step(actions.reshape(-1, simulator.action_size), active.ravel())
         observations = flat.reshape(observations.shape)
@@ -117,11 +116,9 @@ def _run_block(simulator: Simulator, policies: PopulationPolicy, task: Task, see
         np.add(stats.costs, costs, out=stats.costs, where=active)
         np.add(stats.lengths, 1, out=stats.lengths, where=active)
         active &= ~ended
-        unfinished = np.flatnonzero(active.any(axis=1))
-        if len(unfinished) == 0:
+        if not active.any():
             break
-        if len(unfinished) < len(members):
-            members, population = unfinished, policies.select(unfinished.tolist())
+        acting.note(rewards, costs)
     rollouts.ran[:] = True
     rollouts.trajectories.update(recorder.trajectories(stats.lengths))
     return rollouts

@@ -214,7 +214,7 @@ def read_lines(path: Path, valid: Callable[[Any], bool]) -> list[dict[str, Any]]
 
 def _is_report(line: Mapping[str, Any]) -> bool:
     named = all(isinstance(line.get(name), str) for name in ("task", "stage"))
-    counted = all(type(line.get(name)) is int for name in ("step", "total_steps"))
+    counted = all(type(line.get(name)) is int and 0 <= line[name] < 2**63 for name in ("step", "total_steps"))
     metrics = line.get("metrics")
     lists = isinstance(metrics, dict) and all(isinstance(values, list) for values in metrics.values())
     return named and counted and lists and isinstance(line.get("seconds"), int | float)

@@ -87,7 +87,8 @@ def local_file(path: Path) -> Iterator[Path]:
 
 def named_file(listing: Path, name: Any) -> Path:
     """The file that a listing names; UserError unless it lies in the listing's own folder, or below."""
-    if not isinstance(name, str) or {"", ".", ".."} & set(name.split("/")) or "://" in name or "\0" in name:
+    printable = isinstance(name, str) and name.isprintable()  # no zero bytes, no lone surrogates
+    if not printable or {"", ".", ".."} & set(name.split("/")) or "://" in name:
         raise UserError(f"{listing}: names {name!r}, which is no file beside it")
     return listing.parent / name
 

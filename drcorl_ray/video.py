@@ -36,12 +36,14 @@ def record_episode(policy: Policy, task: Task, seed: int, steps: int) -> tuple[f
     try:
         camera = _camera(env, task)
         observation, _ = env.reset(seed=seed)
+        acting = policy.episode()
         observations, costs, total, done = [observation], [], 0.0, False
         frames = [_frame(task, camera, observations, costs, total)]
         while not done:
-            observation, reward, terminated, truncated, info = env.step(policy.act(observation))
+            observation, reward, terminated, truncated, info = env.step(acting.act(observation))
             observations.append(observation)
             costs.append(float(info["cost"]))
+            acting.note(float(reward), costs[-1])
             total, done = total + float(reward), terminated or truncated
             if done or len(costs) % every == 0:
                 frames.append(_frame(task, camera, observations, costs, total))

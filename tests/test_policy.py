@@ -17,20 +17,20 @@ from hypothesis import strategies as st
 from drcorl_ray.checkpoint import load_arrays, save_arrays, write_json
 from drcorl_ray.errors import UserError
 from drcorl_ray.evaluation import load_entries
-from drcorl_ray.policy import PopulationPolicy, load_policy, load_population
+from drcorl_ray.policy import PerceptronPolicy, load_policy, load_population
 
 ROOT = Path(__file__).parents[1]
 S, A = 5, 2
 
 
-def make_population(members: int = 3, hidden: tuple[int, ...] = (16, 8), seed: int = 0) -> PopulationPolicy:
+def make_population(members: int = 3, hidden: tuple[int, ...] = (16, 8), seed: int = 0) -> PerceptronPolicy:
     rng = np.random.default_rng(seed)
     sizes = (S, *hidden, A)
 
     def draw(*shape: int) -> np.ndarray:
         return rng.normal(size=shape).astype(np.float32)
 
-    return PopulationPolicy(
+    return PerceptronPolicy(
         draw(S),
         rng.uniform(0.5, 2.0, S).astype(np.float32),
         tuple(draw(members, a, b) / np.float32(np.sqrt(a)) for a, b in pairwise(sizes)),
@@ -42,7 +42,7 @@ def observations(rows: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).normal(1.0, 2.0, (rows, S)).astype(np.float32)
 
 
-def perceptron(population: PopulationPolicy, member: int, states: np.ndarray) -> np.ndarray:
+def perceptron(population: PerceptronPolicy, member: int, states: np.ndarray) -> np.ndarray:
     """The same network, written apart, in float64: one state at a time, one unit at a time."""
     actions = []
     for state in states.astype(np.float64):
@@ -173,7 +173,9 @@ def test_a_runs_directory_stands_for_its_winner_or_first_member(saved, tmp_path)
             load_policy(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../p.safetensors", "/etc/passwd", "policies/../../p", "s3://b/p", "", ".", "a\0b", 3, None])
+@pytest.mark.parametrize(
+    "name", ["../p.safetensors", "/etc/passwd", "policies/../../p", "s3://b/p", "", ".", "a\0b", "\ud800", 3, None]
+)
 def test_a_run_names_its_own_files_alone(saved, tmp_path, name):
     """Fault: join whatever results.json says to the run's folder."""
     write_json(tmp_path / "results.json", {"schema": 1, "run": {}, "rows": [{"selection": "last", "policy": name}]})

@@ -238,3 +238,16 @@ def test_two_processes_do_not_work_on_one_run(tmp_path):
     other.communicate()
     with run.alone():
         pass
+
+
+@pytest.mark.parametrize("number", [-1, 2**63, 10**400, 1.5, True, None])
+def test_a_report_counts_in_steps(tmp_path, number):
+    """Fault: any integer; a division by the largest of them overflows."""
+    path = tmp_path / "metrics.jsonl"
+    for name in ("step", "total_steps"):
+        line = {"task": "A", "stage": "extract", "step": 1, "total_steps": 2, "seconds": 0.1, "metrics": {}}
+        path.write_text(json.dumps(line) + "\n")
+        assert read_log(path) == [line]
+        path.write_text(json.dumps(line | {name: number}) + "\n")
+        with pytest.raises(UserError, match="line 1 is damaged"):
+            read_log(path)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from drcorl_ray.baselines.base import Baseline, Dataset
 from drcorl_ray.baselines.behaviour_cloning import Cloning
+from drcorl_ray.baselines.cdt import CDT
 from drcorl_ray.baselines.coptidice import COptiDICE
 from drcorl_ray.baselines.cpq import CPQ
 from drcorl_ray.baselines.lagrangian import BCQLag, BEARLag
@@ -25,6 +26,7 @@ _ALGORITHMS: dict[str, type[Baseline]] = {
     "bear_lag": BEARLag,
     "cpq": CPQ,
     "coptidice": COptiDICE,
+    "cdt": CDT,
 }
 
 

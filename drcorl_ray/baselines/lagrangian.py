@@ -20,7 +20,7 @@ from drcorl_ray.method.networks import MLP
 from drcorl_ray.method.optim import Trainable
 from drcorl_ray.method.pretrainer import Metrics, ensemble_q
 from drcorl_ray.method.random import Draws, Stream
-from drcorl_ray.policy import Perturbation, PopulationPolicy
+from drcorl_ray.policy import PerceptronPolicy, Perturbation, PopulationPolicy
 
 _LOG_WEIGHT_RANGE = (-5.0, 5.0)
 
@@ -139,7 +139,7 @@ class BCQLag(Lagrangian):
         first, *others = layers("decoder", "weight")
         first = np.ascontiguousarray(first[:, : spec.observation_size])
         reach = array(self.hyper["bcq_perturbation"])
-        return PopulationPolicy(
+        return PerceptronPolicy(
             np.asarray(spec.observation_mean, np.float32),
             np.asarray(spec.observation_std, np.float32),
             (first, *others),

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt
 
 from drcorl_ray.config.base import Fraction, Section, Widths
 
-Baseline = Literal["bc", "bc_safe", "bc_reward", "bc_frontier", "bcq_lag", "bear_lag", "cpq", "coptidice"]
+Baseline = Literal["bc", "bc_safe", "bc_reward", "bc_frontier", "bcq_lag", "bear_lag", "cpq", "coptidice", "cdt"]
 Algorithm = Literal["drcorl"] | Baseline
 BASELINES: tuple[str, ...] = get_args(Baseline)
 CLONES = ("bc", "bc_safe", "bc_reward", "bc_frontier")
@@ -42,6 +42,9 @@ class BaselineConfig(Section):
     blocks: PositiveInt = Field(default=3, description="CDT: transformer blocks")
     heads: PositiveInt = Field(default=8, description="CDT: attention heads of a block")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(default=0.1, description="CDT: dropout of tokens and blocks")
+    augmented: Fraction = Field(
+        default=0.2, description="CDT: share of windows that are asked for more than the data has within a limit"
+    )
     warm_up: PositiveInt = Field(default=500, description="CDT: steps over which the learning rate rises")
 
     def steps_of(self, algorithm: str) -> int:

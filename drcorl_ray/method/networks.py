@@ -60,23 +60,23 @@ class Layout(dict[str, Entry]):
         return flat
 
 
-def _linear(inputs: int, outputs: int, name: str) -> dict[str, Entry]:
+def linear(inputs: int, outputs: int, name: str) -> dict[str, Entry]:
     bound = 1.0 / math.sqrt(inputs)
     return {f"{name}.weight": Entry((inputs, outputs), bound), f"{name}.bias": Entry((outputs,), bound)}
 
 
-def _norm(width: int, name: str) -> dict[str, Entry]:
+def norm(width: int, name: str) -> dict[str, Entry]:
     return {f"{name}.gain": Entry((width,), constant=1.0), f"{name}.shift": Entry((width,))}
 
 
-def _apply_linear(weights: Weights, name: str, x: Tensor) -> Tensor:
+def apply_linear(weights: Weights, name: str, x: Tensor) -> Tensor:
     weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"].unsqueeze(1)
     if weight.shape[-1] == 1:  # a matrix-vector product rounds differently for one network and for several
         return (x * weight.mT).sum(-1, keepdim=True) + bias
     return torch.baddbmm(bias, x, weight)
 
 
-def _apply_norm(weights: Weights, name: str, x: Tensor) -> Tensor:
+def apply_norm(weights: Weights, name: str, x: Tensor) -> Tensor:
     gain, shift = weights[f"{name}.gain"].unsqueeze(1), weights[f"{name}.shift"].unsqueeze(1)
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), gain)
 
@@ -96,19 +96,19 @@ class MLP:
         layout = Layout()
         widths = (self.inputs, *self.hidden, self.outputs)
         for layer, (width, next_width) in enumerate(pairwise(widths)):
-            layout.update(_linear(width, next_width, f"layers.{layer}"))
+            layout.update(linear(width, next_width, f"layers.{layer}"))
             if self.layer_norm and layer < len(self.hidden):
-                layout.update(_norm(next_width, f"norms.{layer}"))
+                layout.update(norm(next_width, f"norms.{layer}"))
         return layout
 
     def __call__(self, weights: Weights, x: Tensor) -> Tensor:
         dtype = x.dtype
         for layer in range(len(self.hidden)):
-            x = _apply_linear(weights, f"layers.{layer}", x)
+            x = apply_linear(weights, f"layers.{layer}", x)
             if self.layer_norm:
-                x = _apply_norm(weights, f"norms.{layer}", x)
+                x = apply_norm(weights, f"norms.{layer}", x)
             x = F.relu(x)
-        x = _apply_linear(weights, f"layers.{len(self.hidden)}", x).to(dtype)
+        x = apply_linear(weights, f"layers.{len(self.hidden)}", x).to(dtype)
         return F.softplus(x) if self.positive else x
 
 
@@ -129,13 +129,13 @@ class NoiseNetwork:
     @cached_property
     def layout(self) -> Layout:
         inputs = TIME_EMBEDDING + self.observations + self.actions + self.conditions
-        layout = Layout(_linear(TIME_FEATURES, TIME_EMBEDDING, "time.0") | _linear(TIME_EMBEDDING, TIME_EMBEDDING, "time.1"))
-        layout.update(_linear(inputs, self.width, "input"))
+        layout = Layout(linear(TIME_FEATURES, TIME_EMBEDDING, "time.0") | linear(TIME_EMBEDDING, TIME_EMBEDDING, "time.1"))
+        layout.update(linear(inputs, self.width, "input"))
         for block in range(self.blocks):
-            layout.update(_norm(self.width, f"blocks.{block}.norm"))
-            layout.update(_linear(self.width, self.expansion * self.width, f"blocks.{block}.0"))
-            layout.update(_linear(self.expansion * self.width, self.width, f"blocks.{block}.1"))
-        layout.update(_linear(self.width, self.actions, "output"))
+            layout.update(norm(self.width, f"blocks.{block}.norm"))
+            layout.update(linear(self.width, self.expansion * self.width, f"blocks.{block}.0"))
+            layout.update(linear(self.expansion * self.width, self.width, f"blocks.{block}.1"))
+        layout.update(linear(self.width, self.actions, "output"))
         return layout
 
     def dropout_masks(self, draws: Draws, rows: int, dropout: float, dtype: torch.dtype) -> Tensor | None:
@@ -155,16 +155,16 @@ class NoiseNetwork:
         masks: Tensor | None = None,
     ) -> Tensor:
         """Predicted noise [G, B, A] for a_t [G, B, A], t [G, B], s [G, B, S] and conditions [G, B, C]."""
-        time = F.mish(_apply_linear(weights, "time.0", fourier_features(times)))
-        time = _apply_linear(weights, "time.1", time)
-        x = _apply_linear(weights, "input", torch.cat([time, noisy_actions, observations, conditions], dim=-1))
+        time = F.mish(apply_linear(weights, "time.0", fourier_features(times)))
+        time = apply_linear(weights, "time.1", time)
+        x = apply_linear(weights, "input", torch.cat([time, noisy_actions, observations, conditions], dim=-1))
         for block in range(self.blocks):
-            hidden = _apply_norm(weights, f"blocks.{block}.norm", x)
+            hidden = apply_norm(weights, f"blocks.{block}.norm", x)
             if masks is not None:
                 hidden = hidden * masks[:, :, block]
-            hidden = F.mish(_apply_linear(weights, f"blocks.{block}.0", hidden))
-            x = x + _apply_linear(weights, f"blocks.{block}.1", hidden)
-        return _apply_linear(weights, "output", F.mish(x)).to(noisy_actions.dtype)
+            hidden = F.mish(apply_linear(weights, f"blocks.{block}.0", hidden))
+            x = x + apply_linear(weights, f"blocks.{block}.1", hidden)
+        return apply_linear(weights, "output", F.mish(x)).to(noisy_actions.dtype)
 
 
 def fourier_features(times: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from drcorl_ray.method.networks import MLP, Layout, Weights
-from drcorl_ray.policy import PopulationPolicy
+from drcorl_ray.policy import PerceptronPolicy, PopulationPolicy
 
 POLICY_CLASSES = ("dirac", "gaussian", "gaussian_constant")
 CONSTANT_STD = 0.1
@@ -76,7 +76,7 @@ def snapshot(
         return tensor.to("cpu", torch.float32, copy=True).contiguous().numpy()
 
     layers = range(len(actor.hidden) + 1)
-    return PopulationPolicy(
+    return PerceptronPolicy(
         np.asarray(observation_mean, np.float32),
         np.asarray(observation_std, np.float32),
         tuple(layer("weight", index) for index in layers),

@@ -41,6 +41,7 @@ class Stream(IntEnum):
     NEXT_LATENT = 16
     RECONSTRUCTION = 17
     INITIAL_ROWS = 18
+    AUGMENTATION = 19
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:

@@ -7,14 +7,18 @@ import torch
 from torch import Tensor
 
 from drcorl_ray.baselines import Baseline, Dataset, make_baseline
+from drcorl_ray.baselines.cdt import CDT
 from drcorl_ray.config import Config
+from drcorl_ray.data.replay import Batch
 from drcorl_ray.method.optim import Reduce, alone
+from drcorl_ray.method.runner import Sampler
 from drcorl_ray.method.spec import DataSpec, Episodes
 from tests.method.helpers import make_spec, sampler, small_config, take_step
 
 SMALL = (
     "baseline.steps=20", "baseline.batch_size=16", "baseline.hidden=[16,16]", "baseline.vae_hidden=16",
-    "baseline.sampled_actions=4",
+    "baseline.sampled_actions=4", "baseline.context=3", "baseline.embedding=16", "baseline.blocks=2", "baseline.heads=2",
+    "baseline.warm_up=5",
 )  # fmt: skip
 
 
@@ -23,12 +27,20 @@ def baseline_config(*overrides: str) -> Config:
 
 
 def make_population(
-    algorithm: str, config: Config, members: list[dict], spec: DataSpec | None = None, dtype: torch.dtype = torch.float64, **kw
+    algorithm: str,
+    config: Config,
+    members: list[dict],
+    spec: DataSpec | None = None,
+    dtype: torch.dtype = torch.float64,
+    episodes: Episodes | None = None,
+    **kw,
 ) -> Baseline:
     spec = spec or make_spec(3, 2)
     generator = torch.Generator().manual_seed(1)
     starts, states = (torch.randn(n, spec.observation_size, generator=generator, dtype=dtype) for n in (5, 32))
-    episodes = Episodes(np.array([1.0, 3.0, 2.0, 0.5]), np.array([4.0, 30.0, 8.0, 0.0]), np.array([10, 10, 10, 10]))
+    episodes = episodes or Episodes(
+        np.array([1.0, 3.0, 2.0, 0.5]), np.array([4.0, 30.0, 8.0, 0.0]), np.array([10, 10, 10, 10])
+    )
     told = Dataset(spec, episodes, starts, states)
     return make_baseline(algorithm, config, told, [config.member_with(member) for member in members], dtype=dtype, **kw)
 
@@ -38,8 +50,17 @@ def train(
 ) -> dict[str, Tensor]:
     metrics: dict[str, Tensor] = {}
     for step in range(start, stop):
-        metrics = take_step(learner, sampler(table), rows, step, reduce)
+        metrics = take_step(learner, feed(learner, table), rows, step, reduce)
     return metrics
+
+
+def feed(learner: Baseline, table: dict[str, Tensor]) -> Sampler:
+    """Rows of a table, or windows of its rows as CDT has them."""
+    if not isinstance(learner, CDT):
+        return sampler(table)
+    history = learner.history(table["rewards"], table["costs"])
+    at = lambda index: Batch(**{name: column[index] for name, column in table.items()})  # noqa: E731
+    return lambda draws, windows: history.sample(at, draws, windows)
 
 
 def bandit(rows: int = 4000, seed: int = 0, spread: float | None = None, cost_from: float = 0.0) -> dict[str, Tensor]:

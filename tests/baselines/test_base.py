@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from drcorl_ray.config import BASELINES
+from drcorl_ray.config import BASELINES, CLONES
 from drcorl_ray.config_file import load_config
 from drcorl_ray.errors import UserError
 from drcorl_ray.policy import load_policy, load_population
-from tests.baselines.helpers import baseline_config, make_population, train
-from tests.method.helpers import make_table, sampler
+from tests.baselines.helpers import baseline_config, feed, make_population, train
+from tests.method.helpers import make_table
 
 TABLE = make_table(200, 3, 2)
 MEMBERS = [{"seed": 3, "cost_limit": 5.0}, {"seed": 3, "cost_limit": 40.0}, {"seed": 8, "baseline_learning_rate": 5e-3}]
@@ -81,7 +81,9 @@ def test_two_workers_with_half_the_batch_equal_one(algorithm):
     workers = [make_population(algorithm, baseline_config(), MEMBERS, first_row=first) for first in (0, 8)]
     for step in range(6):
         train(one, TABLE, step, step + 1)
-        found = [worker.gradients("step", sampler(TABLE)(worker.draws(step), 8), worker.draws(step))[0] for worker in workers]
+        found = [
+            worker.gradients("step", feed(worker, TABLE)(worker.draws(step), 8), worker.draws(step))[0] for worker in workers
+        ]
         means = [torch.stack(pair).mean(0) for pair in zip(*found, strict=True)]
         for worker in workers:
             worker.update("step", means, torch.tensor(step))
@@ -102,12 +104,13 @@ def test_policies_act_as_the_learner_does(algorithm, tmp_path):
     loaded, _ = load_population(tmp_path / "population.safetensors")
     assert loaded.act(states.numpy()).tobytes() == policies.act(states.numpy()).tobytes()
     policies.save(tmp_path / "policy.safetensors", 3, {})
-    np.testing.assert_allclose(load_policy(tmp_path / "policy.safetensors").act(states[3].numpy()), expected[3], atol=1e-5)
+    alone = load_policy(tmp_path / "policy.safetensors").population
+    np.testing.assert_allclose(alone.act(states[3:].numpy())[0], expected[3], atol=1e-5)
 
 
 def test_settings_that_a_baseline_has_no_use_for_are_refused(algorithm):
     with pytest.raises(UserError, match=f"{algorithm} learns offline alone"):
         load_config([f"run.algorithm={algorithm}", "evaluation.mode=online"])
-    if algorithm.startswith("bc") and algorithm != "bcq_lag":
+    if algorithm in (*CLONES, "cdt"):
         with pytest.raises(UserError, match=r"leave data\.window_rows out"):
             load_config([f"run.algorithm={algorithm}", "data.window_rows=1000"])

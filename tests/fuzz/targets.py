@@ -30,6 +30,7 @@ from drcorl_ray.policy import load_policy, load_population
 from drcorl_ray.run_directory import MetricsLog, read_log
 from drcorl_ray.search.plan import Member, Pack, read_pack
 from drcorl_ray.search.study import SearchStudy, load_study
+from drcorl_ray.transformer_policy import TransformerPolicy, shapes
 from tests.data.helpers import make_columns, make_store
 from tests.fuzz.damage import damaged_bytes, damaged_json
 from tests.policies import random_policy
@@ -120,6 +121,29 @@ def _population(folder: Path) -> Path:
     return folder / "p.safetensors"
 
 
+def _transformer(folder: Path) -> Path:
+    weights = {
+        name: np.full(shape, 0.1, np.float32)
+        for name, shape in shapes(states=3, actions=2, times=6, width=4, blocks=1).items()
+    }
+    target = weights.pop("target")
+    policy = TransformerPolicy(
+        np.zeros(3, np.float32), np.ones(3, np.float32), lifted(weights), target[None], 2, 3, (1.0, 5.0)
+    )
+    policy.save(folder / "p.safetensors", 0, {"result": RESULT, "return_range": [0.0, 50.0]})
+    return folder / "p.safetensors"
+
+
+def lifted(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: array[None] for name, array in arrays.items()}
+
+
+def _load_transformer(path: Path) -> None:
+    policy = load_policy(path)
+    assert policy.episode().act(np.zeros(policy.population.observation_size, np.float32)).ndim == 1
+    load_entries([str(path)])
+
+
 def _run(folder: Path) -> Path:
     _policy(folder)
     (folder / "policies").mkdir()
@@ -187,6 +211,7 @@ TARGETS = {
     "shard": Target(_shard, _load_shard, damaged_bytes),
     "policy": Target(_policy, _load_policy, _policy_damage_or_bytes),
     "population": Target(_population, lambda path: load_population(path)[0].act(np.zeros((2, 1, 6))), _policy_damage_or_bytes),
+    "transformer": Target(_transformer, _load_transformer, _policy_damage_or_bytes),
     "run": Target(_run, _load_run, damaged_json),
     "config": Target(_config, _load_config, damaged_bytes),
     "log": Target(_log, _load_log, damaged_json),

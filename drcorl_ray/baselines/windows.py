@@ -1,0 +1,88 @@
+"""What CDT learns from: windows of an episode's last steps, with the cost and the return that were still to come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drcorl_ray.data.replay import Batch
+from drcorl_ray.method.random import Draws, Stream
+from drcorl_ray.method.spec import Episodes
+
+
+@dataclass(frozen=True)
+class Windows(Batch):
+    """B windows of T consecutive rows, one after the other: B · T rows of each member.
+
+    to_go: [P, B · T, 2], undiscounted cost and return from this step on. times [P, B · T] int64: steps since the episode
+    began. valid [P, B · T] bool: false for what would lie before it.
+    """
+
+    to_go: Tensor
+    times: Tensor
+    valid: Tensor
+
+
+class History:
+    """A dataset's rows as parts of their episodes.
+
+    rewards, costs: [N] in row order. steps: T. augmented: share of the windows that are asked for what no episode reached.
+    """
+
+    def __init__(self, episodes: Episodes, rewards: Tensor, costs: Tensor, *, steps: int, augmented: float) -> None:
+        device = rewards.device
+        self._steps, self._augmented = steps, augmented
+        self._rows = int(episodes.ends[-1])
+        lengths, ends = (torch.from_numpy(np.asarray(x, np.int64)).to(device) for x in (episodes.lengths, episodes.ends))
+        self._first = (ends - lengths).repeat_interleave(lengths)
+        last = ends.repeat_interleave(lengths) - 1
+        self._to_go = torch.stack([_rest(x[: self._rows], last) for x in (costs, rewards)], dim=-1)
+        costs_, returns = (torch.from_numpy(np.asarray(x, np.float64)).to(device) for x in (episodes.costs, episodes.returns))
+        self._outcomes = torch.stack([costs_, returns], dim=-1)
+        self._highest = self._outcomes.amax(0)
+        order = torch.from_numpy(np.argsort(episodes.costs, kind="stable")).to(device)
+        self._by_cost = costs_[order]
+        self._best = order[best_so_far(episodes.returns[order.cpu().numpy()]).to(device)]
+        self._starts, self._lengths = ends - lengths, lengths
+
+    def sample(self, at: Callable[[Tensor], Batch], draws: Draws, windows: int) -> Windows:
+        """Windows that end in rows drawn uniformly or, a share, in a row of an episode that is asked for more than it did.
+
+        That episode is the best one within a cost κ (CDT's augmentation). at: the rows [P, n] of the table.
+        """
+        last = draws.integers(Stream.ROWS, windows, self._rows)
+        chosen, cost, total, place = draws.uniform(Stream.AUGMENTATION, windows, 4, dtype=torch.float64).unbind(-1)
+        wanted = cost * self._highest[0]
+        within = (torch.searchsorted(self._by_cost, wanted, right=True) - 1).clamp(min=0)
+        episode = self._best[within]
+        shown = self._starts[episode] + (place * self._lengths[episode]).long()
+        reached = self._outcomes[episode]
+        more = (wanted - reached[..., 0]).clamp(min=0.0), total * (self._highest[1] - reached[..., 1])
+        augment = chosen < self._augmented
+        last = torch.where(augment, shown, last)
+        asked = torch.stack(more, dim=-1) * augment.unsqueeze(-1)
+
+        rows = last.unsqueeze(-1) + torch.arange(1 - self._steps, 1, device=last.device)
+        times = rows - self._first[last].unsqueeze(-1)
+        valid = times >= 0
+        rows = torch.where(valid, rows, last.unsqueeze(-1))
+        batch = at(rows.flatten(1))
+        to_go = (self._to_go[rows] + asked.unsqueeze(2)).flatten(1, 2).to(batch.rewards.dtype)
+        columns = {field.name: getattr(batch, field.name) for field in fields(Batch)}
+        return Windows(**columns, to_go=to_go, times=times.clamp(min=0).flatten(1), valid=valid.flatten(1))
+
+
+def best_so_far(values: np.ndarray) -> Tensor:
+    """For each place, where the largest value up to it stands; [E] int64."""
+    best = np.maximum.accumulate(values)
+    return torch.from_numpy(np.maximum.accumulate(np.where(values == best, np.arange(len(values)), 0)))
+
+
+def _rest(values: Tensor, last: Tensor) -> Tensor:
+    """Sums of [N] from each row to its episode's last one, float64."""
+    sums = values.double().cumsum(0)
+    return sums[last] - sums + values
