@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import ray.exceptions
 import torch
 
-from drcorl_ray.config import CLONES, Config, MemberConfig
+from drcorl_ray.baselines.cdt import target
+from drcorl_ray.config import CLONES, LIMITLESS, Config, MemberConfig
 from drcorl_ray.data.replay import Replay
 from drcorl_ray.data.store import read_store
 from drcorl_ray.errors import UserError
@@ -52,7 +54,8 @@ class Pending:
 def plan(config: Config, data: TaskData, members: Sequence[MemberConfig]) -> list[Compared]:
     """Each algorithm of evaluation.baselines at every seed and cost limit of the members.
 
-    What knows no limit is trained once for all of them. A limit that no episode of the data keeps has no `bc_safe`.
+    What knows no limit is trained once for all of them; CDT is told of each when it acts. A limit that no episode of the
+    data keeps has no `bc_safe`.
     """
     cells = sorted({(member.seed, member.cost_limit) for member in members})
     return [found for name in config.evaluation.baselines if (found := _compared(config, data, name, cells)).members]
@@ -65,7 +68,7 @@ def _compared(config: Config, data: TaskData, algorithm: str, cells: Sequence[tu
     for seed, limit in cells:
         if algorithm == "bc_safe" and limit < cheapest:
             continue
-        known = limit if algorithm not in CLONES or algorithm == "bc_safe" else None
+        known = None if algorithm in LIMITLESS else limit
         member = config.member_with({"seed": seed, "cost_limit": limit, "evaluation_mode": "offline"})
         if (seed, known) not in places:
             places[seed, known] = len(members)
@@ -162,6 +165,9 @@ def _rows(
         return []
     chosen = policies.select([compared.places[place] for place in sound])
     candidates = [compared.candidates[place] for place in sound]
+    if compared.algorithm == "cdt":
+        asked = [target(data.episodes, each.cost_limit, each.config["cdt_target_return"]) for each in candidates]
+        chosen = chosen.with_arrays(chosen.arrays() | {"target": np.array(asked, np.float32)})
     stats = pool.evaluate(chosen, data.task, seeds)
     return score(run, data, chosen, candidates, stats, [_label(candidate) for candidate in candidates])
 

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from drcorl_ray.config.base import Section, nearest, validate
-from drcorl_ray.config.baselines import BASELINES, CLONES, BaselineConfig
+from drcorl_ray.config.baselines import BASELINES, CLONES, LIMITLESS, BaselineConfig
 from drcorl_ray.config.search import RangeConfig, SearchConfig
 from drcorl_ray.config.sections import (
     DataConfig,
@@ -29,6 +29,7 @@ from drcorl_ray.tasks import all_tasks, canonical_name
 __all__ = [
     "BASELINES",
     "CLONES",
+    "LIMITLESS",
     "BaselineConfig",
     "Config",
     "DataConfig",

@@ -12,6 +12,7 @@ Baseline = Literal["bc", "bc_safe", "bc_reward", "bc_frontier", "bcq_lag", "bear
 Algorithm = Literal["drcorl"] | Baseline
 BASELINES: tuple[str, ...] = get_args(Baseline)
 CLONES = ("bc", "bc_safe", "bc_reward", "bc_frontier")
+LIMITLESS = ("bc", "bc_reward", "bc_frontier", "cdt")  # whose weights know no cost limit
 
 _OWN: dict[str, dict[str, Any]] = {  # where it is not 100,000 steps, 512 rows, 1e-3
     "bear_lag": {"steps": 300_000},

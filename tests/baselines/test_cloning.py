@@ -13,7 +13,9 @@ from drcorl_ray.data.store import read_store
 from drcorl_ray.errors import UserError
 from drcorl_ray.method.spec import Episodes
 from drcorl_ray.policy import PopulationPolicy
-from drcorl_ray.stages import Placement, TaskData, build_baseline, build_runner, sampler_of
+from drcorl_ray.rollout import Rollouts
+from drcorl_ray.run_directory import RunDirectory
+from drcorl_ray.stages import Placement, TaskData, build_baseline, build_runner, sampler_of, save_last
 from tests.baselines.helpers import baseline_config
 from tests.data.helpers import make_columns
 from tests.test_stages import open_made
@@ -97,3 +99,26 @@ def test_a_learner_that_knows_limits_is_trained_at_each(two_styles):
     assert [member.cost_limit for member in compared.members] == [1.0, 20.0]
     assert compared.candidates[1].config["cpq_ood_scale"] == 1.5
     assert compared.places == (0, 1)
+
+
+def test_cdt_is_trained_once_and_asked_for_each_limit(two_styles, tmp_path):
+    """Its row of each limit acts on that limit and on the best return within it. Fault: the first limit's target for all."""
+    config = baseline_config("evaluation.baselines=[cdt]", "baseline.steps=3")
+    [compared] = comparison.plan(config, two_styles, [MemberConfig(cost_limit=limit, seed=2) for limit in (5.0, 20.0)])
+    assert (len(compared.members), compared.places) == (1, (0, 0))
+    learner = build_baseline(config, two_styles, "cdt", compared.members, Placement())
+    run = RunDirectory(tmp_path)
+    path = run.baseline(two_styles.task.name, "cdt")
+    path.mkdir(parents=True)
+    save_last(path / comparison.POPULATION, learner)
+
+    class Seen:
+        def evaluate(self, policies, task, seeds):
+            self.policies = policies
+            return Rollouts.empty(policies.members, seeds).stats
+
+    pool = Seen()
+    comparison._rows(two_styles, run, compared, path / comparison.POPULATION, pool, [1])  # type: ignore[arg-type]
+    returns, costs = two_styles.episodes.returns, two_styles.episodes.costs
+    expected = [[limit, returns[costs <= limit].max()] for limit in (5.0, 20.0)]
+    np.testing.assert_allclose(pool.policies.arrays()["target"], expected, rtol=1e-6)
