@@ -8,7 +8,6 @@ Needs torch, numpy and safetensors alone. A saved policy is numpy and never leav
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -17,11 +16,8 @@ from torch import nn
 
 from benchmarks.population import ACTIONS, OBSERVATIONS, SPEC, Settings, make_pretrainer
 from benchmarks.timing import interleaved, machine, table, write
-from drcorl_ray.method.diffusion import sample
+from drcorl_ray.inference import DENOISING_STEPS, STATES, Act, diffusion_policy, one_by_one
 from drcorl_ray.policy import PerceptronPolicy, Policy
-
-STATES = 1000
-DENOISING_STEPS = (5, 15)
 
 
 def main() -> None:
@@ -31,21 +27,19 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     states = np.random.default_rng(0).standard_normal((STATES, OBSERVATIONS), dtype=np.float32)
-    variants: dict[str, Callable[[], object]] = {"policy": partial(one_by_one, our_policy().act, states)}
+    variants = {"policy": partial(one_by_one, our_policy().act, states)}
     variants["mlp"] = partial(one_by_one, bare_mlp(options.device), states)
+    noise = make_pretrainer(Settings(), [0], options.device).trainables["noise"]
+    weights = {name: weight.detach() for name, weight in noise.weights.items()}
     for steps in DENOISING_STEPS:
-        variants[f"diffusion {steps}"] = partial(one_by_one, diffusion(options.device, steps), states[: STATES // 10])
+        act = diffusion_policy(noise.network, weights, steps, options.device)
+        variants[f"diffusion {steps}"] = partial(one_by_one, act, states[: STATES // 10])
     with torch.no_grad():
         seconds = interleaved(variants, 5, options.device)
     for steps in DENOISING_STEPS:
         seconds[f"diffusion {steps}"] *= 10
     show(seconds, options.device)
     write(options.output, {"machine": machine(options.device), "seconds": seconds})
-
-
-def one_by_one(act: Callable[[np.ndarray], object], states: np.ndarray) -> None:
-    for state in states:
-        act(state)
 
 
 def our_policy() -> Policy:
@@ -57,26 +51,11 @@ def our_policy() -> Policy:
     return Policy(PerceptronPolicy(mean, std, weights, biases), {})
 
 
-def bare_mlp(device: str) -> Callable[[np.ndarray], object]:
+def bare_mlp(device: str) -> Act:
     """What one would write in torch: a state there, an action back."""
     layers = (nn.Linear(OBSERVATIONS, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, ACTIONS), nn.Tanh())
     network = nn.Sequential(*layers).to(device)
     return lambda state: network(torch.from_numpy(state).to(device)).cpu().numpy()
-
-
-def diffusion(device: str, steps: int) -> Callable[[np.ndarray], object]:
-    """The behaviour model's own sampler, with the paper's network."""
-    noise = make_pretrainer(Settings(), [0], device).trainables["noise"]
-    weights = {name: weight.detach() for name, weight in noise.weights.items()}
-    asked = torch.tensor([[[1.0, 0.0, 1.0, 0.5]]], device=device)
-
-    def act(state: np.ndarray) -> np.ndarray:
-        observation = torch.from_numpy(state).to(device)[None, None]
-        start = torch.randn(1, 1, ACTIONS, device=device)
-        predict = lambda noisy, times: noise.network(weights, noisy, times, observation, asked)  # noqa: E731
-        return sample(predict, start, steps)[0, 0].cpu().numpy()
-
-    return act
 
 
 def show(seconds: dict[str, float], device: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from drcorl_ray.checkpoint import write_bytes
-from drcorl_ray.report import seeds
+from drcorl_ray.report import paper, seeds
 from drcorl_ray.report.tables import print_table
 from drcorl_ray.run_directory import RunDirectory, read_results
 
@@ -30,3 +30,4 @@ def write_report(run: RunDirectory, results: Mapping[str, Any]) -> None:
         write_bytes(run.path / name, content.encode())
     print_table(results)
     seeds.print_table(results)
+    paper.print_tables(results)

@@ -11,7 +11,8 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
-from drcorl_ray.report.frontier import BEST, CLONES, Mark, Panel
+from drcorl_ray.report.frontier import BASELINES, BEST, Mark, Panel
+from drcorl_ray.report.paper import Cell
 from drcorl_ray.report.study import OFFLINE, Judged, Series, Studied, pareto_front, quiet, ranked_keys
 from drcorl_ray.report.tables import EDGE, WALL_PARTS, Row, is_baseline, is_judged, is_winner, row_name, settings
 
@@ -103,14 +104,14 @@ def _points(name: str, rows: Sequence[Row], marker: dict[str, Any], keys: Sequen
 
 
 def frontier(panel: Panel, keys: Sequence[str]) -> go.Figure:
-    """The policies before the data's own episodes; a click on a limit in the legend hides its policies. Hollow: clones."""
+    """The policies before the data's own episodes; a click on a limit in the legend hides its policies. Hollow: baselines."""
     figure = go.Figure(layout=layout(f"{panel.task}: by episode cost", 520, legend=BELOW))
     faint = {"color": GREY, "size": 4, "opacity": 0.5}
     figure.add_trace(_plain(panel.backdrop, panel.costs.tolist(), np.round(panel.rewards, 4).tolist(), faint))
     dash = {"symbol": "line-ew", "size": 7, "line": {"width": 3, "color": [panel.colors[limit] for limit in panel.best]}}
     figure.add_trace(_plain(BEST, list(panel.best), list(panel.best.values()), dash))
-    for name in CLONES:
-        figure.add_trace(_marks(name, [mark for mark in panel.clones if mark.row["algorithm"] == name], keys, "-open"))
+    for name in BASELINES:
+        figure.add_trace(_marks(name, [mark for mark in panel.baselines if mark.row["algorithm"] == name], keys, "-open"))
     for limit, color in panel.colors.items():
         name, own = f"limit {limit:g}", [mark for mark in panel.policies if mark.row["cost_limit"] == limit]
         together: dict[str, Any] = {"name": name, "legendgroup": name}
@@ -181,8 +182,8 @@ def parallel(study: Studied) -> go.Figure:
     return figure.update_layout(**layout(study.name, 420, margin=_MARGIN | {"t": 70}))
 
 
-def true_curves(task: str, curves: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """True reward and cost along the training, a line a member."""
+def true_curves(task: str, curves: Sequence[Mapping[str, Any]], printed: Cell | None = None) -> go.Figure:
+    """True reward and cost along the training, a line a member. printed: what the paper's Table 1 says."""
     figure = _two_panels(task, "normalised reward", "normalised cost")
     lines = [
         (str(curve.get("label", f"member {member}")), curve, member)
@@ -198,6 +199,8 @@ def true_curves(task: str, curves: Sequence[Mapping[str, Any]]) -> go.Figure:
                 hovertemplate=f"{name}<br>step %{{x}}: %{{y:.3f}}<extra></extra>",
             )  # fmt: skip
     _limit(figure, 1, column=2)
+    for column, value in enumerate((printed.reward, printed.cost) if printed else (), 1):
+        _horizontal(figure, value, column, "paper, limit 10", "dot")
     return figure
 
 
@@ -245,8 +248,12 @@ def _two_panels(title: str, *labels: str) -> go.Figure:
 
 
 def _limit(figure: go.Figure, value: float, column: int) -> None:
-    style: dict[str, Any] = {"line": {"dash": "dash", "width": 1}, "col": column, "exclude_empty_subplots": False}
-    figure.add_hline(y=value, annotation_text="cost limit", **style)
+    _horizontal(figure, value, column, "cost limit", "dash")
+
+
+def _horizontal(figure: go.Figure, value: float, column: int, text: str, dash: str) -> None:
+    style: dict[str, Any] = {"line": {"dash": dash, "width": 1}, "col": column, "exclude_empty_subplots": False}
+    figure.add_hline(y=value, annotation_text=text, **style)
 
 
 def wall_time(cost: Mapping[str, Any]) -> go.Figure:

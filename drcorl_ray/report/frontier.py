@@ -33,8 +33,17 @@ class Shape(NamedTuple):
 
 
 FAR = Shape(">", "triangle-right")
-CLONES = {"bc": Shape("X", "x"), "bc_safe": Shape("D", "diamond")}
-_OTHER_BASELINE = Shape("P", "cross")
+BASELINES = {
+    "bc": Shape("X", "x"),
+    "bc_safe": Shape("D", "diamond"),
+    "bc_reward": Shape("*", "star"),
+    "bc_frontier": Shape("h", "hexagon"),
+    "bcq_lag": Shape("p", "pentagon"),
+    "bear_lag": Shape("8", "octagon"),
+    "cpq": Shape("<", "triangle-left"),
+    "coptidice": Shape("d", "diamond-tall"),
+    "cdt": Shape("P", "cross"),
+}
 _SHAPES = (
     Shape("o", "circle"),
     Shape("s", "square"),
@@ -70,7 +79,7 @@ class Panel:
     colors: Mapping[float, str]
     shapes: Mapping[str, Shape]
     policies: Sequence[Mark]
-    clones: Sequence[Mark]
+    baselines: Sequence[Mark]
     costs: np.ndarray
     rewards: np.ndarray
     beyond: int
@@ -93,8 +102,8 @@ def panels(results: Results) -> list[Panel]:
 
 def _panel(results: Results, task: str) -> Panel:
     finished = [row for row in policies(results, task).values() if row.get("state") != "stopped"]
-    clones = [row for row in results["rows"] if row["task"] == task and is_baseline(row)]
-    limits = sorted({row["cost_limit"] for row in (*finished, *clones)})
+    baselines = [row for row in results["rows"] if row["task"] == task and is_baseline(row)]
+    limits = sorted({row["cost_limit"] for row in (*finished, *baselines)})
     edge, colors = EDGE * max([_LEAST_LIMIT, *limits]), dict(zip(limits, _colors(len(limits)), strict=True))
     names = _names(finished)
     shapes = dict(zip(sorted(set(names)), _SHAPES, strict=False))
@@ -116,7 +125,7 @@ def _panel(results: Results, task: str) -> Panel:
         colors,
         shapes,
         [mark(row, colors[row["cost_limit"]], shapes[name]) for row, name in zip(finished, names, strict=True)],
-        [mark(row, _clone_color(row, colors), CLONES.get(row["algorithm"], _OTHER_BASELINE)) for row in clones],
+        [mark(row, _baseline_color(row, colors), BASELINES[row["algorithm"]]) for row in baselines],
         costs[near],
         rewards[near],
         int((~near).sum()),
@@ -128,8 +137,8 @@ def _colors(count: int) -> list[str]:
     return [to_hex(colormaps["turbo"](0.05 + 0.9 * place / max(1, count - 1))) for place in range(count)]
 
 
-def _clone_color(row: Row, colors: Mapping[float, str]) -> str:
-    """A clone of all the data has no limit of its own."""
+def _baseline_color(row: Row, colors: Mapping[float, str]) -> str:
+    """A clone that knows no limit has no colour of one."""
     return "black" if row["algorithm"] in ("bc", "bc_reward", "bc_frontier") else colors[row["cost_limit"]]
 
 

@@ -12,7 +12,7 @@ import plotly.io as pio
 from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
-from drcorl_ray.report import adaptation, calibration, calibration_figures, figures, frontier, seeds
+from drcorl_ray.report import adaptation, calibration, calibration_figures, figures, frontier, paper, seeds, speed
 from drcorl_ray.report.study import FEWEST_FINISHED, Series, Studied, judged, policies
 from drcorl_ray.report.tables import (
     LEGEND,
@@ -49,10 +49,11 @@ class Page:
         studies: Sequence[Studied],
         shares: Mapping[str, Mapping[str, Mapping[str, float]]],
         offline: Mapping[str, Mapping[int, Series]],
+        timed: Sequence[speed.Timed],
     ) -> None:
-        """shares: of each study, `study.importances`; offline: `study.offline_curves`."""
+        """shares: of each study, `study.importances`; offline: `study.offline_curves`; timed: `speed.timed`."""
         self._name, self._results, self._about = name, results, results["run"]
-        self.studies, self.shares, self.offline = studies, shares, offline
+        self.studies, self.shares, self.offline, self.timed = studies, shares, offline, timed
         self._tasks, self._keys = task_names(results), varied_keys(results["rows"])
 
     def html(self) -> str:
@@ -60,6 +61,7 @@ class Page:
             self._headline(),
             self._winners(),
             self._over_seeds(),
+            self._paper(),
             self._chooser(),
             self._scatter(),
             self._frontier(),
@@ -122,6 +124,11 @@ class Page:
             return ""
         table = _table(seeds.columns(found), found, "", lambda group: self._tagged([group.first["task"]]))
         return _section(seeds.TITLE, table, _note(seeds.NOTE))
+
+    def _paper(self) -> str:
+        parts = [_section(table.title, _table(table.columns(), table.lines, "")) for table in paper.tables(self._results)]
+        timed = _section(speed.TITLE, _table(speed.COLUMNS, self.timed, ""), _note(speed.NOTE)) if self.timed else ""
+        return "".join([*parts, _note(paper.NOTE), timed]) if parts else ""
 
     def _chooser(self) -> str:
         if len(self._tasks) < 2:
@@ -201,11 +208,11 @@ class Page:
         return f'<p class="note" data-tasks="{self._tagged(study.tasks)}">{escape(study.name)}: {why}</p>'
 
     def _curves(self) -> str:
-        parts = []
+        parts, known = [], paper.printed_scores(self._results)
         for task in self._tasks:
             true = [curve for curve in self._about.get("curves", []) if curve["task"] == task and curve["steps"]]
             if true:
-                parts.append(self._plot(figures.true_curves(f"{task}: rolled out", true), [task], "wide"))
+                parts.append(self._plot(figures.true_curves(f"{task}: rolled out", true, known.get(task)), [task], "wide"))
             if task in self.offline:
                 title, rows = f"{task}: what training saw", policies(self._results, task)
                 plot = figures.offline_curves(title, self.offline[task], rows, self._keys)

@@ -14,8 +14,10 @@ import numpy as np
 from drcorl_ray.checkpoint import write_bytes
 from drcorl_ray.report.calibration import KINDS, Entry, Point, own_name, points
 from drcorl_ray.report.calibration_figures import KIND_COLORS, LINES, MOST_NAMED
-from drcorl_ray.report.frontier import BEST, CLONES, Mark, Panel
+from drcorl_ray.report.frontier import BASELINES, BEST, Mark, Panel
+from drcorl_ray.report.paper import NAMES, Cell
 from drcorl_ray.report.seeds import SeedCurves
+from drcorl_ray.report.speed import Timed
 from drcorl_ray.report.study import Judged, Studied, pareto_front, quiet, ranked_keys
 from drcorl_ray.report.tables import EDGE, Row, is_winner
 
@@ -24,7 +26,10 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLORS = {"drcorl": "tab:blue", "bc": "tab:red", "bc_safe": "tab:orange"}
+COLORS = {
+    "drcorl": "tab:blue", "bc": "tab:red", "bc_safe": "tab:orange", "bc_reward": "tab:brown", "bc_frontier": "tab:olive",
+    "bcq_lag": "tab:purple", "bear_lag": "tab:pink", "cpq": "tab:cyan", "coptidice": "tab:gray", "cdt": "black",
+}  # fmt: skip
 _MOST_COLUMNS = 4
 _MOST_STUDIES = 6
 _MOST_LINES = 10  # that are named
@@ -56,33 +61,46 @@ def _unsafe_side(axis: Axes) -> None:
     axis.grid(alpha=0.3)
 
 
-def curves(path: Path, lines: Sequence[Mapping[str, Any]], groups: Sequence[SeedCurves]) -> Path:
-    """True normalised reward and cost along the training, the limit drawn.
+def curves(path: Path, lines: Sequence[Mapping[str, Any]], groups: Sequence[SeedCurves], printed: Mapping[str, Cell]) -> Path:
+    """True normalised reward and cost along the training, two panels a task, the limit and the paper's own result drawn.
 
     A line for the runs that differ in nothing but the seed, with a band from the lowest to the highest of several; where
-    `groups` are not known, a line a member.
+    `groups` are not known, a line a member. printed: DRCORL's score in the paper's Table 1, by task.
     """
-    figure, axes = _grid(2)
-    shown = _seed_lines(axes, groups) if groups else _member_lines(axes, lines)
-    for axis, label in zip(axes, ("normalised reward", "normalised cost"), strict=True):
-        axis.set(xlabel="extraction step", ylabel=label)
-        axis.grid(alpha=0.3)
-    low, high = axes[0].get_ylim()
-    axes[0].set_ylim(min(low, 0.0), max(high, 1.0))
-    axes[1].axhline(1.0, color="black", linestyle="--", linewidth=1)
-    axes[1].annotate("cost limit", (0.02, 1.0), xycoords=("axes fraction", "data"), va="bottom")
-    axes[1].set_ylim(bottom=0)
-    if shown <= _MOST_LINES:
-        axes[0].legend(fontsize=8, loc="lower right")
+    tasks = list(dict.fromkeys([*(group.task for group in groups), *(line["task"] for line in lines)]))
+    figure, axes = _grid(2 * len(tasks))
+    for task, pair in zip(tasks, zip(axes[::2], axes[1::2], strict=True), strict=True):
+        own = [group for group in groups if group.task == task]
+        shown = _seed_lines(pair, own) if own else _member_lines(pair, [line for line in lines if line["task"] == task])
+        _explain_curves(pair, task, printed.get(task))
+        if shown <= _MOST_LINES:
+            pair[0].legend(fontsize=8, loc="lower right")
     return _save(figure, path)
+
+
+def _explain_curves(pair: Sequence[Axes], task: str, printed: Cell | None) -> None:
+    reward, cost = pair
+    for axis, label in zip(pair, ("normalised reward", "normalised cost"), strict=True):
+        axis.set(xlabel="extraction step", ylabel=label, title=task)
+        axis.grid(alpha=0.3)
+    low, high = reward.get_ylim()
+    reward.set_ylim(min(low, 0.0), max(high, 1.0))
+    cost.axhline(1.0, color="black", linestyle="--", linewidth=1)
+    cost.annotate("cost limit", (0.02, 1.0), xycoords=("axes fraction", "data"), va="bottom")
+    if printed:
+        for axis, value in zip(pair, (printed.reward, printed.cost), strict=True):
+            axis.axhline(value, color="grey", linestyle=":", linewidth=1)
+            axis.annotate(
+                "paper, limit 10", (0.98, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="grey"
+            )
+    cost.set_ylim(bottom=0)
 
 
 def _member_lines(axes: Sequence[Axes], lines: Sequence[Mapping[str, Any]]) -> int:
     for curve in lines:
         for axis, name in zip(axes, ("normalized_reward", "normalized_cost"), strict=True):
             for member, values in enumerate(curve[name]):
-                label = f"{curve['task']}: {curve.get('label', member)}"
-                axis.plot(curve["steps"], values, marker="o", markersize=3, label=label)
+                axis.plot(curve["steps"], values, marker="o", markersize=3, label=f"{curve.get('label', member)}")
     return sum(len(curve["normalized_cost"]) for curve in lines)
 
 
@@ -92,6 +110,30 @@ def _seed_lines(axes: Sequence[Axes], groups: Sequence[SeedCurves]) -> int:
             [line] = axis.plot(group.steps, values.mean(0), marker="o", markersize=3, label=group.label)
             axis.fill_between(group.steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
     return len(groups)
+
+
+def speed(path: Path, timed: Sequence[Timed]) -> Path:
+    """The paper's Fig. 2: reward against the time for 1,000 actions; hollow: not safe; lines: what is timed alone."""
+    figure, [axis] = _grid(1, width=7.0, height=4.4)
+    for entry in timed:
+        if entry.score is None:
+            axis.axvline(entry.seconds, color="grey", linestyle=":", linewidth=1)
+            axis.annotate(
+                entry.name, (entry.seconds, 0.02), xycoords=("data", "axes fraction"), rotation=90, ha="right", color="grey"
+            )
+            continue
+        color = "tab:blue" if entry.score.safe else "tab:red"
+        axis.plot(
+            entry.seconds, entry.score.reward, "o", markersize=9, color=color,
+            markerfacecolor=color if entry.score.safe else "none",
+        )  # fmt: skip
+        axis.annotate(
+            NAMES[entry.name], (entry.seconds, entry.score.reward), xytext=(7, 4), textcoords="offset points", fontsize=9
+        )
+    axis.set(xscale="log", xlabel="seconds for 1,000 actions", ylabel="normalised reward (filled: safe, hollow: not)")
+    axis.margins(x=0.15, y=0.15)
+    axis.grid(alpha=0.3)
+    return _save(figure, path)
 
 
 def scatter(path: Path, tasks: Sequence[str], rows: Sequence[Row], references: Sequence[Row]) -> Path:
@@ -124,14 +166,14 @@ def _points(axis: Axes, rows: Sequence[Row], algorithm: str, *, hollow: bool) ->
     if not rows:
         return
     costs, rewards = (np.array([row[f"normalized_{name}"] for row in rows]) for name in ("cost", "reward"))
-    beyond, color = costs > EDGE, COLORS.get(algorithm, "tab:blue")
+    beyond, color = costs > EDGE, COLORS[algorithm]
     style = {"edgecolor": color, "facecolor": "none" if hollow else color, "alpha": 0.8}
     axis.scatter(costs[~beyond], rewards[~beyond], label=f"{algorithm}, stopped" if hollow else algorithm, **style)
     axis.scatter(np.full(beyond.sum(), EDGE), rewards[beyond], marker=">", **style)
 
 
 def frontier(path: Path, panels: Sequence[Panel]) -> Path:
-    """The policies before the data's own episodes, in the colours of their cost limits; hollow: clones."""
+    """The policies before the data's own episodes, in the colours of their cost limits; hollow: baselines."""
     figure, axes = _grid(len(panels), width=8.0, height=6.4)
     for axis, panel in zip(axes, panels, strict=True):
         if len(panel.costs):
@@ -140,7 +182,7 @@ def frontier(path: Path, panels: Sequence[Panel]) -> Path:
             axis.axvline(limit, color=color, linestyle="--", linewidth=1, label=f"limit {limit:g}")
         for limit, reward in panel.best.items():
             axis.plot(limit, reward, "_", markersize=8, markeredgewidth=2.5, color=panel.colors[limit])
-        _marks(axis, panel.clones, hollow=True)
+        _marks(axis, panel.baselines, hollow=True)
         _marks(axis, panel.policies, hollow=False)
         _explain(axis, panel)
         axis.set(xlabel=panel.axis, ylabel="normalised reward", title=panel.task, xlim=(-0.02 * panel.edge, 1.03 * panel.edge))
@@ -161,8 +203,8 @@ def _explain(axis: Axes, panel: Panel) -> None:
     style: dict[str, Any] = {"linestyle": "", "color": "grey"}
     for name, shape in panel.shapes.items():
         axis.plot([], [], marker=shape.png, label=name, **style)
-    for name in sorted({mark.row["algorithm"] for mark in panel.clones}):
-        axis.plot([], [], marker=CLONES[name].png, markerfacecolor="none", label=name, **style)
+    for name in sorted({mark.row["algorithm"] for mark in panel.baselines}):
+        axis.plot([], [], marker=BASELINES[name].png, markerfacecolor="none", label=name, **style)
     if panel.best:
         axis.plot([], [], marker="_", markersize=8, markeredgewidth=2.5, label=BEST, **style)
 

@@ -70,6 +70,7 @@ class SeedCurves:
     steps: [K]. reward, cost: [S, K], nan where a policy was not finite.
     """
 
+    task: str
     label: str
     steps: Sequence[int]
     reward: np.ndarray
@@ -90,11 +91,11 @@ def curves(results: Results) -> list[SeedCurves]:
             whole = [run for run in runs if run is not None and run["steps"]]
             if len(whole) == len(runs) and all(run["steps"] == whole[0]["steps"] for run in whole):
                 found.append((rows, whole))
-    tasks = {rows[0]["task"] for rows, _ in found}
     keys = [key for key in varied_keys(row for rows, _ in found for row in rows) if key != "seed"]
     return [
         SeedCurves(
-            ", ".join([*([rows[0]["task"]] if len(tasks) > 1 else []), *settings(rows[0], keys)]) or rows[0]["task"],
+            rows[0]["task"],
+            ", ".join(settings(rows[0], keys)) or rows[0]["task"],
             runs[0]["steps"],
             *(np.array([run[name] for run in runs], float) for name in ("reward", "cost")),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from drcorl_ray.report import adaptation, calibration, frontier, pictures, seeds
+from drcorl_ray.report import adaptation, calibration, frontier, paper, pictures, seeds, speed
 from drcorl_ray.report.page import Page
 from drcorl_ray.report.study import Studied, importances, judged, offline_curves, read_studies
 from drcorl_ray.report.tables import (
@@ -30,34 +30,43 @@ def write_files(run: RunDirectory, results: Results) -> dict[str, str]:
     """Write the pictures; the texts {file name: content} are returned."""
     page = read_page(run, results)
     shares = {name: found for name, found in page.shares.items() if found}
-    drawn = _pictures(run.path, results, page.studies, shares)
-    return {
-        "report.md": _markdown(run.path.name, results, drawn, adaptation.adapted(results, page.offline)),
+    drawn = _pictures(run.path, results, page.studies, shares, page.timed)
+    texts = {
+        "report.md": _markdown(run.path.name, results, drawn, page.timed, adaptation.adapted(results, page.offline)),
         "report.html": page.html(),
     }
+    found = paper.tables(results)
+    return texts | {"table1.tex": paper.latex(found)} if found else texts
 
 
 def read_page(run: RunDirectory, results: Results) -> Page:
     """The page of a run, with all that lies beside its results."""
     studies = read_studies(run, results)
     shares = {study.name: importances(study) for study in studies}
-    return Page(run.path.name, results, studies, shares, offline_curves(run, results))
+    timed = speed.timed(run, results, paper.tables(results))
+    return Page(run.path.name, results, studies, shares, offline_curves(run, results), timed)
 
 
-def _pictures(folder: Path, results: Results, studies: Sequence[Studied], shares: Shares) -> list[tuple[str, Path]]:
+def _pictures(
+    folder: Path, results: Results, studies: Sequence[Studied], shares: Shares, timed: Sequence[speed.Timed]
+) -> list[tuple[str, Path]]:
     """(title, file) of every picture that this run has something for; an older one that it has nothing for is removed."""
     about = results["run"]
     curves = [curve for curve in about.get("curves", []) if curve["steps"]]
     several = [study for study in studies if any(trial.params for trial in study.finished())]
-    names = ("curves", "scatter", "frontier", "importances", "parallel", "pareto", "calibration")
+    names = ("curves", "scatter", "frontier", "importances", "parallel", "pareto", "calibration", "speed")
     path = {name: folder / f"{name}.png" for name in names}
     for file in path.values():
         file.unlink(missing_ok=True)
     drawn = []
     if curves:
-        drawn.append(("Learning curves", pictures.curves(path["curves"], curves, seeds.curves(results))))
+        drawn.append(
+            ("Learning curves", pictures.curves(path["curves"], curves, seeds.curves(results), paper.printed_scores(results)))
+        )
     known = about.get("references", [])
     drawn.append(("Reward against cost", pictures.scatter(path["scatter"], task_names(results), results["rows"], known)))
+    if timed:
+        drawn.append((speed.TITLE, pictures.speed(path["speed"], timed)))
     if panels := frontier.panels(results):
         drawn.append((frontier.TITLE, pictures.frontier(path["frontier"], panels)))
     if is_search(results) and about["search"].get("multi_objective"):
@@ -73,15 +82,25 @@ def _pictures(folder: Path, results: Results, studies: Sequence[Studied], shares
     return drawn
 
 
-def _markdown(name: str, results: Results, drawn: Sequence[tuple[str, Path]], adapted: Sequence[adaptation.Adapted]) -> str:
+def _markdown(
+    name: str,
+    results: Results,
+    drawn: Sequence[tuple[str, Path]],
+    timed: Sequence[speed.Timed],
+    adapted: Sequence[adaptation.Adapted],
+) -> str:
     sentence, by_task = verdict(results)
     lines = [f"# {plain(name)}", "", sentence, "", *(f"- {plain(line)}" for line in by_task), ""]
     lines += [*markdown_table(top_columns(results), top_rows(results)), ""]
     lines += [*(f"- {plain(line)}" for line in references(results)), "", LEGEND, "", "Everything, to look into: report.html"]
     if over_seeds := seeds.groups(results):
         lines += ["", f"## {seeds.TITLE}", "", *markdown_table(seeds.columns(over_seeds), over_seeds), "", seeds.NOTE]
+    for table in (found := paper.tables(results)):
+        lines += ["", f"## {table.title}", "", *markdown_table(table.columns(), table.lines)]
+    lines += ["", f"{paper.NOTE} In LaTeX: table1.tex"] if found else []
     for title, path in drawn:
         lines += ["", f"## {title}", "", f"![{title}]({path.name})"]
+        lines += ["", *markdown_table(speed.COLUMNS, timed), "", speed.NOTE] if title == speed.TITLE else []
     if adapted:
         lines += ["", f"## {adaptation.TITLE}", "", *markdown_table(adaptation.columns(adapted), adapted), "", adaptation.NOTE]
     lines += _calibration(results)

@@ -68,8 +68,8 @@ def test_what_is_drawn_by_hand():
     assert list(found.colors) == [10.0, 20.0]
     assert low != high
     assert {(mark.row["cost_limit"], mark.color) for mark in found.policies} == {(10.0, low), (20.0, high)}
-    assert places(found.clones) == [(50.0, 0.3, "X"), (50.0, 0.3, "X"), (60.0, 0.3, ">")]
-    assert [mark.color for mark in found.clones] == ["black", "black", high]
+    assert places(found.baselines) == [(50.0, 0.3, "X"), (50.0, 0.3, "X"), (60.0, 0.3, ">")]
+    assert [mark.color for mark in found.baselines] == ["black", "black", high]
     assert (found.costs.tolist(), found.rewards.tolist(), found.beyond) == ([0.0, 60.0], [0.0, 0.25], 2)
     assert found.backdrop == "2 episodes of the data (2 more beyond)"
     assert found.best == {10.0: 0.5}

@@ -138,7 +138,7 @@ def test_a_choice_of_the_study_cannot_end_its_script(tmp_path):
         trial.suggest_categorical("key", [NASTY, "other"])
         study.tell(trial, value)
     results = make_results([make_row()], search={"studies": []})
-    parsed = Parsed(Page("run", results, [Studied("S", ["PointCircle"], study)], {}, {}).html())
+    parsed = Parsed(Page("run", results, [Studied("S", ["PointCircle"], study)], {}, {}, []).html())
     assert len(parsed.figures) == 2
     assert "img" not in parsed.text
 
