@@ -276,7 +276,7 @@ def _population(file: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any],
         return assembled(file, arrays, meta)
     try:
         counts = {"": meta["layers"], _PERTURBATION: meta.get("perturbation_layers", 0)}
-        if not all(isinstance(count, int) and 0 <= count <= len(arrays) for count in counts.values()):
+        if not all(type(count) is int and 0 <= count <= len(arrays) for count in counts.values()):
             raise ValueError(f"layers: {counts}")
         mean, std = (arrays[name] for name in _STATISTICS)
         names = [f"{p}layers.{i}.{part}" for p, count in counts.items() for i in range(count) for part in ("weight", "bias")]

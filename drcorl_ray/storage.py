@@ -85,10 +85,14 @@ def local_file(path: Path) -> Iterator[Path]:
         yield copy
 
 
+_LONGEST_NAME = 255  # bytes of a file's name, on all usual file systems
+
+
 def named_file(listing: Path, name: Any) -> Path:
     """The file that a listing names; UserError unless it lies in the listing's own folder, or below."""
     printable = isinstance(name, str) and name.isprintable()  # no zero bytes, no lone surrogates
-    if not printable or {"", ".", ".."} & set(name.split("/")) or "://" in name:
+    parts = name.split("/") if printable else [""]
+    if {"", ".", ".."} & set(parts) or "://" in name or max(len(part.encode()) for part in parts) > _LONGEST_NAME:
         raise UserError(f"{listing}: names {name!r}, which is no file beside it")
     return listing.parent / name
 

@@ -156,7 +156,7 @@ def assembled(file: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, A
         expected = shapes(mean.size, actions, times, width, _blocks(own))
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: not a complete policy ({error!r} is missing or wrong)") from error
-    counts = all(isinstance(count, int) and 1 <= count <= most for count, most in ((heads, width), (context, times)))
+    counts = all(type(count) is int and 1 <= count <= most for count, most in ((heads, width), (context, times)))
     scales = isinstance(units, list) and len(units) == 2 and all(isinstance(u, float) and 0 < u < math.inf for u in units)
     fits = {name: array.shape for name, array in own.items()} == {name: (members, *shape) for name, shape in expected.items()}
     if not (counts and scales and fits and width % heads == 0 and mean.ndim == 1 and mean.shape == std.shape):

@@ -174,7 +174,7 @@ def test_a_runs_directory_stands_for_its_winner_or_first_member(saved, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "name", ["../p.safetensors", "/etc/passwd", "policies/../../p", "s3://b/p", "", ".", "a\0b", "\ud800", 3, None]
+    "name", ["../p.safetensors", "/etc/passwd", "policies/../../p", "s3://b/p", "", ".", "a\0b", "\ud800", "x" * 256, 3, None]
 )
 def test_a_run_names_its_own_files_alone(saved, tmp_path, name):
     """Fault: join whatever results.json says to the run's folder."""

@@ -250,6 +250,7 @@ def test_episodes_side_by_side_are_the_bare_loop():
     "fault",
     [
         "heads",
+        "true heads",
         "context",
         "units",
         "no units",
@@ -268,7 +269,8 @@ def test_hostile_files_are_refused(fault, tmp_path):
     trained().policies().save(path, 0, {})
     arrays, meta = load_arrays(path)
     changes = {
-        "heads": {"heads": 3}, "context": {"context": 0}, "units": {"units": [1.0]}, "no units": {"units": None},
+        "heads": {"heads": 3}, "true heads": {"heads": True},
+        "context": {"context": 0}, "units": {"units": [1.0]}, "no units": {"units": None},
         "huge context": {"context": 2**62}, "unit of nothing": {"units": [1.0, 0.0]},
     }  # fmt: skip
     if fault == "lost array":
