@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -184,13 +185,14 @@ def score_policies(entries: Sequence[Entry], seeds: Sequence[int], bars: Progres
 
 
 def _alike(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
-    """Entries that make one population: of one task, with equal shapes and equal statistics of the observations."""
+    """Entries that make one population: of one task, with arrays of equal shapes and meaning and equal statistics."""
     groups: dict[tuple[Any, ...], list[Entry]] = {}
     for entry in entries:
         population = entry.policy.population
         statistics = (population.observation_mean, population.observation_std)
         arrays = [(name, array.shape, array.dtype) for name, array in population.arrays().items()]
-        groups.setdefault((entry.task, *arrays, *(array.tobytes() for array in statistics)), []).append(entry)
+        meaning = json.dumps(population.about(), sort_keys=True)
+        groups.setdefault((entry.task, meaning, *arrays, *(array.tobytes() for array in statistics)), []).append(entry)
     yield from groups.values()
 
 

@@ -76,7 +76,7 @@ class PopulationPolicy(ABC):
 
     @staticmethod
     def join(parts: Sequence[PopulationPolicy]) -> PopulationPolicy:
-        """The members of several populations with equal shapes and statistics, one after another."""
+        """The members of several populations with equal shapes, statistics and `about`, one after another."""
         arrays = [part.arrays() for part in parts]
         return parts[0].with_arrays({name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]})
 

@@ -24,7 +24,7 @@ from drcorl_ray.protocol import dsrl_groups, protocol_gaps
 from drcorl_ray.rollout import evaluate
 from drcorl_ray.tasks import get_task, register_task
 from drcorl_ray.video import FRAMES, SIDE, record_episode
-from tests.policies import random_policy
+from tests.policies import random_policy, random_transformer
 
 ROOT = Path(__file__).parents[1]
 SEEDS = range(4_000_000, 4_000_003)
@@ -51,7 +51,7 @@ def run(tmp_path: Path, *arguments: object) -> list[dict]:
 
 
 def test_policies_beside_each_other_score_as_alone(tmp_path):
-    """Four networks, of which two fit into one population; another task between them.
+    """Six networks, of which two fit into one population, and two more but for their context; another task between them.
 
     Fault: rows in the populations' order, statistics of the first policy for all, members in reverse.
     """
@@ -60,6 +60,7 @@ def test_policies_beside_each_other_score_as_alone(tmp_path):
     policies = {
         "a": random_policy(8, 2, seed=0), "hopper": random_policy(11, 3, seed=1), "shifted": shifted,
         "wide": random_policy(8, 2, hidden=40, seed=3), "b": random_policy(8, 2, seed=4),
+        "cdt": random_transformer(8, 2, context=2, seed=5), "longer": random_transformer(8, 2, context=4, seed=6),
     }  # fmt: skip
     names = {name: "HopperVelocity" if name == "hopper" else "PointCircle" for name in policies}
     files = [save(tmp_path / f"{name}.safetensors", policy, task=names[name]) for name, policy in policies.items()]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
+_COUNTS = pytest.StashKey[dict[str, dict[str, int]]]()
 
-@pytest.fixture(scope="session")
-def record_fuzz(request) -> Iterator[Callable[[str, dict[str, int]], None]]:
-    counts: dict[str, dict[str, int]] = {}
-    yield counts.__setitem__
-    reporter = request.config.pluginmanager.getplugin("terminalreporter")
+
+@pytest.fixture
+def record_fuzz(request) -> Callable[[str, dict[str, int]], None]:
+    return request.config.stash.setdefault(_COUNTS, {}).__setitem__
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    counts = config.stash.get(_COUNTS, {})
     for name, found in counts.items():
-        reporter.write_line(f"fuzz: {name}: {sum(found.values())} files, {found['refused']} refused, {found['loaded']} loaded")
-    reporter.write_line(f"fuzz: {sum(sum(found.values()) for found in counts.values())} files in all")
+        terminalreporter.write_line(f"fuzz: {name}: {found['refused']} refused, {found['loaded']} loaded")
+    if counts:
+        terminalreporter.write_line(f"fuzz: {sum(sum(found.values()) for found in counts.values())} files in all")

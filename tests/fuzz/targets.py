@@ -30,10 +30,9 @@ from drcorl_ray.policy import load_policy, load_population
 from drcorl_ray.run_directory import MetricsLog, read_log
 from drcorl_ray.search.plan import Member, Pack, read_pack
 from drcorl_ray.search.study import SearchStudy, load_study
-from drcorl_ray.transformer_policy import TransformerPolicy, shapes
 from tests.data.helpers import make_columns, make_store
 from tests.fuzz.damage import damaged_bytes, damaged_json
-from tests.policies import random_policy
+from tests.policies import random_policy, random_transformer
 
 CASE_S, MEMORY_BYTES = 20, 8 * 2**30
 
@@ -122,20 +121,9 @@ def _population(folder: Path) -> Path:
 
 
 def _transformer(folder: Path) -> Path:
-    weights = {
-        name: np.full(shape, 0.1, np.float32)
-        for name, shape in shapes(states=3, actions=2, times=6, width=4, blocks=1).items()
-    }
-    target = weights.pop("target")
-    policy = TransformerPolicy(
-        np.zeros(3, np.float32), np.ones(3, np.float32), lifted(weights), target[None], 2, 3, (1.0, 5.0)
-    )
-    policy.save(folder / "p.safetensors", 0, {"result": RESULT, "return_range": [0.0, 50.0]})
+    about = {"result": RESULT, "return_range": [0.0, 50.0]}
+    random_transformer(3, 2).save(folder / "p.safetensors", 0, about)
     return folder / "p.safetensors"
-
-
-def lifted(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: array[None] for name, array in arrays.items()}
 
 
 def _load_transformer(path: Path) -> None:
