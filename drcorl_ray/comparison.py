@@ -52,13 +52,14 @@ class Pending:
 
 
 def plan(config: Config, data: TaskData, members: Sequence[MemberConfig]) -> list[Compared]:
-    """Each algorithm of evaluation.baselines at every seed and cost limit of the members.
+    """Each algorithm of evaluation.baselines, but the run's own, at every seed and cost limit of the members.
 
     What knows no limit is trained once for all of them; CDT is told of each when it acts. A limit that no episode of the
     data keeps has no `bc_safe`.
     """
     cells = sorted({(member.seed, member.cost_limit) for member in members})
-    return [found for name in config.evaluation.baselines if (found := _compared(config, data, name, cells)).members]
+    others = [name for name in config.evaluation.baselines if name != config.run.algorithm]
+    return [found for name in others if (found := _compared(config, data, name, cells)).members]
 
 
 def _compared(config: Config, data: TaskData, algorithm: str, cells: Sequence[tuple[int | None, float]]) -> Compared:

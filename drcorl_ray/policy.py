@@ -117,7 +117,7 @@ class Acting:
         self._chosen = policies
 
     def act(self, observations: np.ndarray, active: np.ndarray, actions: np.ndarray) -> None:
-        """Put the actions [P, N, A] of active episodes [P, N] for observations [P, N, S] into `actions`; leave others."""
+        """Put the actions [P, N, A] of active episodes [P, N] for observations [P, N, S] into `actions`, others at will."""
         unfinished = np.flatnonzero(active.any(axis=1))
         if len(unfinished) < len(self._members):
             self._members, self._chosen = unfinished, self._policies.select(unfinished.tolist())

@@ -117,7 +117,8 @@ class CDT(Baseline):
         weights = self.trainables["transformer"].weights
         mean, std = (np.asarray(x, np.float32) for x in (self.spec.observation_mean, self.spec.observation_std))
         copied = {name: x.detach().to("cpu", torch.float32, copy=True).numpy() for name, x in weights.items()}
-        return TransformerPolicy(mean, std, copied, self._targets(), self.config.heads, self.config.context, self.units)
+        context = min(self.config.context, self.spec.episode_length)  # no history is longer
+        return TransformerPolicy(mean, std, copied, self._targets(), self.config.heads, context, self.units)
 
 
 def _of_steps(values: Tensor, valid: Tensor) -> Tensor:

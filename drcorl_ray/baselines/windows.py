@@ -77,9 +77,9 @@ class History:
 
 
 def best_so_far(values: np.ndarray) -> Tensor:
-    """For each place, where the largest value up to it stands; [E] int64."""
-    best = np.maximum.accumulate(values)
-    return torch.from_numpy(np.maximum.accumulate(np.where(values == best, np.arange(len(values)), 0)))
+    """For each place, where the largest value up to it stands, of equal ones the first; [E] int64."""
+    risen = np.diff(np.maximum.accumulate(values), prepend=-np.inf) > 0
+    return torch.from_numpy(np.maximum.accumulate(np.where(risen, np.arange(len(values)), 0)))
 
 
 def _rest(values: Tensor, last: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from drcorl_ray.config.base import Fraction, Section, Widths
 
@@ -47,6 +47,12 @@ class BaselineConfig(Section):
         default=0.2, description="CDT: share of windows that are asked for more than the data has within a limit"
     )
     warm_up: PositiveInt = Field(default=500, description="CDT: steps over which the learning rate rises")
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> BaselineConfig:
+        if self.embedding % self.heads:
+            raise ValueError(f"embedding {self.embedding} is not divisible by heads {self.heads}")
+        return self
 
     def steps_of(self, algorithm: str) -> int:
         return self.steps or _OWN.get(algorithm, {}).get("steps", 100_000)

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
+from drcorl_ray.config import CLONES, LIMITLESS
 from drcorl_ray.report.study import policies
 from drcorl_ray.report.tables import EDGE, Results, Row, is_baseline, settings, task_names, varied_keys
 
@@ -139,7 +140,7 @@ def _colors(count: int) -> list[str]:
 
 def _baseline_color(row: Row, colors: Mapping[float, str]) -> str:
     """A clone that knows no limit has no colour of one."""
-    return "black" if row["algorithm"] in ("bc", "bc_reward", "bc_frontier") else colors[row["cost_limit"]]
+    return "black" if row["algorithm"] in {*CLONES} & {*LIMITLESS} else colors[row["cost_limit"]]
 
 
 def _names(rows: Sequence[Row]) -> list[str]:

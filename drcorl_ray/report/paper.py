@@ -14,8 +14,8 @@ from drcorl_ray.report.tables import Column, Results, Row, is_winner, terminal_t
 TITLE = "Table 1"
 NOTE = (
     "Normalised reward (normalised cost), means over the seeds of the policies at the end of training; safe cells are marked. "
-    "DRCORL is its last policy where one configuration was trained, else the search's winner on fresh episodes. paper: its "
-    "own Table 1, on DSRL's data at the limit 10."
+    "Of several configurations the search's winner is shown, on fresh episodes, and none where there was no search. paper: "
+    "its own Table 1, on DSRL's data at the limit 10."
 )
 
 NAMES = {

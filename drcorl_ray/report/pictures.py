@@ -15,7 +15,7 @@ from drcorl_ray.checkpoint import write_bytes
 from drcorl_ray.report.calibration import KINDS, Entry, Point, own_name, points
 from drcorl_ray.report.calibration_figures import KIND_COLORS, LINES, MOST_NAMED
 from drcorl_ray.report.frontier import BASELINES, BEST, Mark, Panel
-from drcorl_ray.report.paper import NAMES, Cell
+from drcorl_ray.report.paper import Cell
 from drcorl_ray.report.seeds import SeedCurves
 from drcorl_ray.report.speed import Timed
 from drcorl_ray.report.study import Judged, Studied, pareto_front, quiet, ranked_keys
@@ -127,9 +127,7 @@ def speed(path: Path, timed: Sequence[Timed]) -> Path:
             entry.seconds, entry.score.reward, "o", markersize=9, color=color,
             markerfacecolor=color if entry.score.safe else "none",
         )  # fmt: skip
-        axis.annotate(
-            NAMES[entry.name], (entry.seconds, entry.score.reward), xytext=(7, 4), textcoords="offset points", fontsize=9
-        )
+        axis.annotate(entry.name, (entry.seconds, entry.score.reward), xytext=(7, 4), textcoords="offset points", fontsize=9)
     axis.set(xscale="log", xlabel="seconds for 1,000 actions", ylabel="normalised reward (filled: safe, hollow: not)")
     axis.margins(x=0.15, y=0.15)
     axis.grid(alpha=0.3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -9,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from drcorl_ray.config import BASELINES, CLONES
 from drcorl_ray.config_file import load_config
 from drcorl_ray.errors import UserError
 from drcorl_ray.inference import DENOISING_STEPS, STATES, diffusion_policy, seconds_per_thousand
 from drcorl_ray.method.networks import NoiseNetwork
+from drcorl_ray.method.pretrainer import CONDITIONS
 from drcorl_ray.policy import Policy, load_policy
-from drcorl_ray.report.paper import Cell, Table
+from drcorl_ray.report.paper import NAMES, Cell, Table
 from drcorl_ray.report.tables import Column, Results
 from drcorl_ray.run_directory import RunDirectory
 
@@ -44,7 +47,7 @@ COLUMNS = [
 
 def timed(run: RunDirectory, results: Results, tables: list[Table]) -> list[Timed]:
     """Of the first table that has more than clones beside DRCORL, its algorithms and diffusion models; empty without one."""
-    compared = [table for table in tables if {*table.algorithms} & {"bcq_lag", "bear_lag", "cdt", "cpq", "coptidice"}]
+    compared = [table for table in tables if {*table.algorithms} & ({*BASELINES} - {*CLONES})]
     if not compared:
         return []
     table, found, sizes = compared[0], [], None
@@ -59,13 +62,14 @@ def timed(run: RunDirectory, results: Results, tables: list[Table]) -> list[Time
             except UserError:
                 continue  # a report moved away from its policies
             sizes = policy.population.observation_size, policy.population.action_size
-            score = Cell(*(float(np.mean([getattr(cell, part) for cell in cells])) for part in ("reward", "cost")))
-            found.append(Timed(name, _policy_seconds(policy), score if cells else None))
-        if sizes and run.config.exists():
-            found += [Timed(f"diffusion, {steps} steps", s, None) for steps, s in _diffusion_seconds(run.config, *sizes)]
-        return found
+            found.append(Timed(NAMES[name], _policy_seconds(policy), _mean(cells)))
+        return found + _diffusion(run.config, *sizes) if sizes else found
     finally:
         torch.set_num_threads(threads)
+
+
+def _mean(cells: Sequence[Cell]) -> Cell | None:
+    return Cell(*(float(np.mean([getattr(x, part) for x in cells])) for part in ("reward", "cost"))) if cells else None
 
 
 def _policy_seconds(policy: Policy) -> float:
@@ -74,13 +78,17 @@ def _policy_seconds(policy: Policy) -> float:
     return seconds_per_thousand(episode.act, _states(size, STATES // 4 if policy.population.memory else STATES))
 
 
-def _diffusion_seconds(config: Path, observations: int, actions: int) -> list[tuple[int, float]]:
-    """Of the run's own noise network, by the number of denoising steps."""
-    own = load_config([str(config)]).pretrain
-    network = NoiseNetwork(observations, actions, 4, own.noise_width, own.noise_blocks, own.noise_expansion)
+def _diffusion(config: Path, observations: int, actions: int) -> list[Timed]:
+    """Sampling from a noise network of the run's own size; nothing where its settings cannot be read."""
+    try:
+        own = load_config([str(config)]).pretrain
+    except UserError:
+        return []
+    network = NoiseNetwork(observations, actions, CONDITIONS, own.noise_width, own.noise_blocks, own.noise_expansion)
     weights = network.layout.split(network.layout.initialise(torch.tensor([0]), 1))
     states = _states(observations, _SAMPLED)
-    return [(steps, seconds_per_thousand(diffusion_policy(network, weights, steps), states, 1)) for steps in DENOISING_STEPS]
+    seconds = {n: seconds_per_thousand(diffusion_policy(network, weights, n), states, 1) for n in DENOISING_STEPS}
+    return [Timed(f"diffusion, {n} steps", took, None) for n, took in seconds.items()]
 
 
 @cache

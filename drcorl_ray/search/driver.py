@@ -56,8 +56,10 @@ def search(config: Config) -> RunDirectory:
         trainer = PackTrainer(config, run, stores, dict(zip(stores, artifacts, strict=True)))
         size = pack_size(trainer, max(study.configurations for study, _ in studies))
         cpus = config.scaling.cpus_per_worker
-        compared = [comparison.start(config, data, run, reference_members(config), cpus) for data in tasks]
+        begin = lambda: [comparison.start(config, data, run, reference_members(config), cpus) for data in tasks]  # noqa: E731
+        compared = [] if config.scaling.use_gpu else begin()  # a GPU is the packs' first
         run_packs(trainer, [SearchPlan(study, run.packs, judges, stops(config), size) for study, judges in studies])
+        compared = compared or begin()
         with ledger.phase("evaluation"):
             records = [SearchRecord.read(config, run, study, [by_name[name] for name in judges]) for study, judges in studies]
             rows, curves, calibration = evaluate_search(records, pool)

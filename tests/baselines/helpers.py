@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -54,11 +57,12 @@ def train(
     return metrics
 
 
-def feed(learner: Baseline, table: dict[str, Tensor]) -> Sampler:
-    """Rows of a table, or windows of its rows as CDT has them."""
-    if not isinstance(learner, CDT):
+def feed(learner: Any, table: dict[str, Tensor], moved: Callable[[Any], Any] = lambda x: x) -> Sampler:
+    """Rows of a table, or windows of its rows as CDT has them; moved: to where the learner will be."""
+    history = learner.history(table["rewards"], table["costs"]) if isinstance(learner, CDT) else None
+    history, table = moved((history, table))
+    if history is None:
         return sampler(table)
-    history = learner.history(table["rewards"], table["costs"])
     at = lambda index: Batch(**{name: column[index] for name, column in table.items()})  # noqa: E731
     return lambda draws, windows: history.sample(at, draws, windows)
 

@@ -8,6 +8,7 @@ import torch
 from scipy import optimize
 
 from drcorl_ray.baselines.coptidice import soft_chi, soft_chi_slope_inverse, tilted
+from drcorl_ray.method.random import Stream
 from tests.baselines.helpers import BANDIT, bandit, bandit_actions, baseline_config, make_population
 from tests.method.helpers import make_table, sampler
 
@@ -146,6 +147,25 @@ def test_cpq_cuts_the_bootstrap_where_the_next_action_is_over_the_limit():
         torch.testing.assert_close(found, expected)
 
 
+def test_cpq_raises_the_costs_of_the_quarter_that_is_furthest_from_the_data():
+    """By hand, sample after sample. Faults: all of the policy's actions; those that are nearest to the data."""
+    learner = make_population("cpq", baseline_config(), [{}, {"seed": 5}])
+    batch, draws = sampler(make_table(50, 3, 2))(learner.draws(0), 8), learner.draws(0)
+    found = learner._cost_outside(batch, draws)
+    actor, encoder, critic = (learner.trainables[name] for name in ("actor", "encoder", "q_cost"))
+    states = batch.observations.repeat_interleave(4, dim=1)
+    noise = draws.normal(Stream.LATENT, 8, 4, 2, dtype=torch.float64).flatten(1, 2)
+    actions = actor.network.sample(actor.weights, states, noise).tanh()
+    mean, log_std = encoder.network(encoder.weights, torch.cat([states, actions], dim=-1)).chunk(2, dim=-1)
+    log_std = log_std.clamp(-4.0, 15.0)
+    distance = 0.5 * (mean**2 + (2 * log_std).exp() - 2 * log_std - 1).mean(-1)
+    inputs = torch.cat([states, actions], dim=-1).repeat_interleave(2, dim=0)
+    costs = critic.network(critic.weights, inputs).squeeze(-1).unflatten(0, (2, 2)).amin(1)
+    for member in range(2):
+        furthest = np.argsort(distance[member].detach().numpy())[-8:]  # of 32
+        assert float(found[member]) == pytest.approx(float(costs[member, furthest].mean()), rel=1e-9)
+
+
 # ---- COptiDICE ---------------------------------------------------------------------------------------------------------
 
 
@@ -206,6 +226,55 @@ def test_coptidice_weighs_the_data_until_it_keeps_the_limit():
     price = torch.nn.functional.softplus(learner.trainables["price"].weights["value"][:, 0])
     assert price[0] > price[1] > price[2]
     assert price[2] < 0.4
+
+
+def test_coptidice_losses_are_those_of_its_paper():
+    """A second implementation, row after row, with a discount, terminals and an upper bound that bind.
+
+    Faults: the threshold as a cost-to-go; no next state in ν or χ; the mean cost in place of its upper bound.
+    """
+    learner = make_population("coptidice", baseline_config("member.dice_alpha=0.7"), [{"cost_limit": 3.0}])
+    table = make_table(50, 3, 2)
+    table["terminals"] = (torch.arange(50) % 3 == 0).double()
+    batch, draws = sampler(table)(learner.draws(0), 8), learner.draws(0)
+    assert 0 < float(batch.terminals.sum()) < 8
+    gamma, alpha, length = 0.99, 0.7, 100
+    price, temperature = (float(np.log1p(np.exp(1.0))) for _ in range(2))
+    starts = learner.starts[draws.integers(Stream.INITIAL_ROWS, 8, len(learner.starts))[0]]
+
+    def value(name: str, state: torch.Tensor) -> float:
+        part = learner.trainables[name]
+        return float(part.network(part.weights, state[None, None]))
+
+    nu, ratios, exponents, costs = 0.0, [], [], []
+    for row in range(8):
+        state, after, cost = batch.observations[0, row], batch.next_observations[0, row], float(batch.costs[0, row])
+        on = gamma * (1.0 - float(batch.terminals[0, row]))
+        reward = float(batch.rewards[0, row]) * 300.0 / 1000.0 - price * cost
+        advantage = reward + on * value("nu", after) - value("nu", state)
+        y = advantage / alpha
+        ratio = np.exp(y) if y < 0 else y + 1.0
+        f = ratio * (np.log(ratio) - 1.0) + 1.0 if ratio < 1 else 0.5 * (ratio - 1.0) ** 2
+        nu += ((1.0 - gamma) * value("nu", starts[row]) + ratio * advantage - alpha * f) / 8
+        ratios.append(ratio)
+        costs.append(cost)
+        chi, chi_after, chi_start = (value("chi", x) for x in (state, after, starts[row]))
+        exponents.append((1.0 - gamma) * chi_start + ratio * (cost + on * chi_after - chi))
+    tilt = np.exp(np.array(exponents) / temperature)
+    tilt /= tilt.mean()
+    divergence = np.mean(tilt * np.log(tilt))
+    bound = np.mean(tilt * ratios * costs)
+    limit = 3.0 * (1.0 - gamma**length) / length  # (1 - γ) times the cost-to-go that 3 an episode is
+    expected = {
+        "nu": nu,
+        "chi": np.mean(tilt * exponents),
+        "temperature": temperature * (0.01 - divergence),
+        "price": price * (limit - bound),
+    }
+    assert divergence > 1e-3
+    found = learner.losses(batch, draws).of
+    for name, loss in expected.items():
+        assert float(found[name]) == pytest.approx(float(loss), rel=1e-6), name
 
 
 def test_the_bandit_is_what_it_says():

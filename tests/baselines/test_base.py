@@ -114,3 +114,9 @@ def test_settings_that_a_baseline_has_no_use_for_are_refused(algorithm):
     if algorithm in (*CLONES, "cdt"):
         with pytest.raises(UserError, match=r"leave data\.window_rows out"):
             load_config([f"run.algorithm={algorithm}", "data.window_rows=1000"])
+
+
+def test_heads_that_do_not_share_the_width_are_refused():
+    """Fault: an error of torch in a worker of Ray."""
+    with pytest.raises(UserError, match="embedding 20 is not divisible by heads 8"):
+        load_config(["run.algorithm=cdt", "baseline.embedding=20"])

@@ -8,7 +8,7 @@ import torch
 
 from drcorl_ray.baselines.cdt import CDT, target
 from drcorl_ray.baselines.transformer import CausalTransformer, Context, scaled
-from drcorl_ray.baselines.windows import History
+from drcorl_ray.baselines.windows import History, best_so_far
 from drcorl_ray.data.replay import Batch
 from drcorl_ray.errors import UserError
 from drcorl_ray.method.random import Draws
@@ -138,6 +138,17 @@ def test_actions_follow_what_is_asked_for(kind):
     learner = make_population("cdt", config, members, BANDIT, torch.float32, episodes=episodes)
     train(learner, columns, 0, 150, rows=64)
     np.testing.assert_allclose(learner.actions(torch.zeros(2, 1, 1)).detach().flatten(), [-0.5, 0.5], atol=0.1)
+
+
+def test_of_equal_returns_the_cheapest_episode_is_the_best():
+    """By rising cost. Fault: the last one, which costs more for nothing."""
+    assert best_so_far(np.array([1.0, 5.0, 5.0, 3.0, 5.0, 6.0])).tolist() == [0, 1, 1, 1, 1, 5]
+
+
+def test_a_context_longer_than_an_episode_is_saved_as_it_can_be_loaded(tmp_path):
+    """Fault: refused on loading, after the training."""
+    trained(length=7, context=10).policies().save(tmp_path / "p.safetensors", 0, {})
+    assert load_policy(tmp_path / "p.safetensors").population.context == 7
 
 
 def test_the_return_asked_for_lies_within_the_limit():

@@ -101,6 +101,12 @@ def test_a_learner_that_knows_limits_is_trained_at_each(two_styles):
     assert compared.places == (0, 1)
 
 
+def test_a_runs_own_algorithm_is_not_trained_beside_it(two_styles):
+    """Fault: twice in the results, with other settings, and in Table 1 not at all."""
+    config = baseline_config("run.algorithm=bc", "evaluation.baselines=[bc, bc_safe]")
+    assert [each.algorithm for each in comparison.plan(config, two_styles, config.members())] == ["bc_safe"]
+
+
 def test_cdt_is_trained_once_and_asked_for_each_limit(two_styles, tmp_path):
     """Its row of each limit acts on that limit and on the best return within it. Fault: the first limit's target for all."""
     config = baseline_config("evaluation.baselines=[cdt]", "baseline.steps=3")

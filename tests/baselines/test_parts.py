@@ -88,6 +88,9 @@ def test_a_vae_learns_the_behaviours_actions():
     states, rows = table["observations"].expand(2, -1, -1), table["actions"].expand(2, -1, -1)
     decoded = vae.decode(parts["decoder"].weights, states, torch.zeros(2, 500, vae.latent)).tanh()
     assert ((decoded - rows).square().mean((1, 2)) < 0.02).all()
+    encoded = (divergence(*vae.encode(parts["encoder"].weights, states, actions)) for actions in (rows, -rows.sign()))
+    near, far = encoded
+    assert (near.mean(1) < 0.5 * far.mean(1)).all()
 
 
 def test_samples_before_the_tanh_have_the_networks_moments():

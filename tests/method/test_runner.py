@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,10 +17,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from drcorl_ray.baselines import Baseline
+from drcorl_ray.config import BASELINES
 from drcorl_ray.method.learner import Learner
 from drcorl_ray.method.pretrainer import Pretrainer
 from drcorl_ray.method.random import Draws
 from drcorl_ray.method.runner import Runner, Step, cuda_graphs, matrix_precision
+from tests.baselines.helpers import baseline_config, feed, make_population
 from tests.method.helpers import make_learner, make_spec, make_table, pretrain, sampler, small_config, take_step
 
 SPEC = make_spec(3, 2)
@@ -42,7 +46,12 @@ def fresh_pretrainer(**kw: Any) -> Pretrainer:
     return Pretrainer(SPEC, CONFIG.pretrain, [1, 2], dtype=torch.float64, **kw)
 
 
-STAGES = {"pretrain": fresh_pretrainer, "extract": fresh_learner}
+def fresh_baseline(name: str, **kw: Any) -> Baseline:
+    return make_population(name, baseline_config("baseline.steps=4", "baseline.batch_size=16"), MEMBERS[:2], SPEC, **kw)
+
+
+STAGES: dict[str, Callable[..., Any]] = {"pretrain": fresh_pretrainer, "extract": fresh_learner}
+STAGES |= {name: partial(fresh_baseline, name) for name in BASELINES}
 
 
 class Counted:
@@ -134,7 +143,7 @@ def test_warming_up_and_capturing_leave_no_trace(name):
     ends = []
     for capture in (None, replayed):
         stage = STAGES[name]()
-        runner = Runner(stage, sampler(TABLE), ROWS, capture=capture)
+        runner = Runner(stage, feed(stage, TABLE), ROWS, capture=capture)
         reports = [runner.advance(0, 3), runner.advance(3, stage.total_steps)]
         numbers = [{key: value.tobytes() for key, value in report.items()} for report in reports]
         ends.append((numbers, {key: tensor.numpy().tobytes() for key, tensor in stage.state_dict().items()}))
@@ -165,11 +174,12 @@ def test_a_step_changes_only_what_the_state_names_and_moves_no_tensor(name):
     Fault: `self.estimate = self.estimate.lerp(…)`.
     """
     stage = STAGES[name]()
+    sample = feed(stage, TABLE)
     for step in range(stage.total_steps):
         before = {id(tensor): (tensor, tensor.data_ptr(), tensor.clone()) for tensor in tensors_of(stage, set())}
         stage.prepare(step)
         saved = {tensor.untyped_storage().data_ptr() for tensor in stage.state_dict().values()}
-        take_step(stage, sampler(TABLE), ROWS, step)
+        take_step(stage, sample, ROWS, step)
         after = {id(tensor) for tensor in tensors_of(stage, set())}
         assert after == before.keys()
         for tensor, place, value in before.values():
@@ -211,12 +221,14 @@ class OnlyOn(TorchDispatchMode):
 @pytest.mark.parametrize("name", STAGES)
 def test_a_step_never_leaves_the_device(name):
     """On tensors without values whatever asks for one fails. Fault: `.item()`, `torch.tensor(0.5)`, a boolean index."""
-    stage, table, clock = on_meta((STAGES[name](), TABLE, torch.tensor(0)))
+    stage, clock = STAGES[name](), on_meta(torch.tensor(0))
+    sample = feed(stage, TABLE, on_meta)
+    stage = on_meta(stage)
     for program in {stage.program(step) for step in range(stage.total_steps)}:
         for guard in (nullcontext(), OnlyOn("meta")):  # the first step may keep constants
             with guard:
                 draws = stage.draws(clock)
-                parts, _ = stage.gradients(program, sampler(table)(draws, ROWS), draws)
+                parts, _ = stage.gradients(program, sample(draws, ROWS), draws)
                 stage.update(program, parts, clock)
 
 
@@ -252,14 +264,14 @@ def test_what_leaves_the_device_is_seen():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [name if name != "extract" else pytest.param(name, marks=pytest.mark.nightly) for name in STAGES]
+    "name", [name if name == "pretrain" else pytest.param(name, marks=pytest.mark.nightly) for name in STAGES]
 )
 def test_a_fused_step_does_what_its_operations_do(name):
     """On this machine's compiler, in float64, the last program of each. Fault: fuse with the number of the first step."""
     ends = []
     for fused in (False, True):
         stage = STAGES[name]()
-        reports = Runner(stage, sampler(TABLE), ROWS, fused=fused).advance(stage.total_steps - 2, stage.total_steps)
+        reports = Runner(stage, feed(stage, TABLE), ROWS, fused=fused).advance(stage.total_steps - 2, stage.total_steps)
         ends.append((reports, stage.state_dict()))
     assert_same(*ends)
 
@@ -283,6 +295,6 @@ def test_a_graph_does_what_its_steps_do(name, fused):
     for options in ({}, {"capture": cuda_graphs(), "fused": fused}):
         stage = STAGES[name](device="cuda")
         table = {key: column.cuda() for key, column in TABLE.items()}
-        reports = Runner(stage, sampler(table), ROWS, device="cuda", **options).advance(0, stage.total_steps)
+        reports = Runner(stage, feed(stage, table), ROWS, device="cuda", **options).advance(0, stage.total_steps)
         ends.append((reports, stage.state_dict()))
     assert_same(*ends)

@@ -134,15 +134,25 @@ def test_figure_2_times_what_acts(acted):
     """Each policy by its own weights, and the diffusion model by its steps; a policy that is not there is left out."""
     results = acting("drcorl", "cpq", "cdt")
     found = {entry.name: entry for entry in speed.timed(acted, results, paper.tables(results))}
-    assert list(found) == ["cpq", "drcorl", *(f"diffusion, {steps} steps" for steps in (5, 15, 50))]
-    assert found["cpq"].seconds > 1.5 * found["drcorl"].seconds
+    assert list(found) == ["CPQ", "DRCORL", *(f"diffusion, {steps} steps" for steps in (5, 15, 50))]
+    assert found["CPQ"].seconds > 1.5 * found["DRCORL"].seconds
     assert found["diffusion, 50 steps"].seconds > 4 * found["diffusion, 5 steps"].seconds
-    assert found["drcorl"].score == paper.Cell(0.5, 0.5)
+    assert found["DRCORL"].score == paper.Cell(0.5, 0.5)
     assert found["diffusion, 5 steps"].score is None
     texts = report(acted.path, results)
     assert "![Score against inference time](speed.png)" in texts["report.md"]
     assert "diffusion, 15 steps" in texts["report.html"]
     assert imread(acted.path / "speed.png")[..., :3].std() > 0.01
+
+
+def test_what_cannot_be_read_or_scored_is_timed_without(acted):
+    """Settings of another release; configurations of which none was chosen. Faults: no report; the mean of nothing."""
+    acted.config.write_text("unknown: 1\n")
+    results = acting("cpq")
+    results["rows"] += [row("drcorl", 0.5, 0.5, policy="drcorl.safetensors", config={"k": k}) for k in (0.0, 1.0)]
+    found = speed.timed(acted, results, paper.tables(results))
+    assert [(entry.name, entry.score is None) for entry in found] == [("CPQ", False), ("DRCORL", True)]
+    assert "| DRCORL |" in report(acted.path, results)["report.md"]
 
 
 def test_clones_alone_have_no_figure_2(acted):
