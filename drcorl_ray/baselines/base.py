@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from drcorl_ray.baselines.parts import VAE
 from drcorl_ray.data.replay import Batch, Replay
 from drcorl_ray.method.critics import episodic_cost
+from drcorl_ray.method.networks import MLP
 from drcorl_ray.method.optim import Trainable, flat_gradients
 from drcorl_ray.method.policy import snapshot
 from drcorl_ray.method.pretrainer import Metrics, ensemble_q
@@ -116,6 +118,17 @@ class Baseline(ABC):
         part = Trainable(network, flat, copies=copies, tracked=tracked)
         self.trainables[name] = part
         return part
+
+    def _add_vae_and_critics(self) -> VAE:
+        """The behaviour's VAE, and twin critics of reward and of cost, with targets."""
+        spec = self.spec
+        vae = VAE(spec.observation_size, spec.action_size, self.config.vae_hidden)
+        self._add("encoder", vae.encoder)
+        self._add("decoder", vae.decoder)
+        for name in ("q_reward", "q_cost"):
+            critic = MLP(spec.observation_size + spec.action_size, tuple(self.config.hidden), 1)
+            self._add(name, critic, copies=2, tracked=True)
+        return vae
 
     def snapshot(self, name: str) -> PopulationPolicy:
         """The policies of an actor whose first outputs are their means before the tanh."""

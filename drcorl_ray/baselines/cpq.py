@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from drcorl_ray.baselines.base import Baseline, Losses, frozen, repeated
-from drcorl_ray.baselines.parts import VAE, SquashedGaussian, divergence, vae_loss
+from drcorl_ray.baselines.parts import SquashedGaussian, divergence, vae_loss
 from drcorl_ray.data.replay import Batch
 from drcorl_ray.method import critics
-from drcorl_ray.method.networks import MLP
 from drcorl_ray.method.optim import Trainable
 from drcorl_ray.method.pretrainer import Metrics, ensemble_q
 from drcorl_ray.method.random import Draws, Stream
@@ -32,13 +31,8 @@ class CPQ(Baseline):
     figure_names = ("outside",)
 
     def _start(self) -> None:
+        self.vae = self._add_vae_and_critics()
         spec, hidden = self.spec, tuple(self.config.hidden)
-        self.vae = VAE(spec.observation_size, spec.action_size, self.config.vae_hidden)
-        critic = MLP(spec.observation_size + spec.action_size, hidden, 1)
-        self._add("encoder", self.vae.encoder)
-        self._add("decoder", self.vae.decoder)
-        self._add("q_reward", critic, copies=2, tracked=True)
-        self._add("q_cost", critic, copies=2, tracked=True)
         self._add("actor", SquashedGaussian(spec.observation_size, hidden, spec.action_size))
         self.scalars["log_weight"] = torch.zeros_like(self.hyper["cost_limit"])
 

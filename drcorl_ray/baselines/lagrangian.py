@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from drcorl_ray.baselines.base import Baseline, Losses, frozen, repeated
-from drcorl_ray.baselines.parts import VAE, SquashedGaussian, mmd, soft_clipped, vae_loss
+from drcorl_ray.baselines.parts import SquashedGaussian, mmd, soft_clipped, vae_loss
 from drcorl_ray.data.replay import Batch
 from drcorl_ray.method import critics
 from drcorl_ray.method.adaptation import Multiplier
@@ -32,13 +32,7 @@ class Lagrangian(Baseline):
     figure_names = ("excess",)
 
     def _start(self) -> None:
-        spec, hidden = self.spec, tuple(self.config.hidden)
-        self.vae = VAE(spec.observation_size, spec.action_size, self.config.vae_hidden)
-        critic = MLP(spec.observation_size + spec.action_size, hidden, 1)
-        self._add("encoder", self.vae.encoder)
-        self._add("decoder", self.vae.decoder)
-        self._add("q_reward", critic, copies=2, tracked=True)
-        self._add("q_cost", critic, copies=2, tracked=True)
+        self.vae = self._add_vae_and_critics()
         self._add_actor()
         start = Multiplier.start(self.hyper["cost_limit"])
         self.scalars |= {f"multiplier.{name}": x for name, x in vars(start).items()}
