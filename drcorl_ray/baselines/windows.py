@@ -50,9 +50,22 @@ class History:
         self._starts, self._lengths = ends - lengths, lengths
 
     def sample(self, at: Callable[[Tensor], Batch], draws: Draws, windows: int) -> Windows:
-        """Windows that end in rows drawn uniformly or, a share, in a row of an episode that is asked for more than it did.
+        """Windows that end in rows drawn uniformly, some of them augmented. at: the rows [P, n] of the table."""
+        last, more = self._drawn(draws, windows)
+        rows = last.unsqueeze(-1) + torch.arange(1 - self._steps, 1, device=last.device)
+        times = rows - self._first[last].unsqueeze(-1)
+        valid = times >= 0
+        rows = torch.where(valid, rows, last.unsqueeze(-1))
+        batch = at(rows.flatten(1))
+        to_go = (self._to_go[rows] + more.unsqueeze(2)).flatten(1, 2).to(batch.rewards.dtype)
+        columns = {field.name: getattr(batch, field.name) for field in fields(Batch)}
+        return Windows(**columns, to_go=to_go, times=times.clamp(min=0).flatten(1), valid=valid.flatten(1))
 
-        That episode is the best one within a cost κ (CDT's augmentation). at: the rows [P, n] of the table.
+    def _drawn(self, draws: Draws, windows: int) -> tuple[Tensor, Tensor]:
+        """Windows' last rows [P, n], and what they are asked for beyond what came, cost and return [P, n, 2].
+
+        A share is asked for a cost κ and a return between that of the best episode within κ and the data's highest, and is a
+        window of that episode: what cannot be had safely is answered by what can (CDT's augmentation).
         """
         last = draws.integers(Stream.ROWS, windows, self._rows)
         chosen, cost, total, place = draws.uniform(Stream.AUGMENTATION, windows, 4, dtype=torch.float64).unbind(-1)
@@ -61,19 +74,9 @@ class History:
         episode = self._best[within]
         shown = self._starts[episode] + (place * self._lengths[episode]).long()
         reached = self._outcomes[episode]
-        more = (wanted - reached[..., 0]).clamp(min=0.0), total * (self._highest[1] - reached[..., 1])
-        augment = chosen < self._augmented
-        last = torch.where(augment, shown, last)
-        asked = torch.stack(more, dim=-1) * augment.unsqueeze(-1)
-
-        rows = last.unsqueeze(-1) + torch.arange(1 - self._steps, 1, device=last.device)
-        times = rows - self._first[last].unsqueeze(-1)
-        valid = times >= 0
-        rows = torch.where(valid, rows, last.unsqueeze(-1))
-        batch = at(rows.flatten(1))
-        to_go = (self._to_go[rows] + asked.unsqueeze(2)).flatten(1, 2).to(batch.rewards.dtype)
-        columns = {field.name: getattr(batch, field.name) for field in fields(Batch)}
-        return Windows(**columns, to_go=to_go, times=times.clamp(min=0).flatten(1), valid=valid.flatten(1))
+        more = [(wanted - reached[..., 0]).clamp(min=0.0), total * (self._highest[1] - reached[..., 1])]
+        augmented = chosen < self._augmented
+        return torch.where(augmented, shown, last), torch.stack(more, dim=-1) * augmented.unsqueeze(-1)
 
 
 def best_so_far(values: np.ndarray) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +90,5 @@ def _diffusion(config: Path, observations: int, actions: int) -> list[Timed]:
     return [Timed(f"diffusion, {n} steps", took, None) for n, took in seconds.items()]
 
 
-@cache
 def _states(size: int, count: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((count, size), dtype=np.float32)
