@@ -67,7 +67,7 @@ class DataConfig(Section):
 
 
 class PretrainConfig(Section):
-    steps: PositiveInt = Field(default=10000, description="steps of each phase: diffusion, policy, critics")
+    steps: PositiveInt = Field(default=20000, description="steps of each phase: diffusion, policy, critics")
     batch_size: PositiveInt = Field(default=256, description="global minibatch size, split over the workers")
     noise_width: PositiveInt = Field(default=128, description="width of the noise network (paper: 256)")
     noise_blocks: PositiveInt = Field(default=3, description="residual blocks of the noise network")
