@@ -5,6 +5,7 @@ Neither torch nor Ray is needed to run one. Actions are the deterministic mean, 
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -202,13 +203,14 @@ class Policy:
     meta: dict[str, Any]
 
     def act(self, observations: np.ndarray) -> np.ndarray:
-        """Actions [A] or [N, A] float32 in [-1, 1] for observations [S] or [N, S].
+        """Actions [A] or [N, A] float32 in [-1, 1] for observations [S] or [N, S]; ValueError on any other shape.
 
-        ValueError on any other shape, and of a policy with a memory (CDT): `episode` acts with it.
+        A policy with a memory (CDT) takes each for the first one of its episode, and says so; `episode` acts with its memory.
         """
         if self.population.memory:
-            raise ValueError(
-                "this policy has a memory: ask policy.episode().act(observation), and tell it .note(reward, cost)"
+            warnings.warn(
+                "this policy acts without its memory here: ask policy.episode().act(observation), tell it .note(reward, cost)",
+                stacklevel=2,
             )
         array = np.asarray(observations, np.float32)
         size = self.population.observation_size

@@ -231,8 +231,10 @@ def test_an_episode_is_acted_from_its_own_history(tmp_path):
     assert np.stack(acted).tobytes() == np.stack(expected).tobytes()
     frozen = history_actions(policy, observations, [0.0] * 6, [0.0] * 6)
     assert np.abs(np.stack(frozen) - np.stack(expected)).max() > 1e-3
-    with pytest.raises(ValueError, match=r"has a memory: ask policy\.episode"):
-        policy.act(observations[0])
+    with pytest.warns(UserWarning, match=r"without its memory here: ask policy\.episode"):
+        first = policy.act(np.stack(observations))
+    assert first[0].tobytes() == acted[0].tobytes()
+    assert first[3].tobytes() == policy.episode().act(observations[3]).tobytes()
 
 
 def test_episodes_side_by_side_are_the_bare_loop():
