@@ -31,5 +31,5 @@ export HOME=$LAB/home
 sleep 2
 "$@"
 status=$?
-kill $(jobs -p)
+kill -KILL $(jobs -p)  # unshare ignores the gentler signals; --kill-child takes its node with it
 exit $status
