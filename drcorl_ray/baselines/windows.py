@@ -41,12 +41,13 @@ class History:
         self._first = (ends - lengths).repeat_interleave(lengths)
         last = ends.repeat_interleave(lengths) - 1
         self._to_go = torch.stack([_rest(x[: self._rows], last) for x in (costs, rewards)], dim=-1)
-        costs_, returns = (torch.from_numpy(np.asarray(x, np.float64)).to(device) for x in (episodes.costs, episodes.returns))
-        self._outcomes = torch.stack([costs_, returns], dim=-1)
+        outcomes = np.stack([episodes.costs, episodes.returns], axis=-1).astype(np.float64)
+        rising = np.argsort(episodes.costs, kind="stable")
+        best = rising[best_so_far(episodes.returns[rising])]
+        self._outcomes, self._by_cost, self._best = (
+            torch.from_numpy(x).to(device) for x in (outcomes, outcomes[rising, 0], best)
+        )
         self._highest = self._outcomes.amax(0)
-        order = torch.from_numpy(np.argsort(episodes.costs, kind="stable")).to(device)
-        self._by_cost = costs_[order]
-        self._best = order[best_so_far(episodes.returns[order.cpu().numpy()]).to(device)]
         self._starts, self._lengths = ends - lengths, lengths
 
     def sample(self, at: Callable[[Tensor], Batch], draws: Draws, windows: int) -> Windows:
@@ -79,10 +80,10 @@ class History:
         return torch.where(augmented, shown, last), torch.stack(more, dim=-1) * augmented.unsqueeze(-1)
 
 
-def best_so_far(values: np.ndarray) -> Tensor:
+def best_so_far(values: np.ndarray) -> np.ndarray:
     """For each place, where the largest value up to it stands, of equal ones the first; [E] int64."""
     risen = np.diff(np.maximum.accumulate(values), prepend=-np.inf) > 0
-    return torch.from_numpy(np.maximum.accumulate(np.where(risen, np.arange(len(values)), 0)))
+    return np.maximum.accumulate(np.where(risen, np.arange(len(values)), 0))
 
 
 def _rest(values: Tensor, last: Tensor) -> Tensor:
