@@ -22,10 +22,10 @@ import torch
 
 from benchmarks.population import ACTIONS, OBSERVATIONS, Settings, make_pretrainer
 from benchmarks.timing import interleaved, machine, table, write
-from drcorl_ray.cluster import connect, prepare_environment
 from drcorl_ray.data.dsrl import make_dataset
-from drcorl_ray.data.replay import Replay
 from drcorl_ray.data.store import Source, convert, load_manifest, read_shard
+from drcorl_ray.distributed.cluster import connect, prepare_environment
+from drcorl_ray.method.replay import Replay
 
 EPISODE = 1000
 REFRESH_STEPS = 50
@@ -65,7 +65,7 @@ def make_store(folder: Path, rows: int) -> None:
 
 def measure_pass(store: Path) -> dict[str, float]:
     """Rows per second of a bare pyarrow read of a store, of that and the insertion into a replay, and of Ray Data's pass."""
-    from drcorl_ray.data.stream import StoredColumns, fill, stream_dataset
+    from drcorl_ray.distributed.ray_data import StoredColumns, fill, stream_dataset
 
     manifest = load_manifest(store)
 
@@ -87,7 +87,7 @@ def measure_pass(store: Path) -> dict[str, float]:
 
 def measure_window(store: Path, rows: int, steps: int) -> dict[str, Any]:
     """A pretraining's critics phase out of a rolling window: the share of its time that it waited, and the memory it took."""
-    from drcorl_ray.data.stream import Share, Window
+    from drcorl_ray.distributed.ray_data import Share, Window
     from drcorl_ray.method.runner import Runner
 
     manifest = load_manifest(store)

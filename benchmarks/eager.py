@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.population import ACTIONS, EPISODE_LENGTH, OBSERVATIONS, SPEC, Settings
-from drcorl_ray.metrics import COST_EPSILON
+from drcorl_ray.tasks.scores import COST_EPSILON
 
 CONDITIONS, FEATURES, EMBEDDING = 4, 64, 128
 

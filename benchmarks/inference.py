@@ -16,8 +16,9 @@ from torch import nn
 
 from benchmarks.population import ACTIONS, OBSERVATIONS, SPEC, Settings, make_pretrainer
 from benchmarks.timing import interleaved, machine, table, write
-from drcorl_ray.inference import DENOISING_STEPS, STATES, Act, diffusion_policy, one_by_one
-from drcorl_ray.policy import PerceptronPolicy, Policy
+from drcorl_ray.evaluation.speed import DENOISING_STEPS, STATES, Act, diffusion_policy, one_by_one
+from drcorl_ray.policy.loading import Policy
+from drcorl_ray.policy.mlp import PerceptronPolicy
 
 
 def main() -> None:

@@ -21,11 +21,11 @@ import torch
 from benchmarks.eager import EagerLearner
 from benchmarks.population import SPEC, Settings, make_learner, make_pretrainer, make_replay
 from benchmarks.timing import copy_bandwidth, interleaved, machine, matrix_rate, table, write
-from drcorl_ray.data.replay import Replay
+from benchmarks.work import Work, count_work
 from drcorl_ray.method.diffusion import REGULARISER_TIMES, spread
 from drcorl_ray.method.random import Draws
+from drcorl_ray.method.replay import Replay
 from drcorl_ray.method.runner import PRECISIONS, Runner, Stage, cuda_graphs, matrix_precision
-from drcorl_ray.method.work import Work, count_work
 
 POLICY_ONLY = {"critic_steps": 0, "steps": 10**6}
 GPU_MEMBERS, CPU_MEMBERS = (1, 4, 16, 64, 256, 1024), (1, 4, 16)

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drcorl_ray.data.replay import Replay
-from drcorl_ray.method.estimation import HOP, ROWS, STRETCH, Footprints
+from drcorl_ray.data.spec import DataSpec
+from drcorl_ray.method.estimation_states import HOP, ROWS, STRETCH, Footprints
 from drcorl_ray.method.learner import Learner
 from drcorl_ray.method.pretrainer import Pretrainer
 from drcorl_ray.method.random import Draws, Stream
-from drcorl_ray.method.spec import DataSpec
+from drcorl_ray.method.replay import Replay
 
 SETTINGS = Path(__file__).with_name("settings.json")
 PAPER_SIZES = ("pretrain.noise_width=256", "pretrain.noise_expansion=4", "pretrain.critic_hidden=[256,256]")
@@ -93,7 +93,7 @@ def named(learner: Learner, part: str) -> dict[str, Tensor]:
 
 def stored_settings() -> dict[str, dict[str, Any]]:
     """What `settings.json` must hold: the default configuration with the paper's sizes."""
-    from drcorl_ray.config_file import load_config
+    from drcorl_ray.config.loading import load_config
 
     config = load_config(list(PAPER_SIZES))
     return {name: getattr(config, name).model_dump() for name in ("pretrain", "extract", "member", "evaluation")}

@@ -25,14 +25,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from drcorl_ray.cluster import connect, prepare_environment
-from drcorl_ray.envs import make_env, make_simulator
+from drcorl_ray.distributed.cluster import connect, prepare_environment
+from drcorl_ray.distributed.rollout_pool import RolloutPool
 from drcorl_ray.errors import UserError
-from drcorl_ray.metrics import EpisodeStats
-from drcorl_ray.policy import PerceptronPolicy
-from drcorl_ray.rollout import evaluate_in
-from drcorl_ray.rollout_pool import RolloutPool
-from drcorl_ray.tasks import Task, get_task
+from drcorl_ray.evaluation.rollout import evaluate_in
+from drcorl_ray.policy.mlp import PerceptronPolicy
+from drcorl_ray.tasks.envs import make_env, make_simulator
+from drcorl_ray.tasks.registry import Task, get_task
+from drcorl_ray.tasks.scores import EpisodeStats
 
 TARGETS = {"velocity": 1.3}
 OTHER_TARGET = 0.8

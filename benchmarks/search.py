@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import sys
 
-from drcorl_ray.cluster import prepare_environment
+from drcorl_ray.distributed.cluster import prepare_environment
 
 prepare_environment()
 
-from drcorl_ray.config_file import load_config  # noqa: E402
-from drcorl_ray.run_directory import read_results  # noqa: E402
-from drcorl_ray.search import search  # noqa: E402
-from drcorl_ray.tasks import get_task  # noqa: E402
+from drcorl_ray.commands.tune import search  # noqa: E402
+from drcorl_ray.config.loading import load_config  # noqa: E402
+from drcorl_ray.runs.results import read_results  # noqa: E402
+from drcorl_ray.tasks.registry import get_task  # noqa: E402
 
 TINY = [
     "pretrain.steps=1500", "pretrain.monte_carlo_steps=500", "pretrain.batch_size=128", "pretrain.noise_width=64",

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from drcorl_ray.envs import make_env, make_simulator
 from drcorl_ray.errors import UserError
-from drcorl_ray.tasks import Task, all_tasks
+from drcorl_ray.tasks.envs import make_env, make_simulator
+from drcorl_ray.tasks.registry import Task, all_tasks
 
 PACKAGES = {
     "builtin": "built in",

@@ -7,13 +7,13 @@ python launch/check_cluster.py launch/clusters/local.yaml run.storage=/mnt/share
 import sys
 from pathlib import Path
 
-from drcorl_ray.cli import guarded
+from drcorl_ray.commands.cli import guarded
 from drcorl_ray.errors import UserError
 
 
 def work() -> None:
-    from drcorl_ray.cluster_file import check_cluster  # after the command line is checked: imports take seconds
-    from drcorl_ray.config_file import load_config
+    from drcorl_ray.config.loading import load_config
+    from drcorl_ray.distributed.cluster_file import check_cluster  # after the command line is checked: imports take seconds
 
     if len(sys.argv) < 2:
         raise UserError("a cluster file expected: python launch/check_cluster.py CLUSTER.yaml [CONFIG.yaml …] [key=value …]")

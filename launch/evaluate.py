@@ -9,12 +9,14 @@ python launch/evaluate.py runs/RUN evaluation.output=FOLDER evaluation.video=tru
 
 import sys
 
-from drcorl_ray.cli import guarded, split_arguments
+from drcorl_ray.commands.cli import guarded, split_arguments
 
 
 def work() -> None:
-    from drcorl_ray.config_file import load_config
-    from drcorl_ray.evaluation import evaluate_files  # after the command line is checked: simulators take time to import
+    from drcorl_ray.commands.evaluate import (
+        evaluate_files,  # after the command line is checked: simulators take time to import
+    )
+    from drcorl_ray.config.loading import load_config
 
     policies, settings = split_arguments(sys.argv[1:])
     evaluate_files(policies, load_config(settings))

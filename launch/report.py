@@ -7,13 +7,13 @@ python launch/report.py runs/PointCircle-20261122-120000
 
 import sys
 
-from drcorl_ray.cli import guarded
+from drcorl_ray.commands.cli import guarded
 from drcorl_ray.errors import UserError
 
 
 def work() -> None:
+    from drcorl_ray.io.storage import storage_path
     from drcorl_ray.report import rebuild  # after the command line is checked: imports take a second
-    from drcorl_ray.storage import storage_path
 
     if len(sys.argv) != 2:
         raise UserError(f"one run directory expected, got {len(sys.argv) - 1} arguments: python launch/report.py RUN")

@@ -7,7 +7,7 @@ python launch/theory.py [FOLDER]
 
 import sys
 
-from drcorl_ray.cli import guarded
+from drcorl_ray.commands.cli import guarded
 from drcorl_ray.errors import UserError
 
 

@@ -6,11 +6,11 @@ python launch/train.py tune_configs/velocity.yaml task.name=HopperVelocity data.
 
 import sys
 
-from drcorl_ray.cli import main
+from drcorl_ray.commands.cli import main
 
 
 def work(config):
-    from drcorl_ray.experiment import train  # after the command line is checked: Ray takes seconds to import
+    from drcorl_ray.commands.train import train  # after the command line is checked: Ray takes seconds to import
 
     return train(config)
 

@@ -7,13 +7,13 @@ python launch/tune.py tune_configs/velocity.yaml task.name=HopperVelocity data.d
 import sys
 from pathlib import Path
 
-from drcorl_ray.cli import main
+from drcorl_ray.commands.cli import main
 
 QUICKSTART = Path(__file__).resolve().parent.parent / "tune_configs" / "quickstart.yaml"
 
 
 def work(config):
-    from drcorl_ray.search import search  # after the command line is checked: Ray takes seconds to import
+    from drcorl_ray.commands.tune import search  # after the command line is checked: Ray takes seconds to import
 
     return search(config)
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from drcorl_ray.cluster import prepare_environment
-from drcorl_ray.storage import storage_path
+from drcorl_ray.distributed.cluster import prepare_environment
+from drcorl_ray.io.storage import storage_path
 
 prepare_environment()
 torch.set_num_threads(1)

@@ -24,7 +24,7 @@ from drcorl_ray.config.sections import (
     ScalingConfig,
     TaskConfig,
 )
-from drcorl_ray.tasks import all_tasks, canonical_name
+from drcorl_ray.tasks.registry import all_tasks, canonical_name
 
 __all__ = [
     "BASELINES",

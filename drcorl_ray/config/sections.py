@@ -13,9 +13,9 @@ from pydantic import Field, PositiveInt, model_validator
 
 from drcorl_ray.config.base import Fraction, NonNegative, Positive, Section, Widths
 from drcorl_ray.config.baselines import Algorithm, Baseline
-from drcorl_ray.data.dsrl import Filters
+from drcorl_ray.config.filters import Filters
 from drcorl_ray.errors import UserError
-from drcorl_ray.storage import storage_path
+from drcorl_ray.io.storage import storage_path
 
 EvaluationMode = Literal["offline", "online", "hybrid"]
 

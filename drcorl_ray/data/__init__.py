@@ -1,1 +1,1 @@
-"""The way of a transition: HDF5 (dsrl, download) → Parquet store (store) → Ray Data (stream) → device (replay)."""
+"""Logged transitions: DSRL files read and validated (dsrl, download), the Parquet store, and what is known of a task's data."""

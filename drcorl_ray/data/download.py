@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from urllib3.util import Retry
 
-from drcorl_ray.data.dsrl import file_sha256
 from drcorl_ray.errors import UserError
+from drcorl_ray.io.files import file_sha256
 
 TIMEOUT_S = (3.0, 30.0)  # to connect, between bytes
 CHUNK_BYTES = 1 << 16

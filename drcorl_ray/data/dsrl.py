@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import os
 import random
@@ -16,31 +15,14 @@ from typing import Any
 
 import h5py
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
+from drcorl_ray.config.filters import Filters
+from drcorl_ray.data.episodes import Episodes
 from drcorl_ray.data.schema import TRANSITION
 from drcorl_ray.errors import UserError
 
 ACTION_TOLERANCE = 1e-4
 _MEMORY_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-@dataclass(frozen=True)
-class Episodes:
-    """One entry an episode, in file order, all [E].
-
-    starts: first row. lengths: rows. returns, costs: undiscounted sums. terminated: ended by a terminal, not by a cut.
-    """
-
-    starts: np.ndarray
-    lengths: np.ndarray
-    returns: np.ndarray
-    costs: np.ndarray
-    terminated: np.ndarray
-
-    def of_rows(self) -> np.ndarray:
-        """Number of the episode each row belongs to, [N] int64."""
-        return np.repeat(np.arange(len(self.starts)), self.lengths)
 
 
 @dataclass(frozen=True)
@@ -53,28 +35,6 @@ class Dataset:
     @property
     def rows(self) -> int:
         return len(self.columns["rewards"])
-
-
-class Filters(BaseModel):
-    """DSRL's ways to thin or to trouble a data set, by its own parameter names; the default changes nothing."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    density: float = Field(default=1.0, gt=0, le=1, description="share of the trajectories' grid to keep; 1 keeps all")
-    outliers_percent: float | None = Field(
-        default=None, gt=0, lt=1, description="share of risky episodes disguised as safe ones"
-    )
-    noise_scale: float | None = Field(default=None, ge=0, description="observation noise, in standard deviations")
-    inpaint_ranges: tuple[tuple[float, float, float, float], ...] | None = Field(
-        default=None, description="regions to cut out: (cost min, max, return min, max), each in [0, 1]"
-    )
-    epsilon: float | None = Field(
-        default=None, description="drops tempting episodes (> 0) or risky ones (< 0) near the best return"
-    )
-    target_cost: float | None = Field(
-        default=None, description="undiscounted episode cost limit, needed by outliers_percent and epsilon"
-    )
-    seed: int = Field(default=1234, description="seed of the filters")
 
 
 def read_dataset(path: Path) -> Dataset:
@@ -104,12 +64,6 @@ def make_dataset(columns: Mapping[str, np.ndarray]) -> Dataset:
         terminated=columns["terminals"][ends],
     )
     return Dataset(columns, episodes)
-
-
-def file_sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_dataset(path: Path, columns: Mapping[str, np.ndarray]) -> None:

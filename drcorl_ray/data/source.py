@@ -8,10 +8,10 @@ from drcorl_ray.config import Config
 from drcorl_ray.data.download import dataset_folder, dsrl_mirrors, find_dataset
 from drcorl_ray.data.dsrl import write_dataset
 from drcorl_ray.data.store import store_for
-from drcorl_ray.envs.point_circle_data import generate_dataset
 from drcorl_ray.errors import UserError
-from drcorl_ray.storage import is_remote, reachable, storage_path
-from drcorl_ray.tasks import get_task
+from drcorl_ray.io.storage import is_remote, reachable, storage_path
+from drcorl_ray.tasks.envs.point_circle_data import generate_dataset
+from drcorl_ray.tasks.registry import get_task
 
 
 def task_store(config: Config, task_name: str) -> Path:

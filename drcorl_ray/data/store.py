@@ -23,11 +23,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from drcorl_ray.checkpoint import read_json, write_bytes
-from drcorl_ray.data.dsrl import Dataset, Episodes, Filters, file_sha256, filter_dataset, read_dataset
+from drcorl_ray.config.filters import Filters
+from drcorl_ray.data.dsrl import Dataset, filter_dataset, read_dataset
+from drcorl_ray.data.episodes import discounted_rates
 from drcorl_ray.data.schema import RATE_DISCOUNT, SCHEMA_VERSION, STORED
 from drcorl_ray.errors import UserError
-from drcorl_ray.storage import is_remote, local_file, storage_path, upload
+from drcorl_ray.io.files import file_sha256, read_json, write_bytes
+from drcorl_ray.io.storage import is_remote, local_file, storage_path, upload
 
 MANIFEST = "manifest.json"
 OBSERVATION_STD_FLOOR = 1e-3
@@ -84,24 +86,6 @@ class Manifest(_Record):
     @property
     def episodes(self) -> int:
         return len(self.episode_lengths)
-
-
-def discounted_rates(values: np.ndarray, episodes: Episodes) -> np.ndarray:
-    """Discounted average of `values` [N] over the rest of each row's episode, [N] float32.
-
-    rateᵢ = Σⱼ γʲ⁻ⁱ xⱼ / Σⱼ γʲ⁻ⁱ, j from i to the end of the episode. After a terminal zeros follow for ever, so that the
-    denominator is 1/(1-γ); after a timeout nothing is assumed.
-    """
-    rates = np.empty(len(values), np.float64)
-    total = np.zeros(len(episodes.starts))
-    weight = np.where(episodes.terminated, 1.0 / (1.0 - RATE_DISCOUNT), 0.0)
-    for steps_left in range(episodes.lengths.max()):
-        live = episodes.lengths > steps_left
-        rows = (episodes.starts + episodes.lengths - 1 - steps_left)[live]
-        total[live] = values[rows] + RATE_DISCOUNT * total[live]
-        weight[live] = 1.0 + RATE_DISCOUNT * weight[live]
-        rates[rows] = total[live] / weight[live]
-    return rates.astype(np.float32)
 
 
 def store_for(path: Path, root: Path, task: str, filters: Filters | None = None) -> Path:

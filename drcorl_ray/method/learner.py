@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from drcorl_ray.data.replay import Batch
+from drcorl_ray.data.spec import DataSpec
 from drcorl_ray.method import critics, diffusion, schedules
+from drcorl_ray.method.actor import fold_condition, snapshot, standard_deviation
 from drcorl_ray.method.adaptation import REGIONS, Decision, Multiplier, decide, manipulate
-from drcorl_ray.method.estimation import Footprints
+from drcorl_ray.method.estimation_states import Footprints
+from drcorl_ray.method.hyperparameters import Hyperparameters
 from drcorl_ray.method.networks import Weights
-from drcorl_ray.method.online import Evidence, OnlineData
-from drcorl_ray.method.optim import Trainable, flat_gradients
-from drcorl_ray.method.policy import fold_condition, snapshot, standard_deviation
+from drcorl_ray.method.online_data import Evidence, OnlineData
 from drcorl_ray.method.pretrainer import Architectures, Metrics, ensemble_q, noise_loss, row_conditions
 from drcorl_ray.method.random import Draws, Stream
-from drcorl_ray.method.spec import DataSpec, Hyperparameters
-from drcorl_ray.metrics import COST_EPSILON
-from drcorl_ray.policy import PopulationPolicy
+from drcorl_ray.method.replay import Batch
+from drcorl_ray.method.train_state import Trainable, flat_gradients
+from drcorl_ray.policy.population import PopulationPolicy
+from drcorl_ray.tasks.scores import COST_EPSILON
 
 if TYPE_CHECKING:  # pydantic is for those who read settings, not for those who use them
     from drcorl_ray.config import EvaluationConfig, ExtractConfig, MemberConfig, PretrainConfig

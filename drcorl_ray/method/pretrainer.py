@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from drcorl_ray.data.replay import Batch
+from drcorl_ray.data.spec import DataSpec
 from drcorl_ray.method import critics, diffusion
+from drcorl_ray.method.actor import Actor, regression_loss
 from drcorl_ray.method.networks import MLP, NoiseNetwork, Weights
-from drcorl_ray.method.optim import Trainable, flat_gradients
-from drcorl_ray.method.policy import Actor, regression_loss
 from drcorl_ray.method.random import Draws, Stream
+from drcorl_ray.method.replay import Batch
 from drcorl_ray.method.schedules import cosine
-from drcorl_ray.method.spec import DataSpec
+from drcorl_ray.method.train_state import Trainable, flat_gradients
 
 if TYPE_CHECKING:  # pydantic is for those who read settings, not for those who use them
     from drcorl_ray.config import PretrainConfig

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drcorl_ray.data.replay import Batch
-from drcorl_ray.method.optim import Reduce, alone, reduce_together
 from drcorl_ray.method.random import Draws
+from drcorl_ray.method.replay import Batch
+from drcorl_ray.method.train_state import Reduce, alone, reduce_together
 
 WARM_UP_STEPS = 3  # before a capture, as torch asks; their traces are wiped out
 PRECISIONS = ("fp32", "tf32", "bf16")

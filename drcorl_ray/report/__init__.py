@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from drcorl_ray.checkpoint import write_bytes
-from drcorl_ray.report import paper, seeds
-from drcorl_ray.report.tables import print_table
-from drcorl_ray.run_directory import RunDirectory, read_results
+from drcorl_ray.io.files import write_bytes
+from drcorl_ray.report.tables import paper, seeds
+from drcorl_ray.report.tables.core import print_table
+from drcorl_ray.runs.directory import RunDirectory
+from drcorl_ray.runs.results import read_results
 
 __all__ = ["print_table", "rebuild", "write_report"]
 
@@ -24,7 +25,7 @@ def rebuild(run: Path) -> None:
 
 def write_report(run: RunDirectory, results: Mapping[str, Any]) -> None:
     """Write the report's files and print its table. results: what results.json holds, or will."""
-    from drcorl_ray.report.write import write_files  # matplotlib, plotly and Optuna take seconds to import
+    from drcorl_ray.report.build import write_files  # matplotlib, plotly and Optuna take seconds to import
 
     for name, content in write_files(run, results).items():
         write_bytes(run.path / name, content.encode())

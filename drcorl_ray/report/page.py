@@ -12,9 +12,12 @@ import plotly.io as pio
 from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
-from drcorl_ray.report import adaptation, calibration, calibration_figures, figures, frontier, paper, seeds, speed
-from drcorl_ray.report.study import FEWEST_FINISHED, Series, Studied, judged, policies
-from drcorl_ray.report.tables import (
+from drcorl_ray.report.figures import calibration as calibration_figures
+from drcorl_ray.report.figures import frontier
+from drcorl_ray.report.figures import plotly as figures
+from drcorl_ray.report.optuna_views import FEWEST_FINISHED, Series, Studied, judged, policies
+from drcorl_ray.report.tables import adaptation, calibration, paper, seeds, speed
+from drcorl_ray.report.tables.core import (
     LEGEND,
     Column,
     Results,

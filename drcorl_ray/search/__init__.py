@@ -1,5 +1,1 @@
-"""Hyper-parameter search: packs of members as Ray Tune trials, all started from one pretraining per task and seed."""
-
-from drcorl_ray.search.driver import search
-
-__all__ = ["search"]
+"""Hyper-parameter search: Optuna suggests configurations, packs of members are trained, results are read back."""

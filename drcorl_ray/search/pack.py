@@ -17,34 +17,29 @@ from typing import Any
 import numpy as np
 import torch
 
-from drcorl_ray.checkpoint import write_json
 from drcorl_ray.config import Config, MemberConfig
-from drcorl_ray.curves import curve_steps, join_curve_points, save_curve_point
-from drcorl_ray.data.replay import Replay
 from drcorl_ray.data.store import read_store
+from drcorl_ray.data.task_data import TaskData
+from drcorl_ray.distributed.rollout_pool import RolloutPool
 from drcorl_ray.errors import UserError
-from drcorl_ray.experiment import SEARCH_SEEDS, episode_seeds
+from drcorl_ray.evaluation.curves import curve_steps, join_curve_points, save_curve_point
+from drcorl_ray.evaluation.rollout import evaluate
+from drcorl_ray.evaluation.scoring import mean_scores
+from drcorl_ray.evaluation.seeds import SEARCH_SEEDS, episode_seeds
+from drcorl_ray.io.files import write_json
+from drcorl_ray.method.replay import Replay
 from drcorl_ray.method.runner import Runner
-from drcorl_ray.metrics import EpisodeStats
-from drcorl_ray.online import online_evaluation
-from drcorl_ray.policy import PopulationPolicy, load_population
-from drcorl_ray.rollout import evaluate
-from drcorl_ray.rollout_pool import RolloutPool
-from drcorl_ray.run_directory import MetricsLog, RunDirectory, join_logs
+from drcorl_ray.policy.loading import load_population
+from drcorl_ray.policy.population import PopulationPolicy
+from drcorl_ray.runs.directory import RunDirectory
+from drcorl_ray.runs.metrics_log import MetricsLog, join_logs
 from drcorl_ray.search.plan import ONLINE, POPULATION, RESULT, Member, Pack, pack_folder, read_pack
-from drcorl_ray.stages import (
-    Placement,
-    Population,
-    TaskData,
-    build_population,
-    build_runner,
-    mean_scores,
-    report_intervals,
-    sampler_of,
-    save_last,
-)
-from drcorl_ray.states import States, save_state
-from drcorl_ray.tasks import Task
+from drcorl_ray.tasks.registry import Task
+from drcorl_ray.tasks.scores import EpisodeStats
+from drcorl_ray.training.build import Placement, Population, build_population, build_runner, sampler_of
+from drcorl_ray.training.checkpoint import States, save_state
+from drcorl_ray.training.loop import report_intervals, save_last
+from drcorl_ray.training.online import online_evaluation
 
 Report = Callable[[int], None]
 

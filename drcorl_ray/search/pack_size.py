@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 import ray
 import torch
 
-from drcorl_ray.checkpoint import read_json, write_json
-from drcorl_ray.progress import console
+from drcorl_ray.distributed.ray_tune import pack_resources
+from drcorl_ray.io.console import console
+from drcorl_ray.io.files import read_json, write_json
 from drcorl_ray.search.pack import PackTrainer
-from drcorl_ray.search.tuner import pack_resources
 
 GAIN = 1.1  # a pack twice as large must train its members this much quicker, each
 MEMORY_SHARE = 0.9  # of the pack's part of a GPU

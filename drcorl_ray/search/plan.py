@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from drcorl_ray.checkpoint import read_json, write_json
 from drcorl_ray.errors import UserError
+from drcorl_ray.io.files import read_json, write_json
 from drcorl_ray.search.study import Score, SearchStudy
-from drcorl_ray.states import STATES
+from drcorl_ray.training.checkpoint import STATES
 
 RESULT, POPULATION = "result.json", "population.safetensors"  # of a pack on a task, beside its states
 ONLINE = "online"  # folder of a pack on a task: what its online evaluations spent and found

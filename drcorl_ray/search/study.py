@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from drcorl_ray.config import RangeConfig, SearchConfig
 from drcorl_ray.errors import UserError
-from drcorl_ray.storage import is_remote, upload
+from drcorl_ray.io.storage import is_remote, upload
 
 COST_CONSTRAINT = "normalized_cost - 1"  # feasible where ≤ 0
 _ASKED = "asked"  # user attribute of a trial whose parameters are all there

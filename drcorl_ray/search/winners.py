@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from drcorl_ray.config import Config
-from drcorl_ray.curves import roll_out_curves
-from drcorl_ray.experiment import FRESH_SEEDS, Records, episode_seeds
-from drcorl_ray.progress import console
-from drcorl_ray.results import score
-from drcorl_ray.rollout_pool import RolloutPool
-from drcorl_ray.search.record import SearchRecord
-from drcorl_ray.stages import TaskData
-from drcorl_ray.tasks import Task
+from drcorl_ray.data.task_data import TaskData
+from drcorl_ray.distributed.rollout_pool import RolloutPool
+from drcorl_ray.evaluation.curves import roll_out_curves
+from drcorl_ray.evaluation.scoring import Records, score
+from drcorl_ray.evaluation.seeds import FRESH_SEEDS, episode_seeds
+from drcorl_ray.io.console import console
+from drcorl_ray.search.finished_study import SearchRecord
+from drcorl_ray.tasks.registry import Task
 
 
 def fresh_episodes(config: Config, task: Task) -> int:

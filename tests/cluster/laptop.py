@@ -16,10 +16,10 @@ from typing import Any
 from moto.server import ThreadedMotoServer
 
 from drcorl_ray.data.dsrl import write_dataset
-from drcorl_ray.envs.point_circle_data import generate_dataset
-from drcorl_ray.run_directory import read_results
-from drcorl_ray.storage import storage_path
-from tests.tiny import TINY
+from drcorl_ray.io.storage import storage_path
+from drcorl_ray.runs.results import read_results
+from drcorl_ray.tasks.envs.point_circle_data import generate_dataset
+from tests.helpers.tiny import TINY
 
 lab, cluster = Path(sys.argv[1]), sys.argv[2]
 SETTINGS = [

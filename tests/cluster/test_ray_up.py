@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.helpers.paths import ROOT
+
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(1200)]
 
-ROOT, HERE = Path(__file__).resolve().parents[2], Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent
 MISSING = [tool for tool in ("/usr/sbin/sshd", "ssh", "ssh-keygen", "rsync", "unshare", "ip") if shutil.which(tool) is None]
 
 SSHD = """

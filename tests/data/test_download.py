@@ -9,7 +9,7 @@ import pytest
 from drcorl_ray.data.download import dsrl_mirrors, find_dataset
 from drcorl_ray.data.dsrl import write_dataset
 from drcorl_ray.errors import UserError
-from tests.data.helpers import make_columns
+from tests.helpers.columns import make_columns
 
 NAME = "SafetyMadeUp-v0-1-2.hdf5"
 

@@ -9,12 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drcorl_ray.data.dsrl import Filters, file_sha256, filter_dataset, make_dataset, read_dataset, write_dataset
+from drcorl_ray.config.filters import Filters
+from drcorl_ray.data.dsrl import filter_dataset, make_dataset, read_dataset, write_dataset
 from drcorl_ray.data.schema import TRANSITION
 from drcorl_ray.errors import UserError
-from tests.data.helpers import make_columns
+from drcorl_ray.io.files import file_sha256
+from tests.helpers.columns import make_columns
+from tests.helpers.paths import ROOT
 
-REAL = Path(__file__).parents[2].parent / "shared" / "data"
+REAL = ROOT.parent / "shared" / "data"
 
 
 def write_raw(path: Path, columns: dict[str, np.ndarray]) -> None:

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drcorl_ray.data.dsrl import Filters, make_dataset, write_dataset
+from drcorl_ray.config.filters import Filters
+from drcorl_ray.data.dsrl import make_dataset, write_dataset
 from drcorl_ray.data.schema import STORED, TRANSITION
 from drcorl_ray.data.store import MANIFEST, convert, load_manifest, primitives, read_shard, read_store, store_for, verify
 from drcorl_ray.errors import UserError
-from tests.data.helpers import SOURCE, make_columns, make_store
+from tests.helpers.columns import SOURCE, make_columns, make_store
 
 
 @settings(max_examples=25, deadline=None)
@@ -179,7 +180,7 @@ ENDLESS = """
 import sys, time
 from pathlib import Path
 from drcorl_ray.data import store
-from tests.data.helpers import make_store
+from tests.helpers.columns import make_store
 write, count = store.pq.write_table, 0
 def slow(*args, **kwargs):
     write(*args, **kwargs)

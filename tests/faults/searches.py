@@ -12,15 +12,14 @@ from pathlib import Path
 
 import psutil
 
-from drcorl_ray.checkpoint import load_arrays
-from drcorl_ray.config_file import load_config
-from drcorl_ray.run_directory import read_results
+from drcorl_ray.config.loading import load_config
+from drcorl_ray.io.files import load_arrays
+from drcorl_ray.io.storage import local_file
+from drcorl_ray.runs.results import read_results
 from drcorl_ray.search.plan import POPULATION
 from drcorl_ray.search.study import load_study
-from drcorl_ray.storage import local_file
-from tests.tiny import pretrain_beforehand, tiny_arguments
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny import pretrain_beforehand, tiny_arguments
 
 # Offline, online and hybrid members; eight configurations in packs of four, of which two go on as a third pack.
 SETTINGS = [

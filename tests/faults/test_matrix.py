@@ -16,11 +16,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from drcorl_ray.policy import load_population
-from drcorl_ray.run_directory import read_log
-from drcorl_ray.states import States
+from drcorl_ray.policy.loading import load_population
+from drcorl_ray.runs.metrics_log import read_log
+from drcorl_ray.training.checkpoint import States
 from tests.faults.searches import ROOT, Search, children, gone, wait_for
-from tests.tiny import tiny_arguments
+from tests.helpers.tiny import tiny_arguments
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(900)]
 
@@ -139,10 +139,10 @@ import sys, threading, time
 import ray
 from pathlib import Path
 from ray.cluster_utils import Cluster
-from drcorl_ray.cluster import prepare_environment
+from drcorl_ray.distributed.cluster import prepare_environment
 prepare_environment()
-from drcorl_ray.config_file import load_config
-from drcorl_ray.search import search
+from drcorl_ray.config.loading import load_config
+from drcorl_ray.commands.tune import search
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
 nodes = [cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)]
@@ -251,11 +251,12 @@ def test_damaged_state(search, equal):
 LITTLE_MEMORY = """
 import sys
 import torch
-from drcorl_ray.cli import guarded
+from drcorl_ray.commands.cli import guarded
+from tests.helpers.paths import ROOT
 
 def work():
-    import drcorl_ray.search.driver as driver
-    from drcorl_ray.config_file import load_config
+    import drcorl_ray.commands.tune as driver
+    from drcorl_ray.config.loading import load_config
     from drcorl_ray.search.pack import PackTrainer
 
     class LittleMemory(PackTrainer):

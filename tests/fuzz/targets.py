@@ -18,21 +18,21 @@ from typing import Any
 
 import numpy as np
 
-from drcorl_ray.checkpoint import load_arrays, save_arrays, write_json
 from drcorl_ray.config import Config, SearchConfig
-from drcorl_ray.config_file import dump_config, load_config
+from drcorl_ray.config.loading import dump_config, load_config
 from drcorl_ray.data.dsrl import read_dataset, write_dataset
 from drcorl_ray.data.store import load_manifest, read_store, verify
 from drcorl_ray.errors import UserError
-from drcorl_ray.evaluation import load_entries
-from drcorl_ray.online import EpisodeLedger
-from drcorl_ray.policy import load_policy, load_population
-from drcorl_ray.run_directory import MetricsLog, read_log
+from drcorl_ray.evaluation.policy_files import load_entries
+from drcorl_ray.io.files import load_arrays, save_arrays, write_json
+from drcorl_ray.policy.loading import load_policy, load_population
+from drcorl_ray.runs.metrics_log import MetricsLog, read_log
 from drcorl_ray.search.plan import Member, Pack, read_pack
 from drcorl_ray.search.study import SearchStudy, load_study
-from tests.data.helpers import make_columns, make_store
+from drcorl_ray.training.episode_budget import EpisodeLedger
 from tests.fuzz.damage import damaged_bytes, damaged_json
-from tests.policies import random_policy, random_transformer
+from tests.helpers.columns import make_columns, make_store
+from tests.helpers.policies import random_policy, random_transformer
 
 CASE_S, MEMORY_BYTES = 20, 8 * 2**30
 

@@ -16,8 +16,8 @@ import pytest
 
 pytest.importorskip("ray")  # a search's files are read beside it
 from tests.fuzz.targets import TARGETS
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 CASES, NIGHTLY_CASES = 60, 1500
 
 

@@ -5,7 +5,7 @@ import torch
 
 from drcorl_ray.method import critics
 from drcorl_ray.method.pretrainer import Pretrainer, ensemble_q
-from tests.method.helpers import extract, make_learner, make_spec, pretrain, sampler, small_config, take_step
+from tests.helpers.learners import extract, make_learner, make_spec, pretrain, sampler, small_config, take_step
 
 F64 = {"dtype": torch.float64}
 

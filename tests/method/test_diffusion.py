@@ -5,8 +5,8 @@ import torch
 
 from drcorl_ray.method import diffusion
 from drcorl_ray.method.networks import NoiseNetwork
-from drcorl_ray.method.optim import Trainable, flat_gradients
 from drcorl_ray.method.random import Draws, Stream
+from drcorl_ray.method.train_state import Trainable, flat_gradients
 
 TIMES = torch.linspace(1e-3, 1, 500, dtype=torch.float64)
 WIDE = Draws(torch.tensor([0]), 0)

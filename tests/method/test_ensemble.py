@@ -5,7 +5,7 @@ import torch
 
 from drcorl_ray.errors import UserError
 from drcorl_ray.method.learner import Learner
-from tests.method.helpers import extract, make_learner, make_spec, make_table, pretrain, small_config
+from tests.helpers.learners import extract, make_learner, make_spec, make_table, pretrain, small_config
 
 SPEC = make_spec(3, 2)
 TABLE = make_table(200, 3, 2)

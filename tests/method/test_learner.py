@@ -8,9 +8,9 @@ import torch
 
 from drcorl_ray.method import diffusion
 from drcorl_ray.method.adaptation import REGIONS
-from drcorl_ray.method.estimation import Footprints
+from drcorl_ray.method.estimation_states import Footprints
 from drcorl_ray.method.random import Stream
-from tests.method.helpers import extract, make_learner, make_spec, make_table, pretrain, sampler, small_config, take_step
+from tests.helpers.learners import extract, make_learner, make_spec, make_table, pretrain, sampler, small_config, take_step
 
 SPEC = make_spec(3, 2)
 TABLE = make_table(200, 3, 2)

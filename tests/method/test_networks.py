@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from drcorl_ray.method.actor import Actor, fold_condition
 from drcorl_ray.method.networks import MLP, NoiseNetwork, fourier_features
-from drcorl_ray.method.optim import Trainable, flat_gradients, reduce_together
-from drcorl_ray.method.policy import Actor, fold_condition
 from drcorl_ray.method.random import Draws, Stream
+from drcorl_ray.method.train_state import Trainable, flat_gradients, reduce_together
 
 SEEDS = torch.tensor([3, 11, 4])
 

@@ -17,14 +17,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from drcorl_ray.baselines import Baseline
 from drcorl_ray.config import BASELINES
+from drcorl_ray.method.baselines import Baseline
 from drcorl_ray.method.learner import Learner
 from drcorl_ray.method.pretrainer import Pretrainer
 from drcorl_ray.method.random import Draws
 from drcorl_ray.method.runner import Runner, Step, cuda_graphs, matrix_precision
-from tests.baselines.helpers import baseline_config, feed, make_population
-from tests.method.helpers import make_learner, make_spec, make_table, pretrain, sampler, small_config, take_step
+from tests.helpers.baselines import baseline_config, feed, make_population
+from tests.helpers.learners import make_learner, make_spec, make_table, pretrain, sampler, small_config, take_step
 
 SPEC = make_spec(3, 2)
 TABLE = make_table(200, 3, 2)

@@ -9,7 +9,7 @@ import shutil
 import pytest
 from playwright.sync_api import sync_playwright
 
-from tests.report.runs import MadeSearch, make_calibration, make_curve, make_results, make_row, report
+from tests.helpers.results import MadeSearch, make_calibration, make_curve, make_results, make_row, report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next((path for path in map(shutil.which, BROWSERS) if path), None)

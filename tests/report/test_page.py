@@ -12,11 +12,11 @@ from typing import Any
 import optuna
 import pytest
 
+from drcorl_ray.report.build import read_page
+from drcorl_ray.report.optuna_views import Studied
 from drcorl_ray.report.page import Page
-from drcorl_ray.report.study import Studied
-from drcorl_ray.report.write import read_page
-from drcorl_ray.run_directory import RunDirectory
-from tests.report.runs import MadeSearch, Parsed, log_line, make_curve, make_results, make_row
+from drcorl_ray.runs.directory import RunDirectory
+from tests.helpers.results import MadeSearch, Parsed, log_line, make_curve, make_results, make_row
 
 NASTY = "</script><img src=x onerror=alert(1)>\"'&amp;<b>"
 

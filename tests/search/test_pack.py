@@ -9,19 +9,21 @@ import pytest
 import torch
 
 pytest.importorskip("ray")
-from drcorl_ray.checkpoint import load_arrays, read_json
-from drcorl_ray.data.replay import Replay
 from drcorl_ray.data.source import task_store
+from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.errors import UserError
+from drcorl_ray.io.files import load_arrays, read_json
 from drcorl_ray.method.learner import Learner
+from drcorl_ray.method.replay import Replay
 from drcorl_ray.method.runner import Runner
-from drcorl_ray.run_directory import RunDirectory, read_log
-from drcorl_ray.search.driver import open_studies, stops
+from drcorl_ray.runs.directory import RunDirectory
+from drcorl_ray.runs.metrics_log import read_log
 from drcorl_ray.search.pack import PackTrainer
 from drcorl_ray.search.plan import POPULATION, RESULT, SearchPlan
-from drcorl_ray.stages import TaskData, artifact_path
-from drcorl_ray.states import States
-from tests.tiny import pretrain_beforehand, tiny_config
+from drcorl_ray.search.setup import open_studies, stops
+from drcorl_ray.training.checkpoint import States
+from drcorl_ray.training.pretrained import artifact_path
+from tests.helpers.tiny import pretrain_beforehand, tiny_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("session_cluster")]  # for online evaluations
 

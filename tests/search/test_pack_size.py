@@ -6,13 +6,14 @@ import pytest
 import torch
 
 pytest.importorskip("ray")
-from drcorl_ray.checkpoint import read_json
 from drcorl_ray.data.source import task_store
-from drcorl_ray.run_directory import RunDirectory
+from drcorl_ray.data.task_data import TaskData
+from drcorl_ray.io.files import read_json
+from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.search.pack import PackTrainer
 from drcorl_ray.search.pack_size import PackCost, cheapest, growing, pack_size
-from drcorl_ray.stages import TaskData, artifact_path
-from tests.tiny import pretrain_beforehand, tiny_config
+from drcorl_ray.training.pretrained import artifact_path
+from tests.helpers.tiny import pretrain_beforehand, tiny_config
 
 pytestmark = pytest.mark.ray
 

@@ -7,13 +7,13 @@ from contextlib import suppress
 import pytest
 from optuna.trial import TrialState
 
-from drcorl_ray.checkpoint import read_json
 from drcorl_ray.config import SearchConfig
 from drcorl_ray.errors import UserError
+from drcorl_ray.io.files import read_json
 from drcorl_ray.search.plan import FATES, RESULT, read_packs
 from drcorl_ray.search.study import COST_CONSTRAINT, Score
-from drcorl_ray.states import STATES
-from tests.search.fakes import answer, make_plan, run, states, told
+from drcorl_ray.training.checkpoint import STATES
+from tests.helpers.fakes import answer, make_plan, run, states, told
 
 SPACE = {"k": {"low": 0.0, "high": 4.0}, "beta_0": {"low": 0.0, "high": 0.1}}
 

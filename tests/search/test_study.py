@@ -11,7 +11,7 @@ from optuna_dashboard import wsgi
 
 from drcorl_ray.config import RangeConfig, SearchConfig
 from drcorl_ray.search.study import COST_CONSTRAINT, Score, SearchStudy, _suggest, fit, grid, load_study, sampler
-from tests.search.fakes import states, told
+from tests.helpers.fakes import states, told
 
 SPACE = {
     "beta_schedule": {"choices": ["constant", "sqrt", "linear"]},

@@ -1,0 +1,129 @@
+"""`drcorl evaluate`: roll out policy files and runs on fresh episodes; tables and, where asked, JSON and videos."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Column, Table
+
+from drcorl_ray.config import Config
+from drcorl_ray.config.sections import EvaluationConfig
+from drcorl_ray.errors import UserError
+from drcorl_ray.evaluation.dsrl_protocol import EPISODES, dsrl_groups, protocol_gaps, protocol_table
+from drcorl_ray.evaluation.policy_files import Entry, Row, load_entries, score_policies
+from drcorl_ray.evaluation.seeds import EVALUATION_SEEDS
+from drcorl_ray.io.console import progress_bars, wide_console
+from drcorl_ray.io.files import write_bytes, write_json
+from drcorl_ray.io.storage import storage_path
+
+
+def evaluate_files(paths: Sequence[str], config: Config) -> None:
+    """Roll out policy files, and all those of run directories, and print a row for each.
+
+    evaluation.protocol=dsrl prints DSRL's means too. evaluation.output=FOLDER writes FOLDER/evaluation.json, schema 1: `run`
+    and `rows` as in results.json, a row also with name, safe, return_range and its episodes' seeds, returns, costs, lengths;
+    `groups` as of `dsrl_groups`. evaluation.video=true writes FOLDER/NAME.gif. UserError on anything the user can mend.
+    """
+    began, settings = time.monotonic(), config.evaluation
+    folder = _output_folder(settings)
+    entries = load_entries(paths)
+    seeds = range(EVALUATION_SEEDS, EVALUATION_SEEDS + settings.episodes)
+    with progress_bars() as bars:
+        rows = score_policies(entries, seeds, bars)
+    screen = wide_console()
+    screen.print(_table(rows))
+    groups = dsrl_groups(rows) if settings.protocol == "dsrl" else []
+    if groups:
+        screen.print(protocol_table(groups))
+    for note in [*_notes(entries), *protocol_gaps(groups)]:
+        screen.print(escape(note), highlight=False, soft_wrap=True)
+    if folder is None:
+        return
+    from drcorl_ray.runs.provenance import describe_results  # imports torch, which takes seconds
+
+    write_json(
+        folder / "evaluation.json",
+        describe_results(rows, time.monotonic() - began, {"protocol": settings.protocol}) | {"groups": groups},
+    )
+    if settings.video:
+        with progress_bars() as bars:
+            failures = _record(entries, rows, folder, bars)
+        for failure in failures:
+            screen.print(escape(failure), highlight=False, soft_wrap=True)
+
+
+def _output_folder(settings: EvaluationConfig) -> Path | None:
+    """Where JSON and videos go, made now; UserError where that, or what was asked for, cannot be."""
+    if settings.protocol == "dsrl" and settings.episodes != EPISODES:
+        raise UserError(f"evaluation.protocol=dsrl has {EPISODES} episodes a policy; leave out evaluation.episodes")
+    if settings.output is None:
+        if settings.video:
+            raise UserError("evaluation.video=true needs a folder for its files: add evaluation.output=FOLDER")
+        return None
+    folder = storage_path(settings.output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"evaluation.output: cannot make the folder {folder} ({error.strerror})") from error
+    return folder
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    table = Table(
+        Column("policy", overflow="fold"),
+        "task",
+        "limit",
+        "return",
+        "episode\ncost",
+        "normalised\nreward",
+        "normalised\ncost",
+        "safe",
+        "length",
+    )
+    for row in rows:
+        reward = row["normalized_reward"]
+        table.add_row(
+            escape(row["name"]), row["task"], f"{row['cost_limit']:g}", f"{row['reward_mean']:.1f} ± {row['reward_std']:.1f}",
+            f"{row['cost_mean']:.1f} ± {row['cost_std']:.1f}", "–" if reward is None else f"{reward:.3f}",
+            f"{row['normalized_cost']:.2f}", "yes" if row["safe"] else "no", f"{row['length_mean']:.0f}",
+            style="green" if row["safe"] else "red",
+        )  # fmt: skip
+    return table
+
+
+def _notes(entries: Sequence[Entry]) -> list[str]:
+    """One line on the policies whose files do not know the returns of their dataset."""
+    old = [entry for entry in entries if not entry.knows_returns]
+    if not old:
+        return []
+    ranges = {
+        entry.task.name: "unknown" if entry.return_range is None else "{:g} to {:g}".format(*entry.return_range)
+        for entry in old
+    }
+    used = ", ".join(f"{task} {known}" for task, known in ranges.items())
+    who = old[0].name if len(old) == 1 else f"{len(old)} policies"
+    return [f"{who}: no return range of the dataset in the file; reward normalised by the task's reference ({used})"]
+
+
+def _record(entries: Sequence[Entry], rows: Sequence[Row], folder: Path, bars: Progress) -> list[str]:
+    """Write the GIF of each policy's first episode; a line for each reason why there is none."""
+    from drcorl_ray.evaluation.video import record_episode  # matplotlib takes a second to import
+
+    failures: dict[str, None] = {}
+    bar = bars.add_task("videos", total=len(entries), note="")
+    for entry, row in zip(entries, rows, strict=True):
+        try:
+            total, content = record_episode(entry.policy, entry.task, row["seeds"][0], row["lengths"][0])
+            if total != row["returns"][0]:
+                raise UserError(
+                    f"{entry.name}: no video, the episode did not come out again ({total} for {row['returns'][0]})"
+                )
+            write_bytes(folder / f"{entry.name}.gif", content)
+        except UserError as error:
+            failures[str(error)] = None
+        bars.advance(bar)
+    return list(failures)

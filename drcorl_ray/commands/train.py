@@ -1,0 +1,101 @@
+"""A training run from configuration to report: data, pretraining, extraction, baselines, evaluation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import ray
+
+from drcorl_ray.commands.common import finish, open_task
+from drcorl_ray.config import Config, MemberConfig
+from drcorl_ray.data.task_data import TaskData
+from drcorl_ray.distributed import comparison
+from drcorl_ray.distributed.cluster import connect
+from drcorl_ray.distributed.pretraining import pretrain
+from drcorl_ray.distributed.ray_train import extract
+from drcorl_ray.distributed.rollout_pool import RolloutPool
+from drcorl_ray.errors import UserError
+from drcorl_ray.evaluation.curves import load_curve_point, roll_out_curves
+from drcorl_ray.evaluation.references import best_safe_episodes, data_episodes
+from drcorl_ray.evaluation.scoring import Records, Selection, member_candidate, score
+from drcorl_ray.evaluation.seeds import FRESH_SEEDS, episode_seeds
+from drcorl_ray.io.console import console, progress_bars
+from drcorl_ray.policy.loading import load_population
+from drcorl_ray.policy.population import PopulationPolicy
+from drcorl_ray.runs.directory import RunDirectory
+from drcorl_ray.runs.progress import Watcher
+from drcorl_ray.runs.tracking import Tracker
+from drcorl_ray.training.pretrained import pretrain_seeds
+
+
+def train(config: Config) -> RunDirectory:
+    """launch/train.py: every member of the population on the one task; UserError on anything the user can mend."""
+    started = time.monotonic()
+    if len(config.tasks) != 1:
+        raise UserError(f"task.name lists {len(config.tasks)} tasks; launch/train.py takes one, launch/tune.py takes several")
+    data = open_task(config, config.tasks[0])
+    run = RunDirectory.prepare(config)
+    members = config.members()
+    connect()
+    _name_idle_cpus(config)
+    with (
+        run.alone(),
+        progress_bars() as bars,
+        Tracker(config, run) as tracker,
+        Watcher(run, bars, tracker.log),
+        RolloutPool.of(config) as pool,
+    ):
+        waits = config.scaling.use_gpu  # for the GPU that the main job holds, and would wait for
+        pending = None if waits else comparison.start(config, data, run, members)
+        artifacts = pretrain(config, data, run, pretrain_seeds(members))
+        population = extract(config, data, run, members, artifacts)
+        pending = comparison.start(config, data, run, members) if waits else pending
+        rows = evaluate_population(config, data, run, members, population, pool)
+        rows += comparison.rows(data, run, pending, pool, episode_seeds(FRESH_SEEDS, config.evaluation.episodes))
+        curve, calibration = roll_out_curves(
+            config, data, members, lambda step: load_curve_point(run.curve(data.task.name, step)), pool
+        )
+    references = best_safe_episodes(data, [member.cost_limit for member in members])
+    measured = {"curves": [curve], "calibration": [calibration], "references": references}
+    finish(run, rows, started, measured | {"data_episodes": [data_episodes(data)]})
+    return run
+
+
+def _name_idle_cpus(config: Config) -> None:
+    """Say how to use them, where a training on CPUs would leave half of a machine's or more without work."""
+    cpus = int(max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]))
+    booked, threads = config.scaling.workers * config.scaling.cpus_per_worker, cpus // config.scaling.workers
+    if not config.scaling.use_gpu and 2 * booked <= cpus:
+        console.print(f"training on {booked:g} of {cpus} CPUs; scaling.cpus_per_worker={threads} uses more")
+
+
+def evaluate_population(
+    config: Config, data: TaskData, run: RunDirectory, members: Sequence[MemberConfig], population: Path, pool: RolloutPool
+) -> Records:
+    """Rows of the last policies on fresh episodes, and of those that online evaluations chose during the training.
+
+    A member that diverged has none, and is named.
+    """
+    policies, meta = load_population(population)
+    sound = [member for member, finite in enumerate(meta["finite"]) if finite]
+    for member in sorted(set(range(policies.members)) - set(sound)):
+        console.print(f"[red]{data.task.name}: member {member} diverged (non-finite weights) and is left out")
+
+    def rows(policies: PopulationPolicy, places: Sequence[int], selection: Selection, suffix: str = "") -> Records:
+        if not places:
+            return []
+        stats = pool.evaluate(policies, data.task, episode_seeds(FRESH_SEEDS, config.evaluation.episodes))
+        taken = [(meta["online_episodes"][place], meta["appended_transitions"][place]) for place in places]
+        candidates = [
+            member_candidate(config, members[place], *numbers, selection) for place, numbers in zip(places, taken, strict=True)
+        ]
+        labels = [f"{config.run.algorithm}-{place:03d}{suffix}" for place in places]
+        return score(run, data, policies, candidates, stats, labels, places)
+
+    last = rows(policies.select(sound), sound, "last")
+    if not run.online_best(data.task.name).exists():
+        return last
+    best, chosen = load_population(run.online_best(data.task.name))
+    return last + rows(best, chosen["members"], "online_best", "-online-best")

@@ -1,0 +1,89 @@
+"""A search from configuration to report: pretraining once per task and seed, packs, winners on fresh seeds, what it cost."""
+
+from __future__ import annotations
+
+import time
+
+from drcorl_ray.commands.common import finish, open_task
+from drcorl_ray.config import Config
+from drcorl_ray.data.task_data import TaskData
+from drcorl_ray.distributed import comparison
+from drcorl_ray.distributed.cluster import connect
+from drcorl_ray.distributed.pretraining import pretrain_tasks
+from drcorl_ray.distributed.ray_tune import check_room, run_packs
+from drcorl_ray.distributed.rollout_pool import RolloutPool
+from drcorl_ray.errors import UserError
+from drcorl_ray.evaluation.references import best_safe_episodes, data_episodes
+from drcorl_ray.evaluation.seeds import FRESH_SEEDS, episode_seeds
+from drcorl_ray.io.console import console, progress_bars
+from drcorl_ray.runs.directory import RunDirectory
+from drcorl_ray.runs.progress import Watcher
+from drcorl_ray.runs.tracking import Tracker
+from drcorl_ray.search.accounting import Ledger
+from drcorl_ray.search.finished_study import SearchRecord
+from drcorl_ray.search.pack import PackTrainer
+from drcorl_ray.search.pack_size import pack_size
+from drcorl_ray.search.plan import SearchPlan
+from drcorl_ray.search.setup import describe_search, evaluate_search, open_studies, reference_members, stops
+from drcorl_ray.search.wandb_members import MemberRuns
+from drcorl_ray.search.winners import fresh_episodes
+from drcorl_ray.training.pretrained import pretrain_seeds
+
+
+def search(config: Config) -> RunDirectory:
+    """launch/tune.py: search the member configurations of all tasks; UserError on anything the user can mend."""
+    started, ledger = time.monotonic(), Ledger()
+    if config.data.window_rows is not None:
+        raise UserError("data.window_rows: packs hold their whole dataset on the device; leave it out, or use launch/train.py")
+    tasks = open_tasks(config)
+    run = RunDirectory.prepare(config)
+    by_name = {data.task.name: data for data in tasks}
+    studies = open_studies(config, run, list(by_name))
+    connect()
+    check_room(config.scaling)
+    with (
+        run.alone(),
+        progress_bars() as bars,
+        Tracker(config, run) as tracker,
+        Watcher(run, bars, lambda line: tracker.log(line) if line["stage"] == "pretrain" else None),
+        MemberRuns(config, run, tracker),
+        RolloutPool.of(config) as pool,
+    ):
+        with ledger.phase("pretraining"):
+            artifacts = pretrain_tasks(config, tasks, run, pretrain_seeds(reference_members(config)))
+        stores = {name: (data.task, data.store) for name, data in by_name.items()}
+        trainer = PackTrainer(config, run, stores, dict(zip(stores, artifacts, strict=True)))
+        size = pack_size(trainer, max(study.configurations for study, _ in studies))
+        cpus = config.scaling.cpus_per_worker
+        begin = lambda: [comparison.start(config, data, run, reference_members(config), cpus) for data in tasks]  # noqa: E731
+        compared = [] if config.scaling.use_gpu else begin()  # a GPU is the packs' first
+        run_packs(trainer, [SearchPlan(study, run.packs, judges, stops(config), size) for study, judges in studies])
+        compared = compared or begin()
+        with ledger.phase("evaluation"):
+            records = [SearchRecord.read(config, run, study, [by_name[name] for name in judges]) for study, judges in studies]
+            rows, curves, calibration = evaluate_search(records, pool)
+            for data, pending in zip(tasks, compared, strict=True):
+                seeds = episode_seeds(FRESH_SEEDS, fresh_episodes(config, data.task))
+                rows += comparison.rows(data, run, pending, pool, seeds)
+    limits = [row["cost_limit"] for row in rows]
+    references = [reference for data in tasks for reference in best_safe_episodes(data, limits)]
+    described = describe_search(records, ledger.cost(records, time.monotonic() - started))
+    measured = {"curves": curves, "calibration": calibration, "references": references}
+    finish(run, rows, started, measured | {"data_episodes": list(map(data_episodes, tasks)), "search": described})
+    return run
+
+
+def open_tasks(config: Config) -> list[TaskData]:
+    """The tasks' data; one that is not available is left out where the user said so. UserError where none is left."""
+    tasks, reasons = [], []
+    for name in config.tasks:
+        try:
+            tasks.append(open_task(config, name))
+        except UserError as error:
+            if not config.task.skip_unavailable:
+                raise
+            reasons.append(error)
+            console.print(f"[yellow]{name} is left out: {error}")
+    if not tasks:
+        raise UserError(f"task.name: none of the {len(reasons)} tasks is available (the last one: {reasons[-1]})")
+    return tasks

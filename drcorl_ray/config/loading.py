@@ -1,0 +1,79 @@
+"""Reading and writing configurations: defaults < preset (`run.preset`) < YAML files in order < `section.key=value`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from drcorl_ray.config import Config, validate
+from drcorl_ray.config.presets import PRESETS
+from drcorl_ray.errors import UserError
+
+
+def load_config(arguments: Sequence[str] = (), default_file: Path | None = None) -> Config:
+    """Config from command-line arguments `[CONFIG.yaml …] [section.key=value …]`; UserError on anything invalid."""
+    files = [Path(argument) for argument in arguments if "=" not in argument]
+    if not files and default_file is not None:
+        files = [default_file]
+    content = functools.reduce(_merge, (read_yaml(file) for file in files), {})
+    overrides = _parse_overrides(argument for argument in arguments if "=" in argument)
+    explicit = _merge(content, overrides)
+    run = explicit.get("run")
+    preset = run.get("preset") if isinstance(run, Mapping) else None
+    base = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
+    return validate(Config, _merge(base, explicit), ", ".join(map(str, files)) or "arguments")
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file (plain data alone: no tags are obeyed); UserError where it holds something else."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or error}); settings are written section.key=value"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{path}: not a text file ({error})") from error
+    content = _parse_yaml(text, str(path))
+    if not isinstance(content, dict | None):
+        raise UserError(f"{path}: a mapping of sections expected, got {type(content).__name__}")
+    return content or {}
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    # PyYAML's constructors leak these for "2020-13-45", "!!bool x", "!!timestamp x", integers of 5000 digits, deep nesting
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(f"{where}: not valid YAML ({error})") from error
+
+
+def _parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for argument in arguments:
+        dotted, text = argument.split("=", 1)
+        *parents, key = dotted.lstrip("-").split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise UserError(f"{argument}: {parent} was already given a value")
+        node[key] = _parse_yaml(text, argument)
+    return tree
+
+
+def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged

@@ -1,0 +1,72 @@
+"""Checks a cluster file of `ray up` before any machine is paid for: Ray's own schema, and what a run on it will ask for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from drcorl_ray.config import Config
+from drcorl_ray.config.loading import read_yaml
+from drcorl_ray.errors import UserError
+from drcorl_ray.io.storage import is_remote, storage_path
+
+UNFILLED = "CHANGE-ME"
+
+
+def check_cluster(path: Path, config: Config) -> list[str]:
+    """What the cluster has, a line a type of machine. UserError where Ray or a run of `config` would refuse it.
+
+    Nothing is asked of the network, so the names of machine types, images and regions are not checked.
+    """
+    cluster = _by_rays_schema(path)
+    local = cluster["provider"]["type"] == "local"
+    machines = {} if local else _machines(path, cluster)
+    if machines:
+        for purpose, wanted in _booked(config).items():
+            if not any(all(has.get(name, 0) >= amount for name, amount in wanted.items()) for has in machines.values()):
+                raise UserError(f"{path}: no type of machine has what {purpose} books ({wanted}); change it or scaling")
+    storage = storage_path(config.run.storage)
+    if not is_remote(storage) and not (local and storage.is_absolute()):
+        needed = "an absolute path that all of them mount, or s3://…" if local else "an object store: s3://… or gs://…"
+        raise UserError(f"run.storage={config.run.storage} is not shared by the machines of {path}; it must be {needed}")
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if UNFILLED in line:
+            raise UserError(f"{path}:{number}: fill in {UNFILLED} ({line.strip()})")
+    if UNFILLED in config.run.storage:
+        raise UserError(f"run.storage={config.run.storage}: fill in {UNFILLED}")
+    return [f"{name}: {has}" for name, has in machines.items()] or [
+        f"a head and {len(cluster['provider']['worker_ips'])} more"
+    ]
+
+
+def _by_rays_schema(path: Path) -> dict[str, Any]:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    logging.getLogger("ray.autoscaler").setLevel(logging.ERROR)
+    content = read_yaml(path)
+    try:
+        prepared = prepare_config(content)
+        validate_config(prepared)
+    except Exception as error:  # whatever Ray's checks meet in a malformed file
+        reason = " ".join(str(getattr(error, "message", error)).split())[:300]
+        raise UserError(f"{path}: not a cluster file of this Ray ({reason or type(error).__name__})") from error
+    return prepared
+
+
+def _machines(path: Path, cluster: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """{type: its resources}; the head's must be no work."""
+    types = {name: dict(node.get("resources") or {}) for name, node in cluster["available_node_types"].items()}
+    head = cluster["head_node_type"]
+    if types[head].get("CPU") != 0:
+        raise UserError(f"{path}: {head} would train and roll out beside the driver; give it resources: {{CPU: 0}}")
+    return types
+
+
+def _booked(config: Config) -> dict[str, dict[str, float]]:
+    from drcorl_ray.distributed.ray_tune import pack_resources
+
+    scaling = config.scaling
+    actor = {"CPU": scaling.cpus_per_actor} | scaling.actor_resources
+    return {"a pack": pack_resources(scaling), "a rollout actor": actor}

@@ -1,0 +1,95 @@
+"""Pretraining by Ray Train: once per task and seed, shared between runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
+from pathlib import Path
+
+import ray.train.collective
+
+from drcorl_ray.config import Config
+from drcorl_ray.data.task_data import TaskData
+from drcorl_ray.distributed.ray_train import _fit
+from drcorl_ray.method.pretrainer import Pretrainer
+from drcorl_ray.runs.directory import RunDirectory
+from drcorl_ray.training.build import Placement, Stage, build_pretrainer
+from drcorl_ray.training.pretrained import _locked, _missing, artifact_path, save_artifacts
+
+
+def pretrain(
+    config: Config,
+    data: TaskData,
+    run: RunDirectory,
+    seeds: Sequence[int],
+    log: Path | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> list[Path]:
+    """The pretrained artifacts of a task, one per seed: those in run.storage if sound, the others made by one Ray Train job.
+
+    Of several runs that want the same one at once, the first to lock it makes it and the others wait for it (until
+    `cancelled`); the lock goes with its process. Baselines start from none.
+    """
+    if config.run.algorithm != "drcorl":
+        return []
+    root, precision = config.run.storage_folder, config.scaling.precision
+    paths = {seed: artifact_path(root, data, config.pretrain, seed, precision) for seed in seeds}
+    if missing := _missing(paths):
+        with ExitStack() as locks:
+            for seed in sorted(missing):
+                locks.enter_context(_locked(missing[seed], data.task.name, cancelled))
+            if missing := _missing(paths):  # another run may have made them meanwhile
+                _make_artifacts(config, data, run, missing, log or run.metrics)
+    return list(paths.values())
+
+
+def pretrain_tasks(
+    config: Config, tasks: Sequence[TaskData], run: RunDirectory, seeds: Sequence[int]
+) -> list[tuple[Path, ...]]:
+    """`pretrain` for every task, as many at a time as the cluster has room for beside Ray Data's own work.
+
+    Ctrl-C and the first error end them all; what they had reported is gone on from by a resumed run.
+    """
+
+    def one(data: TaskData) -> tuple[Path, ...]:
+        return tuple(pretrain(config, data, run, seeds, run.pretraining_log(data.task.name), cancelled.is_set))
+
+    cancelled = threading.Event()
+    room = min(_room(config), len(tasks))
+    if room == 1:  # in the main thread Ray Train answers a Ctrl-C itself
+        return [one(data) for data in tasks]
+    threads = ThreadPoolExecutor(room)
+    jobs = [threads.submit(one, data) for data in tasks]
+    try:
+        for job in as_completed(jobs):
+            job.result()
+    except BaseException:
+        cancelled.set()
+        threads.shutdown(wait=False, cancel_futures=True)
+        ray.shutdown()
+        raise
+    return [job.result() for job in jobs]
+
+
+def _room(config: Config) -> int:
+    """Train jobs that fit side by side. One more than fits would wait for its workers until Ray Train gives up."""
+    scaling, cluster = config.scaling, ray.available_resources()
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    elsewhere = sum(has.get("CPU", 0.0) for has in machines if not scaling.worker_resources.keys() <= has.keys())
+    rooms = [(cluster.get("CPU", 1.0) - elsewhere - 1.0) / (scaling.workers * scaling.cpus_per_worker)]
+    if scaling.use_gpu:
+        rooms.append(cluster.get("GPU", 1.0) / scaling.workers)
+    return max(1, int(min(rooms)))
+
+
+def _make_artifacts(config: Config, data: TaskData, run: RunDirectory, paths: Mapping[int, Path], log: Path) -> None:
+    def build(config: Config, data: TaskData, placement: Placement) -> Stage:
+        return build_pretrainer(config, data, list(paths), placement)
+
+    def finish(stage: Stage) -> None:
+        assert isinstance(stage, Pretrainer)
+        save_artifacts(paths, stage)
+
+    _fit(config, data, run, log, "pretrain", paths.values(), build, finish)

@@ -1,0 +1,273 @@
+"""The plain evaluation of rollout.py spread over Ray actors: the same episodes, whoever runs them and whoever dies."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+from drcorl_ray.config import Config
+from drcorl_ray.errors import UserError
+from drcorl_ray.evaluation.rollout import MAX_ENVIRONMENTS, Rollouts, blocks, check_evaluation, roll_out_in
+from drcorl_ray.policy.population import PopulationPolicy
+from drcorl_ray.tasks.envs import Simulator, make_simulator
+from drcorl_ray.tasks.registry import Task, get_task
+from drcorl_ray.tasks.scores import EpisodeStats
+
+Charge = Callable[[Sequence[int], int], Sequence[int]]
+
+_POLL_S = 1.0
+_SIGN_OF_LIFE_S = 30.0  # of an actor that worked before
+_SMALL_JOB = 8  # episodes; measured in docs/performance.md
+_DEATHS = 20  # of the processes that ran one job; its own mistakes end a rollout much earlier
+
+
+class RolloutActor:
+    """What a rollout process does. It keeps the last task's simulator, and nothing that could change a result."""
+
+    def __init__(self) -> None:
+        self._task: Task | None = None
+        self._simulator: Simulator | None = None
+
+    def ready(self) -> None:
+        """Answers once the process is up."""
+
+    def run(self, policies: PopulationPolicy, members: slice, task: Task, seeds: Sequence[int], record: int) -> Rollouts:
+        if self._simulator is None or task != self._task:
+            if self._simulator is not None:
+                self._simulator.close()
+            self._simulator, self._task = None, task
+            self._simulator = make_simulator(task)
+        chosen = policies.select(range(policies.members)[members])
+        return roll_out_in(self._simulator, chosen, task, seeds, record)
+
+
+@dataclass(frozen=True)
+class _Job:
+    members: slice
+    episodes: slice
+    failures: int = 0
+    deaths: int = 0
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call under way: a job on an actor or, where the job is None, a sign of life asked of it; starting: its first one."""
+
+    actor: Any
+    job: _Job | None
+    deadline: float
+    starting: bool = False
+
+
+class RolloutPool:
+    """Rollouts by `actors` processes, started when first needed; one rollout at a time, a second one waits.
+
+    A job whose actor raises or takes longer than `job_timeout_s` is run again by another actor, at most `retries` times; one
+    whose actor dies, twenty times. An actor that waits for a CPU holds up nothing while others work, and one that starts late,
+    on a node that joined meanwhile, takes its share. Ray is started if it is not running.
+
+    Ray 2.60: actors beyond the cluster's CPUs stay pending without a word, hence `cpus_per_actor` 0 by default; on a
+    cluster that grows by demand (`ray up`) give a real number, and `start_timeout_s` the time a new node needs.
+    resources: custom ones that an actor books of its node.
+    """
+
+    def __init__(
+        self,
+        actors: int,
+        *,
+        cpus_per_actor: float = 0.0,
+        resources: Mapping[str, float] = MappingProxyType({}),
+        job_timeout_s: float = 900.0,
+        start_timeout_s: float = 300.0,
+        retries: int = 3,
+    ) -> None:
+        if actors < 1:
+            raise UserError(f"evaluation.actors is {actors}; a rollout pool needs at least 1")
+        import ray
+
+        self._ray: Any = ray
+        self._size, self._retries = actors, retries
+        self._job_timeout_s, self._start_timeout_s = job_timeout_s, start_timeout_s
+        self._asked = f"{cpus_per_actor:g} CPUs" + "".join(f" on a node with {name!r}" for name in resources)
+        self._new_actor: Any = ray.remote(RolloutActor).options(
+            num_cpus=cpus_per_actor,
+            resources=dict(resources),
+            max_restarts=0,
+            max_task_retries=0,
+            scheduling_strategy="SPREAD",
+        )
+        self._idle: list[Any] = []
+        self._calls: dict[Any, _Call] = {}
+        self._thread = ThreadPoolExecutor(1, "rollouts")
+        self._busy, self._closed = threading.Lock(), threading.Event()
+
+    @classmethod
+    def of(cls, config: Config) -> RolloutPool:
+        scaling = config.scaling
+        return cls(config.evaluation.actors, cpus_per_actor=scaling.cpus_per_actor, resources=scaling.actor_resources)
+
+    def __enter__(self) -> RolloutPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all actors, for good, and a rollout that was started and is not done."""
+        self._closed.set()
+        with self._busy:
+            self._end_actors()
+
+    def _end_actors(self) -> None:
+        for actor in [*self._idle, *(call.actor for call in self._calls.values())]:
+            self._ray.kill(actor)
+        self._idle.clear()
+        self._calls.clear()
+
+    def evaluate(self, policies: PopulationPolicy, task: Task | str, seeds: Sequence[int]) -> EpisodeStats:
+        """As the plain `evaluate`, with its errors; RuntimeError once a job has failed too often."""
+        return self.roll_out(policies, task, seeds).stats
+
+    def start(
+        self,
+        policies: PopulationPolicy,
+        task: Task | str,
+        seeds: Sequence[int],
+        *,
+        record: int = 0,
+        charge: Charge | None = None,
+    ) -> Future[Rollouts]:
+        """`roll_out` beside the caller's own work."""
+        return self._thread.submit(self.roll_out, policies, task, seeds, record=record, charge=charge)
+
+    def roll_out(
+        self,
+        policies: PopulationPolicy,
+        task: Task | str,
+        seeds: Sequence[int],
+        *,
+        record: int = 0,
+        charge: Charge | None = None,
+    ) -> Rollouts:
+        """One episode per member and seed, with the trajectories of each member's first `record` ones.
+
+        charge: called with members and a number of episodes before these begin, also when they begin once more because an
+        actor was lost; returns how many each of the members may have. Those that are not granted do not run.
+        """
+        task = get_task(task) if isinstance(task, str) else task
+        check_evaluation(policies, seeds)
+        with self._busy:
+            try:
+                return self._roll_out(policies, task, [int(seed) for seed in seeds], record, charge)
+            except BaseException:
+                self._end_actors()
+                raise
+
+    def _roll_out(
+        self, policies: PopulationPolicy, task: Task, seeds: list[int], record: int, charge: Charge | None
+    ) -> Rollouts:
+        rollouts = Rollouts.empty(policies.members, seeds)
+        size = self._job_size(rollouts.ran.size)
+        waiting = deque(_Job(*block) for block in blocks(policies.members, len(seeds), size))
+        granted: deque[_Job] = deque()
+        shipped = self._ray.put(policies)
+        lost_starts = 0
+        while self._idle:
+            self._greet(self._idle.pop(), starting=False)
+        while waiting or granted or any(call.job for call in self._calls.values()):
+            if self._closed.is_set():
+                raise RuntimeError("the rollout pool was closed")
+            while len(self._idle) + len(self._calls) < self._size:
+                self._greet(self._new_actor.remote(), starting=True)
+            while self._idle and (waiting or granted):
+                if not granted:
+                    granted.extend(_granted(waiting.popleft(), charge))
+                    continue
+                job, actor = granted.popleft(), self._idle.pop()
+                recorded = max(0, record - job.episodes.start)
+                call = actor.run.remote(shipped, job.members, task, seeds[job.episodes], recorded)
+                self._calls[call] = _Call(actor, job, time.monotonic() + self._job_timeout_s)
+            if not self._calls:
+                continue
+            for job, outcome in self._ended():
+                if isinstance(outcome, UserError):
+                    raise UserError(str(getattr(outcome, "cause", outcome)))
+                if job is None:
+                    lost_starts = lost_starts + 1 if isinstance(outcome, Exception) else lost_starts
+                    if lost_starts > self._size + _DEATHS:
+                        raise RuntimeError(f"{task.name}: {lost_starts} rollout actors were lost; the last: {outcome}")
+                elif isinstance(outcome, Exception):
+                    waiting.append(self._again(job, outcome, task))
+                else:
+                    rollouts.store(job.members, job.episodes, outcome)
+                    lost_starts = 0
+        return rollouts
+
+    def _job_size(self, episodes: int) -> int:
+        """Episodes of a job: four rounds of jobs, so that a slow one delays little, but few small ones, which step slowly."""
+        round_of_all, quarter = math.ceil(episodes / self._size), math.ceil(episodes / (4 * self._size))
+        return min(max(quarter, min(_SMALL_JOB, round_of_all)), MAX_ENVIRONMENTS)
+
+    def _again(self, job: _Job, error: Exception, task: Task) -> _Job:
+        """A lost job, to be run once more; RuntimeError where that has been tried often enough."""
+        if isinstance(error, self._ray.exceptions.ActorDiedError | self._ray.exceptions.ActorUnavailableError):
+            job = replace(job, deaths=job.deaths + 1)
+        else:
+            job = replace(job, failures=job.failures + 1)
+        if job.failures > self._retries or job.deaths > _DEATHS:
+            failed = job.failures + job.deaths
+            raise RuntimeError(f"{task.name}: rollouts failed {failed} times; the last time: {error}") from error
+        return job
+
+    def _greet(self, actor: Any, *, starting: bool) -> None:
+        patience = self._start_timeout_s if starting else min(_SIGN_OF_LIFE_S, self._job_timeout_s)
+        self._calls[actor.ready.remote()] = _Call(actor, None, time.monotonic() + patience, starting)
+
+    def _ended(self) -> Iterator[tuple[_Job | None, Any]]:
+        """Jobs (None for a sign of life) whose call ended or is overdue, with the result or the exception.
+
+        Afterwards the call's actor is idle or, after an exception, killed. An actor may be late to start as long as
+        another one works; UserError where none does.
+        """
+        done, waiting = self._ray.wait(list(self._calls), timeout=_POLL_S)
+        now = time.monotonic()
+        overdue = [reference for reference in waiting if now > self._calls[reference].deadline]
+        late_starts = [reference for reference in overdue if self._calls[reference].starting]
+        if late_starts and len(late_starts) == len(self._calls):
+            raise UserError(
+                f"no rollout actor started within {self._start_timeout_s:.0f} s; each asks for {self._asked}: "
+                "free as much, or change scaling.cpus_per_actor and scaling.actor_resource"
+            )
+        for reference in [*done, *(reference for reference in overdue if reference not in late_starts)]:
+            call = self._calls.pop(reference)
+            try:
+                outcome = self._ray.get(reference, timeout=0)
+                self._idle.append(call.actor)
+            except self._ray.exceptions.RayError as error:
+                outcome = error
+                self._ray.kill(call.actor)
+            yield call.job, outcome
+
+
+def _granted(job: _Job, charge: Charge | None) -> list[_Job]:
+    """The job where its episodes are granted in full; else what each of its members may have of it."""
+    if charge is None:
+        return [job]
+    episodes = job.episodes.stop - job.episodes.start
+    members = range(job.members.start, job.members.stop)
+    given = charge(members, episodes)
+    if all(count == episodes for count in given):
+        return [job]
+    first = job.episodes.start
+    return [
+        replace(job, members=slice(member, member + 1), episodes=slice(first, first + count))
+        for member, count in zip(members, given, strict=True)
+        if count
+    ]

@@ -1,0 +1,125 @@
+"""True reward and cost of the policies along a training, measured afterwards: nothing is chosen by them.
+
+Beside them stands what the critics expected of the same policies, so that a user sees how far to trust offline estimates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from drcorl_ray.config import Config, MemberConfig
+from drcorl_ray.data.task_data import TaskData
+from drcorl_ray.distributed.rollout_pool import RolloutPool
+from drcorl_ray.evaluation.scoring import mean_scores
+from drcorl_ray.evaluation.seeds import CURVE_SEEDS
+from drcorl_ray.policy.loading import load_population
+from drcorl_ray.policy.population import PopulationPolicy
+from drcorl_ray.training.build import Population
+
+CALIBRATED_K = (0.0, 1.0, 2.0, 3.0, 4.0)  # standard deviations of the estimates that are compared with the truth; 0: the mean
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A population on its way, and the critics' estimate of its episode cost: mean and deviation [P], nan where not finite."""
+
+    policies: PopulationPolicy
+    offline_mean: np.ndarray
+    offline_deviation: np.ndarray
+
+    def select(self, members: Sequence[int]) -> CurvePoint:
+        index = list(members)
+        return CurvePoint(self.policies.select(index), self.offline_mean[index], self.offline_deviation[index])
+
+
+PointAt = Callable[[int], CurvePoint]
+
+
+def curve_steps(config: Config) -> list[int]:
+    """Extraction steps at which the population is kept for the curves: from the cloned start, on reports' steps."""
+    training, grid = config.training, config.scaling.report_steps
+    total, points = training.total_steps, config.evaluation.curve_points
+    wanted = (training.warm_up + training.steps * i / points for i in range(points + 1 if points else 0))
+    return sorted({min(total, -(-int(step) // grid) * grid) for step in wanted} - {0})
+
+
+def save_curve_point(path: Path, learner: Population) -> None:
+    mean, deviation = (values.cpu().numpy() for values in learner.offline_estimate())
+    _save(path, CurvePoint(learner.policies(), mean, deviation))
+
+
+def join_curve_points(path: Path, parts: Sequence[Path]) -> None:
+    """Write as one the points of populations that were trained apart."""
+    points = [load_curve_point(part) for part in parts]
+    mean, deviation = (np.concatenate(x) for x in zip(*((p.offline_mean, p.offline_deviation) for p in points), strict=True))
+    _save(path, CurvePoint(PopulationPolicy.join([point.policies for point in points]), mean, deviation))
+
+
+def _save(path: Path, point: CurvePoint) -> None:
+    meta = {"offline_mean": _nested(point.offline_mean), "offline_deviation": _nested(point.offline_deviation)}
+    point.policies.save_population(path, meta)
+
+
+def load_curve_point(path: Path) -> CurvePoint:
+    policies, meta = load_population(path)
+    mean, deviation = (np.array(meta[name], np.float64) for name in ("offline_mean", "offline_deviation"))
+    return CurvePoint(policies, mean, deviation)
+
+
+def roll_out_curves(
+    config: Config, data: TaskData, members: Sequence[MemberConfig], point_at: PointAt, pool: RolloutPool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The entries "curves" and "calibration" of results.json, for P members and the K steps of `curve_steps`.
+
+    curve: task, steps [K], numbers [P] of the members, normalized_reward, normalized_cost [P][K]. calibration: task, steps,
+    episodes, k; members (labels), modes, cost_limits, member_k [P]; estimates [P][k][K] and own_estimates [P][K] of the
+    episode cost; true_cost, true_cost_se [P][K]. A policy that is not finite has no value.
+    """
+    episodes = config.evaluation.curve_episodes
+    seeds = range(CURVE_SEEDS, CURVE_SEEDS + episodes)
+    limits, steps = [member.cost_limit for member in members], curve_steps(config)
+    measured = np.full((len(steps), 4, len(members)), np.nan)  # normalised reward and cost, cost and its standard error
+    expected = np.full((len(steps), 2, len(members)), np.nan)
+    for place, step in enumerate(steps):
+        point = point_at(step)
+        expected[place] = point.offline_mean, point.offline_deviation
+        finite = np.flatnonzero(point.policies.finite()).tolist()
+        if finite:
+            stats = pool.evaluate(point.policies.select(finite), data.task, seeds)
+            reward, cost = mean_scores(data, stats, [limits[member] for member in finite])
+            error = stats.costs.std(axis=1) / math.sqrt(episodes)
+            measured[place][:, finite] = reward, cost, stats.costs.mean(axis=1), error
+    reward, cost, true_cost, error = measured.transpose(1, 2, 0)
+    mean, deviation = expected.transpose(1, 2, 0)
+    own = np.array([member.k for member in members])
+    about = {"task": data.task.name, "steps": steps}
+    scores = {"normalized_reward": _nested(reward), "normalized_cost": _nested(cost)}
+    curve = about | {"numbers": list(range(len(members)))} | scores
+    calibration = about | {
+        "members": [f"{place} {member.evaluation_mode}" for place, member in enumerate(members)],
+        "modes": [member.evaluation_mode for member in members],
+        "cost_limits": limits,
+        "member_k": own.tolist(),
+        "k": list(CALIBRATED_K),
+        "estimates": _nested(np.stack([mean + k * deviation for k in CALIBRATED_K], axis=1)),
+        "own_estimates": _nested(mean + own[:, None] * deviation),
+        "true_cost": _nested(true_cost),
+        "true_cost_se": _nested(error),
+        "episodes": episodes,
+    }
+    return curve, calibration
+
+
+def _nested(values: np.ndarray) -> list[Any]:
+    """Nested lists, None for what is not finite."""
+    return [_number(value) if np.ndim(value) == 0 else _nested(value) for value in values]
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,41 @@
+"""What the dataset itself achieves, as references for a report: its best safe episodes, and all of its episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from drcorl_ray.data.task_data import TaskData
+from drcorl_ray.tasks.scores import normalized_reward
+
+MOST_EPISODES = 1000
+
+
+def best_safe_episodes(data: TaskData, cost_limits: Iterable[float]) -> list[dict[str, Any]]:
+    """References of a report: {"task", "cost_limit", "normalized_reward"} per limit that an episode of the data keeps."""
+    best = {limit: best_safe_episode(data, limit) for limit in sorted(set(cost_limits))}
+    return [
+        {"task": data.task.name, "cost_limit": limit, "normalized_reward": reward}
+        for limit, reward in best.items()
+        if reward is not None
+    ]
+
+
+def best_safe_episode(data: TaskData, cost_limit: float) -> float | None:
+    """Normalised return of the data's best episode whose cost is within the limit; None where there is none."""
+    returns, costs = (np.asarray(x) for x in (data.manifest.episode_returns, data.manifest.episode_costs))
+    safe = returns[costs <= cost_limit]
+    return float(normalized_reward(safe.max(), data.spec.return_min, data.spec.return_max)) if len(safe) else None
+
+
+def data_episodes(data: TaskData) -> dict[str, Any]:
+    """The data's own episodes, for a report: {"task", "normalized_reward": [E], "cost": [E]}, costs undiscounted sums.
+
+    Of more than 1,000 that many, evenly spaced in the data's order, the first and the last among them.
+    """
+    count = len(data.episodes.costs)
+    kept = np.linspace(0, count - 1, min(count, MOST_EPISODES)).round().astype(int)
+    rewards = normalized_reward(data.episodes.returns[kept], data.spec.return_min, data.spec.return_max)
+    return {"task": data.task.name, "normalized_reward": rewards.tolist(), "cost": data.episodes.costs[kept].tolist()}

@@ -1,0 +1,165 @@
+"""Evaluation of policies in a task's simulator: a plain function, which rollout_pool.py spreads over Ray actors.
+
+An episode is fixed by (task, policy, seed), to the last bit: neither how episodes are grouped nor who runs them matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from drcorl_ray.errors import UserError
+from drcorl_ray.policy.population import PopulationPolicy
+from drcorl_ray.tasks.envs import Simulator, make_simulator
+from drcorl_ray.tasks.registry import Task, get_task
+from drcorl_ray.tasks.scores import EpisodeStats
+
+MAX_ENVIRONMENTS = 64  # episodes simulated at once in one process: bounds memory and pybullet's clients
+
+Trajectory = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Episodes of P members: their statistics, which of them ran [P, E] bool (all, unless a budget forbade), and recordings.
+
+    trajectories: by (member, episode) its transitions in order, float32: observations, next_observations [n, S], actions
+    [n, A], rewards, costs, terminals [n]; a terminal is 1 where the environment ended the episode and no clock cut it.
+    """
+
+    stats: EpisodeStats
+    ran: np.ndarray
+    trajectories: dict[tuple[int, int], Trajectory]
+
+    @classmethod
+    def empty(cls, members: int, seeds: Sequence[int]) -> Rollouts:
+        shape = (members, len(seeds))
+        stats = EpisodeStats(np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64), np.asarray(seeds, np.int64))
+        return cls(stats, np.zeros(shape, bool), {})
+
+    def of(self, member: int) -> Rollouts:
+        """One member's, as a population of one."""
+        row = slice(member, member + 1)
+        stats = EpisodeStats(self.stats.returns[row], self.stats.costs[row], self.stats.lengths[row], self.stats.seeds)
+        recorded = {(0, episode): x for (owner, episode), x in self.trajectories.items() if owner == member}
+        return Rollouts(stats, self.ran[row], recorded)
+
+    def store(self, members: slice, episodes: slice, part: Rollouts) -> None:
+        """Take over a part's episodes, at that place."""
+        for name in ("returns", "costs", "lengths"):
+            getattr(self.stats, name)[members, episodes] = getattr(part.stats, name)
+        self.ran[members, episodes] = part.ran
+        for (member, episode), trajectory in part.trajectories.items():
+            self.trajectories[members.start + member, episodes.start + episode] = trajectory
+
+
+def evaluate(policies: PopulationPolicy, task: Task | str, seeds: Sequence[int]) -> EpisodeStats:
+    """One episode per member and seed, in this process; every member gets the same seeds.
+
+    UserError where the simulator cannot run or the policies are for other spaces; ValueError for weights that are not
+    finite, or no seeds.
+    """
+    task = get_task(task) if isinstance(task, str) else task
+    simulator = make_simulator(task)
+    try:
+        return evaluate_in(simulator, policies, task, seeds)
+    finally:
+        simulator.close()
+
+
+def evaluate_in(simulator: Simulator, policies: PopulationPolicy, task: Task, seeds: Sequence[int]) -> EpisodeStats:
+    """`evaluate` in a simulator of that task, which stays open."""
+    return roll_out_in(simulator, policies, task, seeds).stats
+
+
+def roll_out_in(
+    simulator: Simulator, policies: PopulationPolicy, task: Task, seeds: Sequence[int], record: int = 0
+) -> Rollouts:
+    """`evaluate_in` with the trajectories of each member's first `record` episodes."""
+    check_evaluation(policies, seeds)
+    wanted = (simulator.observation_size, simulator.action_size)
+    given = (policies.observation_size, policies.action_size)
+    if given != wanted:
+        raise UserError(
+            f"{task.name} has {wanted[0]} observations and {wanted[1]} actions, the policy {given[0]} and {given[1]}; "
+            "evaluate it on the task it was trained for"
+        )
+    whole = Rollouts.empty(policies.members, seeds)
+    at_once = min(MAX_ENVIRONMENTS, task.environments_per_process or MAX_ENVIRONMENTS)
+    for members, episodes in blocks(policies.members, len(seeds), at_once):
+        chosen = policies.select(range(policies.members)[members])
+        wanted_here = max(0, record - episodes.start)
+        whole.store(members, episodes, _run_block(simulator, chosen, task, seeds[episodes], wanted_here))
+    return whole
+
+
+def _run_block(simulator: Simulator, policies: PopulationPolicy, task: Task, seeds: Sequence[int], record: int) -> Rollouts:
+    """Members × seeds episodes in lockstep; policies and environments work for unfinished episodes only."""
+    rollouts = Rollouts.empty(policies.members, seeds)
+    stats, shape = rollouts.stats, rollouts.ran.shape
+    observations = simulator.reset([*seeds] * policies.members).reshape(*shape, -1)
+    actions = np.zeros((*shape, simulator.action_size), np.float32)
+    active = np.ones(shape, bool)
+    acting = policies.begin(len(seeds))
+    recorder = _Recorder(min(record, len(seeds)), task.episode_length)
+    for step in range(task.episode_length):
+        acting.act(observations, active, actions)
+        recorder.note(step, observations=observations, actions=actions)
+        flat, *outcome = simulator.step(actions.reshape(-1, simulator.action_size), active.ravel())
+        observations = flat.reshape(observations.shape)
+        rewards, costs, ended = (values.reshape(shape) for values in outcome)
+        terminals = ended & ~np.broadcast_to(simulator.truncated, active.size).reshape(shape)
+        recorder.note(step, next_observations=observations, rewards=rewards, costs=costs, terminals=terminals)
+        np.add(stats.returns, rewards, out=stats.returns, where=active)
+        np.add(stats.costs, costs, out=stats.costs, where=active)
+        np.add(stats.lengths, 1, out=stats.lengths, where=active)
+        active &= ~ended
+        if not active.any():
+            break
+        acting.note(rewards, costs)
+    rollouts.ran[:] = True
+    rollouts.trajectories.update(recorder.trajectories(stats.lengths))
+    return rollouts
+
+
+class _Recorder:
+    """Keeps what happens in the first `episodes` of every member of a block, at most `length` steps."""
+
+    def __init__(self, episodes: int, length: int) -> None:
+        self._episodes, self._length = episodes, length
+        self._columns: dict[str, np.ndarray] = {}
+
+    def note(self, step: int, **values: np.ndarray) -> None:
+        """values: [members, seeds, …]."""
+        for name, value in values.items() if self._episodes else ():
+            kept = value[:, : self._episodes]
+            if step == 0:
+                self._columns[name] = np.zeros((*kept.shape[:2], self._length, *kept.shape[2:]), np.float32)
+            self._columns[name][:, :, step] = kept
+
+    def trajectories(self, lengths: np.ndarray) -> dict[tuple[int, int], Trajectory]:
+        return {
+            (member, episode): {name: x[member, episode, : lengths[member, episode]] for name, x in self._columns.items()}
+            for member in range(len(lengths))
+            for episode in range(self._episodes)
+        }
+
+
+def check_evaluation(policies: PopulationPolicy, seeds: Sequence[int]) -> None:
+    """ValueError for weights that are not finite, or no seeds."""
+    if len(seeds) == 0:
+        raise ValueError("at least one episode seed is needed")
+    finite = policies.finite()
+    if not finite.all():
+        raise ValueError(f"the weights of members {np.flatnonzero(~finite).tolist()} are not finite")
+
+
+def blocks(members: int, episodes: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of members × episodes that hold at most `size` episodes each: whole rows where a row fits."""
+    wide = min(episodes, size)
+    tall = max(1, size // wide)
+    for member in range(0, members, tall):
+        for episode in range(0, episodes, wide):
+            yield slice(member, min(member + tall, members)), slice(episode, min(episode + wide, episodes))

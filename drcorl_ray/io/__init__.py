@@ -1,0 +1,1 @@
+"""Bytes without meaning: paths on disks and in object stores, atomic files, the terminal."""

@@ -1,0 +1,32 @@
+"""The terminal: one console for messages, and progress bars."""
+
+from __future__ import annotations
+
+from rich.console import Console, ConsoleDimensions
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_WIDTH = 118
+
+
+def wide_console(*, stderr: bool = False) -> Console:
+    """A console wide enough for bars and tables of results, also where it is a file or a narrow terminal."""
+    wide = Console(stderr=stderr)
+    wide.size = ConsoleDimensions(max(wide.width, _WIDTH), wide.height)
+    return wide
+
+
+console = wide_console(stderr=True)
+
+
+def progress_bars() -> Progress:
+    """Bars on a terminal that can draw them, nothing elsewhere."""
+    drawn = console.is_terminal and not console.is_dumb_terminal
+    columns = (
+        TextColumn("{task.description:<34}"),
+        BarColumn(30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    columns = (*columns, TextColumn("{task.fields[note]}"))
+    return Progress(*columns, console=console, refresh_per_second=4, disable=not drawn)

@@ -1,0 +1,110 @@
+"""Arrays and JSON on disk: safetensors files whose header carries JSON and a checksum, written atomically, verified on load.
+
+No pickle on any path. A file is either complete under its final name or absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from drcorl_ray.errors import UserError
+from drcorl_ray.io.storage import is_remote, local_file, read_bytes
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that it appears complete or not at all (temporary name, fsync, rename; object stores do so)."""
+    if is_remote(path):
+        path.write_bytes(content)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically; non-finite numbers are refused, since JSON has none."""
+    write_bytes(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; UserError names the file when it is missing or broken."""
+    try:
+        return json.loads(read_bytes(path))
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: bad JSON, bad UTF-8, integers of 5000 digits
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def _digest(arrays: Mapping[str, np.ndarray], meta: str) -> str:
+    digest = hashlib.sha256(meta.encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+    """Write named arrays and JSON-able `meta` as one safetensors file with a checksum over both."""
+    contiguous = {name: np.require(array, requirements="C") for name, array in arrays.items()}  # keeps 0-d as 0-d
+    text = json.dumps(meta, allow_nan=False, sort_keys=True)
+    header = {"meta": text, "sha256": _digest(contiguous, text)}
+    write_bytes(path, save(contiguous, metadata=header))
+
+
+def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read what `save_arrays` wrote; UserError where the file is missing, truncated, altered or of another kind."""
+    try:
+        with local_file(path) as local, safe_open(local, framework="numpy") as file:
+            header = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read as a safetensors file ({error})") from error
+    if "meta" not in header or "sha256" not in header:
+        raise UserError(f"{path}: this safetensors file was not written by drcorl_ray (its header lacks 'meta')")
+    if _digest(arrays, header["meta"]) != header["sha256"]:
+        raise UserError(f"{path}: checksum mismatch, the file was altered or damaged; restore it or train again")
+    try:
+        return arrays, dict(json.loads(header["meta"]))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: its header's 'meta' is not a JSON mapping") from error
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_lines(path: Path, valid: Callable[[Any], bool]) -> list[dict[str, Any]]:
+    """The complete lines of a file of one JSON mapping a line; UserError names a line that is not `valid`."""
+    if not path.exists():
+        return []
+    lines = []
+    for number, text in enumerate(read_bytes(path).split(b"\n")[:-1], start=1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if not isinstance(line, dict) or not valid(line):
+            raise UserError(f"{path}: line {number} is damaged; restore the file, or delete that line")
+        lines.append(line)
+    return lines

@@ -1,0 +1,238 @@
+"""What the baselines share: a population of learners in one of their algorithms, advanced by `method.runner.Runner`.
+
+An algorithm says what its networks and other state are (`_start`), what descends on which loss (`losses`), and how it acts.
+All gradients of a step are taken at the same weights, as in DRCORL's learner, and then every change is made at once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from drcorl_ray.data.spec import DataSpec, Episodes
+from drcorl_ray.method.actor import snapshot
+from drcorl_ray.method.baselines.parts import VAE
+from drcorl_ray.method.critics import episodic_cost
+from drcorl_ray.method.networks import MLP
+from drcorl_ray.method.pretrainer import Metrics, ensemble_q
+from drcorl_ray.method.random import Draws
+from drcorl_ray.method.replay import Batch, Replay
+from drcorl_ray.method.runner import Sampler
+from drcorl_ray.method.train_state import Trainable, flat_gradients
+from drcorl_ray.policy.population import PopulationPolicy
+
+if TYPE_CHECKING:  # pydantic is for those who read settings, not for those who use them
+    from drcorl_ray.config import Config, MemberConfig
+
+RETURN_RANGE = 300.0  # the data's return range after scaling: about what the common implementation's 0.1 gives velocity tasks
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a baseline is told of its task's data beside minibatches.
+
+    starts [E, S]: each episode's first observation; states [K, S]: an even selection of all; both standardised.
+    """
+
+    spec: DataSpec
+    episodes: Episodes
+    starts: Tensor
+    states: Tensor
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a step found: losses [P], figures [P] that its rules need, and metrics [P].
+
+    All losses are summed, so a network that one of them must not move takes part in it with `frozen` weights.
+    """
+
+    of: Mapping[str, Tensor]
+    figures: Mapping[str, Tensor] = field(default_factory=dict)
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Baseline(ABC):
+    """P members in training by one algorithm; the interface of `method.learner.Learner` as far as offline training goes.
+
+    hyper: the members' settings named in `hyper_names`, [P] each. trainables: networks; scalars: other state, [P, …] each.
+    figure_names: the figures of its losses, in their order.
+    """
+
+    hyper_names: tuple[str, ...] = ()
+    figure_names: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        algorithm: str,
+        config: Config,
+        data: Dataset,
+        members: Sequence[MemberConfig],
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        first_row: int = 0,
+    ) -> None:
+        self.algorithm, self.config, self.pretrain = algorithm, config.baseline, config.pretrain
+        self.total_steps = config.training_of(algorithm).total_steps
+        self.data, self.spec, self.first_row = data, data.spec, first_row
+        self.device, self.dtype = torch.device(device), dtype
+        self.starts, self.states = (x.to(device, dtype) for x in (data.starts, data.states))
+        self.seeds = torch.tensor([member.seed for member in members], device=device)
+        rates = [member.baseline_learning_rate or self._own_learning_rate for member in members]
+        self.hyper = {"learning_rate": torch.tensor(rates, device=device, dtype=dtype)}
+        for name in ("cost_limit", *self.hyper_names):
+            self.hyper[name] = torch.tensor([getattr(member, name) for member in members], device=device, dtype=dtype)
+        self.trainables: dict[str, Trainable] = {}
+        self.scalars: dict[str, Tensor] = {}
+        self._start()
+
+    @abstractmethod
+    def _start(self) -> None:
+        """Fill `trainables` and `scalars`."""
+
+    @abstractmethod
+    def losses(self, batch: Batch, draws: Draws) -> Losses:
+        """What descends on this minibatch; changes nothing."""
+
+    @abstractmethod
+    def actions(self, observations: Tensor) -> Tensor:
+        """The deterministic policies' actions [P, B, A] for standardised observations [P, B, S]."""
+
+    @abstractmethod
+    def policies(self) -> PopulationPolicy:
+        """The deterministic policies, as numpy."""
+
+    def adjust(self, figures: Mapping[str, Tensor]) -> Metrics:
+        """Change what follows rules of its own, from the figures' means over the workers; metrics [P]."""
+        return {}
+
+    def _add(self, name: str, network: object, copies: int = 1, tracked: bool = False) -> Trainable:
+        number = len(self.trainables) + 1
+        flat = network.layout.initialise(self.seeds, number, copies, self.dtype)  # type: ignore[attr-defined]
+        part = Trainable(network, flat, copies=copies, tracked=tracked)
+        self.trainables[name] = part
+        return part
+
+    def _add_vae_and_critics(self) -> VAE:
+        """The behaviour's VAE, and twin critics of reward and of cost, with targets."""
+        spec = self.spec
+        vae = VAE(spec.observation_size, spec.action_size, self.config.vae_hidden)
+        self._add("encoder", vae.encoder)
+        self._add("decoder", vae.decoder)
+        for name in ("q_reward", "q_cost"):
+            critic = MLP(spec.observation_size + spec.action_size, tuple(self.config.hidden), 1)
+            self._add(name, critic, copies=2, tracked=True)
+        return vae
+
+    def snapshot(self, name: str) -> PopulationPolicy:
+        """The policies of an actor whose first outputs are their means before the tanh."""
+        part = self.trainables[name]
+        return snapshot(part.network, part.weights, self.spec.observation_mean, self.spec.observation_std)
+
+    @property
+    def _own_learning_rate(self) -> float:
+        return self.config.learning_rate_of(self.algorithm)
+
+    @property
+    def cost_threshold(self) -> Tensor:
+        """The limit as a discounted cost-to-go: l·(1 − γ^L)/((1 − γ)·L), [P]."""
+        gamma, length = self.config.discount, self.spec.episode_length
+        return self.hyper["cost_limit"] * ((1.0 - gamma**length) / ((1.0 - gamma) * length))
+
+    @property
+    def reward_scale(self) -> float:
+        return RETURN_RANGE / (self.spec.return_max - self.spec.return_min)
+
+    def sampler(self, replay: Replay) -> Sampler:
+        """What a step learns from."""
+        return replay.sample
+
+    def draws(self, step: int | Tensor) -> Draws:
+        return Draws(self.seeds, step, self.first_row)
+
+    def program(self, step: int) -> str:
+        return "step"
+
+    def prepare(self, step: int) -> None:
+        """Nothing is due between steps."""
+        return
+
+    def gradients(self, program: str, batch: Batch, draws: Draws) -> tuple[list[Tensor], Metrics]:
+        """All that is averaged over the workers, in the order `update` takes it, and metrics [P]; changes nothing."""
+        found = self.losses(batch, draws)
+        parts = flat_gradients(torch.stack(list(found.of.values())).sum(), list(self.trainables.values()))
+        named = {f"baseline/{name}_loss": loss.detach() for name, loss in found.of.items()}
+        return [*parts, *(found.figures[name] for name in self.figure_names)], {**found.metrics, **named}
+
+    def update(self, program: str, means: Sequence[Tensor], step: Tensor) -> Metrics:
+        """Every change of a step; metrics [P]. step: scalar, on the device."""
+        for part, gradient in zip(self.trainables.values(), means, strict=False):
+            self._descend(part, gradient, step)
+        metrics = self.adjust(dict(zip(self.figure_names, means[len(self.trainables) :], strict=True)))
+        for part in self.trainables.values():
+            if part.target_flat is not None:
+                part.track(self.config.target_step)
+        return metrics
+
+    def _descend(self, part: Trainable, gradient: Tensor, step: Tensor) -> None:
+        part.descend(gradient, self.hyper["learning_rate"])
+
+    def offline_estimate(self) -> tuple[Tensor, Tensor]:
+        """What the cost critics expect on `states`: episode cost and its deviation, [P] each; NaN where there are none."""
+        if "q_cost" not in self.trainables:
+            unknown = torch.full_like(self.hyper["cost_limit"], torch.nan)
+            return unknown, unknown
+        critic = self.trainables["q_cost"]
+        with torch.no_grad():
+            states = self.states.expand(len(self.seeds), -1, -1)
+            q = ensemble_q(critic, critic.weights, states, self.actions(states))
+            about = {"discount": self.config.discount, "episode_length": self.spec.episode_length}
+            return episodic_cost(q.mean(1), **about), episodic_cost(q.std(1, correction=0), **about)
+
+    def finite(self) -> Tensor:
+        """Which members hold only finite weights, [P] bool."""
+        parts = [part.flat.isfinite().all(1).unflatten(0, (-1, part.copies)).all(1) for part in self.trainables.values()]
+        return torch.stack(parts).all(0)
+
+    def select(self, members: Sequence[int]) -> None:
+        """Keep the given members, in the given order."""
+        index = torch.tensor(list(members), device=self.device)
+        for part in self.trainables.values():
+            part.select(index)
+        self.seeds = self.seeds[index]
+        self.hyper, self.scalars = ({name: x[index] for name, x in own.items()} for own in (self.hyper, self.scalars))
+
+    def join(self, other: Baseline) -> None:
+        """Take in another population's members, at the same step, behind its own."""
+        for name, part in self.trainables.items():
+            part.join(other.trainables[name])
+        self.seeds = torch.cat([self.seeds, other.seeds])
+        self.hyper, self.scalars = (
+            {name: torch.cat([x, theirs[name]]) for name, x in own.items()}
+            for own, theirs in ((self.hyper, other.hyper), (self.scalars, other.scalars))
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Every tensor a resumed training needs beyond the constructor's arguments."""
+        state = {f"{name}.{key}": x for name, part in self.trainables.items() for key, x in part.state().items()}
+        return state | {f"scalars.{name}": x for name, x in self.scalars.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(state[name])
+
+
+def frozen(part: Trainable) -> dict[str, Tensor]:
+    """A network's weights for a loss that must not move them."""
+    return {name: weight.detach() for name, weight in part.weights.items()}
+
+
+def repeated(states: Tensor, times: int) -> Tensor:
+    """Each row [P, B, S] `times` times in a row, [P, B · times, S]."""
+    return states.repeat_interleave(times, dim=1)

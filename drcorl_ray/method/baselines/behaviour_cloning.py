@@ -1,0 +1,72 @@
+"""Behaviour cloning: of all the data (`bc`), of its episodes within the limit (`bc_safe`), of its best ones (`bc_reward`), or
+of those that earn the most for what they cost (`bc_frontier`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drcorl_ray.data.spec import Episodes
+from drcorl_ray.method.actor import Actor, regression_loss
+from drcorl_ray.method.baselines.base import Baseline, Losses
+from drcorl_ray.method.hyperparameters import BEST_EPISODES
+from drcorl_ray.method.random import Draws
+from drcorl_ray.method.replay import Batch, Replay, subset
+from drcorl_ray.method.runner import Sampler
+from drcorl_ray.method.schedules import cosine
+from drcorl_ray.method.train_state import Trainable
+from drcorl_ray.policy.population import PopulationPolicy
+
+FRONTIER = 0.1  # of the data's range of returns: how far under the frontier an episode may be
+
+
+def chosen_episodes(kind: str, episodes: Episodes, cost_limit: float) -> np.ndarray:
+    """Which episodes a clone imitates, [E] bool; bc_safe knows none where no episode is within the limit."""
+    if kind == "bc_safe":
+        return episodes.costs <= np.float32(cost_limit)
+    if kind == "bc_reward":
+        return episodes.returns >= np.quantile(episodes.returns, 1.0 - BEST_EPISODES)
+    if kind == "bc_frontier":
+        order = np.argsort(episodes.costs, kind="stable")
+        best = np.maximum.accumulate(episodes.returns[order])
+        of_cost = best[np.searchsorted(episodes.costs[order], episodes.costs, side="right") - 1]
+        return episodes.returns >= of_cost - FRONTIER * np.ptp(episodes.returns)
+    return np.ones(len(episodes.costs), bool)
+
+
+class Cloning(Baseline):
+    """Regression on the actions of each member's episodes, with the actor, the steps and the rates of pretraining."""
+
+    def _start(self) -> None:
+        spec = self.spec
+        self._add("actor", Actor(spec.observation_size, tuple(self.pretrain.actor_hidden), spec.action_size))
+
+    @property
+    def _own_learning_rate(self) -> float:
+        return self.pretrain.learning_rate
+
+    def sampler(self, replay: Replay) -> Sampler:
+        """Rows of each member's own episodes; UserError names a member without any."""
+        episodes = self.data.episodes
+        limits = self.hyper["cost_limit"].tolist()
+        chosen = [np.repeat(chosen_episodes(self.algorithm, episodes, limit), episodes.lengths) for limit in limits]
+        rows = subset(torch.from_numpy(np.stack(chosen)).to(self.device))
+        return lambda draws, count: replay.sample(draws, count, rows)
+
+    def losses(self, batch: Batch, draws: Draws) -> Losses:
+        actor = self.trainables["actor"]
+        mean, log_std = actor.network(actor.weights, batch.observations)
+        return Losses({"actor": regression_loss(mean, log_std, batch.actions)})
+
+    def _descend(self, part: Trainable, gradient: Tensor, step: Tensor) -> None:
+        progress = step.double() / self.total_steps
+        part.descend(gradient, self.hyper["learning_rate"] * cosine(progress, self.pretrain.final_learning_rate))
+
+    def actions(self, observations: Tensor) -> Tensor:
+        actor = self.trainables["actor"]
+        return actor.network(actor.weights, observations)[0]
+
+    def policies(self) -> PopulationPolicy:
+        return self.snapshot("actor")

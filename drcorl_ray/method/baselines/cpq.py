@@ -1,0 +1,105 @@
+"""CPQ, constraints-penalised Q-learning (Xu, Zhan and Zhu 2022).
+
+The cost critic is pushed up on actions out of the data, which a VAE tells; the reward critic's bootstrap is cut where the next
+action is over the limit; and the policy earns nothing where its own action is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from drcorl_ray.method import critics
+from drcorl_ray.method.baselines.base import Baseline, Losses, frozen, repeated
+from drcorl_ray.method.baselines.parts import SquashedGaussian, divergence, vae_loss
+from drcorl_ray.method.pretrainer import Metrics, ensemble_q
+from drcorl_ray.method.random import Draws, Stream
+from drcorl_ray.method.replay import Batch
+from drcorl_ray.method.train_state import Trainable
+from drcorl_ray.policy.population import PopulationPolicy
+
+_OUTSIDE = 0.75  # quantile of the latent's divergence beyond which a sampled action counts as out of the data
+_LOG_WEIGHT_RANGE = (-5.0, 5.0)
+_WEIGHT_RATE = 1e-4
+_ACTOR_RATE = 0.1  # of the critics' learning rate: where the critics do not know the cost yet, the policy must not be
+
+
+class CPQ(Baseline):
+    hyper_names = ("cpq_ood_scale",)
+    figure_names = ("outside",)
+
+    def _start(self) -> None:
+        self.vae = self._add_vae_and_critics()
+        spec, hidden = self.spec, tuple(self.config.hidden)
+        self._add("actor", SquashedGaussian(spec.observation_size, hidden, spec.action_size))
+        self.scalars["log_weight"] = torch.zeros_like(self.hyper["cost_limit"])
+
+    def losses(self, batch: Batch, draws: Draws) -> Losses:
+        observations, (rows, size) = batch.observations, batch.actions.shape[1:]
+        q_reward, q_cost, actor = (self.trainables[name] for name in ("q_reward", "q_cost", "actor"))
+        threshold = self.cost_threshold[:, None]
+        with torch.no_grad():
+            noise = draws.normal(Stream.NEXT_POLICY_NOISE, rows, size, dtype=observations.dtype)
+            next_actions = actor.network.sample(actor.weights, batch.next_observations, noise).tanh()
+            next_r = ensemble_q(q_reward, q_reward.target, batch.next_observations, next_actions).amin(1)
+            next_c = ensemble_q(q_cost, q_cost.target, batch.next_observations, next_actions).amin(1)
+            going_on = self.config.discount * (1.0 - batch.terminals)
+            reward_target = batch.rewards * self.reward_scale + going_on * (next_c <= threshold) * next_r
+            cost_target = batch.costs + going_on * next_c
+        outside = self._cost_outside(batch, draws)
+        noise = draws.normal(Stream.POLICY_NOISE, rows, size, dtype=observations.dtype)
+        actions = actor.network.sample(actor.weights, observations, noise).tanh()
+        q_r = ensemble_q(q_reward, frozen(q_reward), observations, actions).amin(1)
+        q_c = ensemble_q(q_cost, frozen(q_cost), observations, actions).amin(1).detach()
+        of = {
+            "vae": vae_loss(self.vae, self.trainables, batch, draws, self.config.vae_divergence),
+            "q_reward": critics.q_loss(
+                ensemble_q(q_reward, q_reward.weights, observations, batch.actions), reward_target.unsqueeze(1)
+            ),
+            "q_cost": critics.q_loss(
+                ensemble_q(q_cost, q_cost.weights, observations, batch.actions), cost_target.unsqueeze(1)
+            ),
+            "outside": -self.scalars["log_weight"].exp() * outside,
+            "actor": -((q_c <= threshold) * q_r).mean(-1),
+        }
+        about = {"discount": self.config.discount, "episode_length": self.spec.episode_length}
+        metrics = {
+            "critic/q_reward": q_r.detach().mean(-1),
+            "critic/q_cost": q_c.mean(-1),
+            "adaptation/cost_estimate": critics.episodic_cost(q_c, **about),
+            "baseline/allowed": (q_c <= threshold).to(q_c.dtype).mean(-1),
+        }
+        return Losses(of, {"outside": outside.detach()}, metrics)
+
+    def _cost_outside(self, batch: Batch, draws: Draws) -> Tensor:
+        """Mean cost-to-go, by the critics in training, of the policy's own actions that the VAE holds to be no data's; [P]."""
+        count, size = self.config.sampled_actions, self.spec.action_size
+        actor, encoder, q_cost = (self.trainables[name] for name in ("actor", "encoder", "q_cost"))
+        states = repeated(batch.observations, count)
+        with torch.no_grad():
+            noise = draws.normal(Stream.LATENT, batch.rewards.shape[1], count, size, dtype=states.dtype).flatten(1, 2)
+            actions = actor.network.sample(actor.weights, states, noise).tanh()
+            distance = divergence(*self.vae.encode(encoder.weights, states, actions))
+            outside = (distance >= torch.quantile(distance, _OUTSIDE, dim=1, keepdim=True)).to(states.dtype)
+        q = ensemble_q(q_cost, q_cost.weights, states, actions).amin(1)
+        return (outside * q).sum(1) / outside.sum(1)
+
+    def _descend(self, part: Trainable, gradient: Tensor, step: Tensor) -> None:
+        rate = _ACTOR_RATE if part is self.trainables["actor"] else 1.0
+        part.descend(gradient, rate * self.hyper["learning_rate"])
+
+    def adjust(self, figures: Mapping[str, Tensor]) -> Metrics:
+        """The weight rises until what is out of the data costs `cpq_ood_scale` times the limit."""
+        log_weight = self.scalars["log_weight"]
+        missing = self.hyper["cpq_ood_scale"] * self.cost_threshold - figures["outside"]
+        log_weight.add_(_WEIGHT_RATE * log_weight.exp() * missing).clamp_(*_LOG_WEIGHT_RANGE)
+        return {"baseline/outside_cost": figures["outside"], "baseline/outside_weight": log_weight.exp()}
+
+    def actions(self, observations: Tensor) -> Tensor:
+        actor = self.trainables["actor"]
+        return actor.network(actor.weights, observations)[0].tanh()
+
+    def policies(self) -> PopulationPolicy:
+        return self.snapshot("actor")

@@ -1,0 +1,104 @@
+"""Policies that are multi-layer perceptrons, with an optional perturbation of the action (BCQ)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from drcorl_ray.policy.population import PopulationPolicy
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """BCQ's: perceptrons on [observation, action], with a policy's layers; reach [P] times their output is added to it."""
+
+    weights: tuple[np.ndarray, ...]
+    biases: tuple[np.ndarray, ...]
+    reach: np.ndarray
+
+
+@dataclass(frozen=True)
+class PerceptronPolicy(PopulationPolicy):
+    """Multi-layer perceptrons, ReLU between layers, tanh at the end.
+
+    weights: per layer [P, in, out]; biases: per layer [P, out]. perturbation: changes the actions, within [-1, 1].
+    """
+
+    weights: tuple[np.ndarray, ...]
+    biases: tuple[np.ndarray, ...]
+    perturbation: Perturbation | None = None
+
+    @property
+    def action_size(self) -> int:
+        return self.weights[-1].shape[2]
+
+    def act(self, observations: np.ndarray) -> np.ndarray:
+        """As the population's; each row is its own vector-matrix product."""
+        rows = self.standardised(observations)[:, :, None, :]
+        actions = _perceptrons(self.weights, self.biases, rows)
+        if (own := self.perturbation) is not None:
+            change = _perceptrons(own.weights, own.biases, np.concatenate([rows, actions], axis=-1))
+            actions = np.clip(actions + own.reach[:, None, None, None] * change, -1.0, 1.0)
+        return actions[:, :, 0, :]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        arrays = _named(self.weights, self.biases, "")
+        if (own := self.perturbation) is not None:
+            arrays |= _named(own.weights, own.biases, _PERTURBATION) | {_PERTURBATION + "reach": own.reach}
+        return arrays
+
+    def with_arrays(self, arrays: Mapping[str, np.ndarray]) -> PerceptronPolicy:
+        return _assembled(self.observation_mean, self.observation_std, arrays)
+
+    def about(self) -> dict[str, Any]:
+        changed = {"perturbation_layers": len(self.perturbation.weights)} if self.perturbation else {}
+        return {"layers": len(self.weights), **changed}
+
+
+_PERTURBATION = "perturbation."
+
+
+def _perceptrons(weights: Sequence[np.ndarray], biases: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """[P, N, 1, in] → [P, N, 1, out] in [-1, 1]."""
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        rows = np.matmul(rows, weight[:, None]) + bias[:, None, None]
+        rows = np.tanh(rows) if layer == len(weights) - 1 else np.maximum(rows, 0.0)
+    return rows
+
+
+def _named(weights: Sequence[np.ndarray], biases: Sequence[np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    pairs = enumerate(zip(weights, biases, strict=True))
+    return {f"{prefix}layers.{i}.{part}": x for i, pair in pairs for part, x in zip(("weight", "bias"), pair, strict=True)}
+
+
+def _assembled(mean: np.ndarray, std: np.ndarray, arrays: Mapping[str, np.ndarray]) -> PerceptronPolicy:
+    """From what `arrays` returned."""
+
+    def layers(prefix: str) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+        count = sum(name.startswith(f"{prefix}layers.") for name in arrays) // 2
+        weights, biases = (tuple(arrays[f"{prefix}layers.{i}.{part}"] for i in range(count)) for part in ("weight", "bias"))
+        return weights, biases
+
+    reach = arrays.get(_PERTURBATION + "reach")
+    return PerceptronPolicy(mean, std, *layers(""), None if reach is None else Perturbation(*layers(_PERTURBATION), reach))
+
+
+def _fits(mean: np.ndarray, std: np.ndarray, counts: Mapping[str, int], own: Mapping[str, np.ndarray]) -> bool:
+    """Whether all arrays have the shapes that the observation, the action and the layers between give them."""
+    if mean.ndim != 1 or mean.shape != std.shape:
+        return False
+    action, expected = own[f"layers.{counts[''] - 1}.bias"].shape[-1:], dict[str, tuple[int, ...]]()
+    for prefix, count in counts.items():
+        sizes = [mean.shape if not prefix else (mean.size + sum(action),)]
+        sizes += [own[f"{prefix}layers.{i}.bias"].shape[1:] for i in range(count)]
+        for i, (inputs, outputs) in enumerate(pairwise(sizes)):
+            expected |= {f"{prefix}layers.{i}.weight": inputs + outputs, f"{prefix}layers.{i}.bias": outputs}
+        if count and (len(sizes[-1]) != 1 or (prefix and sizes[-1] != action)):
+            return False
+    expected |= {_PERTURBATION + "reach": ()} if counts[_PERTURBATION] else {}
+    members = own["layers.0.bias"].shape[:1]
+    return all(own[name].shape == members + shape for name, shape in expected.items())

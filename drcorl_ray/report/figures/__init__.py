@@ -1,0 +1,1 @@
+"""The figures of a report: PNG with matplotlib, and interactive ones with plotly."""

@@ -1,0 +1,256 @@
+"""A report's words and numbers: which rows are shown, their cells, the verdict, what the search cost.
+
+`results` is what results.json holds; a row with a `configuration` and selection `last` is one that a search judged.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from drcorl_ray.io.console import wide_console
+
+Row = Mapping[str, Any]
+Results = Mapping[str, Any]
+
+_MOST_COLUMNS = 10  # of a table on the terminal
+EDGE = 3.0  # normalised costs beyond it are drawn on it
+LEGEND = (
+    "Reward and cost are normalised (Eq. 26): the dataset's extreme returns are 0 and 1, the cost limit is 1; safe cells are "
+    "marked. last: the policy at the end of training, chosen by nobody. online_best: the one along its training that "
+    "online evaluations (of a search: its curve's) found best, then evaluated on fresh episodes. search_winner: chosen "
+    "among the search's configurations by online episodes (search score), then evaluated on fresh ones (fresh score)."
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """safe: whether the row's cell shows a safe score; None where it shows no score. A row is whatever the table is of."""
+
+    title: str
+    text: Callable[[Any], str]
+    safe: Callable[[Any], bool | None] = lambda row: None
+
+
+def _score(title: str, prefix: str = "") -> list[Column]:
+    def safe(row: Row) -> bool | None:
+        return row[f"{prefix}normalized_cost"] <= 1 if f"{prefix}normalized_cost" in row else None
+
+    def text(name: str, form: str) -> Callable[[Row], str]:
+        return lambda row: format(row[prefix + name], form) if prefix + name in row else "–"
+
+    return [
+        Column(f"{title}reward", text("normalized_reward", ".3f"), safe),
+        Column(f"{title}cost", text("normalized_cost", ".2f"), safe),
+    ]
+
+
+_HEAD = [Column("task", lambda row: row["task"]), Column("algorithm", lambda row: row["algorithm"])]
+_LIMIT = Column("limit", lambda row: f"{row['cost_limit']:g}")
+_TAIL = [
+    Column("safe", lambda row: "yes" if row["normalized_cost"] <= 1 else "no"),
+    Column("episode cost", lambda row: f"{row['cost_mean']:.1f} ± {row['cost_std']:.1f}"),
+    Column("length", lambda row: f"{row['length_mean']:.0f}"),
+    Column("episodes", lambda row: str(row["episodes"])),
+]
+_CONFIGURATION = Column("config", lambda row: str(row.get("configuration", "–")))
+_SELECTION = Column("selection", lambda row: row["selection"])
+_TRAINING = [_LIMIT, _SELECTION, *_score(""), *_TAIL]
+_SEARCH = [_CONFIGURATION, _LIMIT, _SELECTION, *_score("search ", "search_"), *_score("fresh "), *_TAIL]
+_JUDGED = [
+    Column("study", lambda row: row.get("study", "")),
+    _HEAD[0],
+    _CONFIGURATION,
+    Column("state", lambda row: row.get("state", "complete")),
+    _LIMIT,
+    *_score(""),
+    *_TAIL,
+    Column("steps", lambda row: str(row.get("member_steps", "–"))),
+]
+
+
+def is_baseline(row: Row) -> bool:
+    """Whether a row is of an algorithm that the run was compared with (results of early releases do not say so)."""
+    return row.get("baseline", row["algorithm"] in ("bc", "bc_safe"))
+
+
+def is_search(results: Results) -> bool:
+    return bool(results["run"].get("search"))
+
+
+def is_judged(row: Row) -> bool:
+    return row["selection"] == "last" and "configuration" in row
+
+
+def is_winner(row: Row) -> bool:
+    return row["selection"] == "search_winner"
+
+
+def task_names(results: Results) -> list[str]:
+    """Every task with a row or a study, in the order of the alphabet."""
+    studies = (results["run"].get("search") or {}).get("studies", [])
+    return sorted({row["task"] for row in results["rows"]} | {task for study in studies for task in study["tasks"]})
+
+
+def top_rows(results: Results) -> list[Row]:
+    """Rows of the first table: winners, their best points and baselines of a search, everything of a training run."""
+    rows = [row for row in results["rows"] if not (is_search(results) and is_judged(row))]
+    return sorted(rows, key=_order)
+
+
+def top_columns(results: Results) -> list[Column]:
+    return [*_HEAD, *_modes(results["rows"]), *(_SEARCH if is_search(results) else _TRAINING)]
+
+
+def _modes(rows: Sequence[Row]) -> list[Column]:
+    """Where the cost estimates came from and what that took, where any was more than offline."""
+    columns = []
+    if any(row["evaluation_mode"] != "offline" for row in rows):
+        columns += [_of_policies("mode", "evaluation_mode"), _of_policies("online episodes", "online_episodes")]
+    if any(row.get("appended_transitions", 0) > 0 for row in rows):
+        columns.append(_of_policies("appended", "appended_transitions"))
+    return columns
+
+
+def _of_policies(title: str, key: str) -> Column:
+    return Column(title, lambda row: "–" if is_baseline(row) else f"{row.get(key, 0)}")
+
+
+def judged_rows(results: Results) -> list[Row]:
+    rows = [row for row in results["rows"] if is_search(results) and is_judged(row)]
+    return sorted(rows, key=lambda row: (row["task"], row["configuration"]))
+
+
+def judged_columns(keys: Sequence[str]) -> list[Column]:
+    """keys: the hyper-parameters to show, a column each."""
+    return [*_JUDGED, *(Column(key, lambda row, key=key: setting(row["config"].get(key))) for key in keys)]
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    return row["task"], row["cost_limit"], not is_winner(row), is_baseline(row), row["algorithm"]
+
+
+def varied_keys(rows: Iterable[Row]) -> list[str]:
+    """Hyper-parameters whose value is not the same in all these rows, baselines left out."""
+    seen: dict[str, set[str]] = {}
+    for row in rows:
+        if not is_baseline(row):
+            for key, value in row["config"].items():
+                seen.setdefault(key, set()).add(json.dumps(value))
+    return [key for key, values in seen.items() if len(values) > 1]
+
+
+def setting(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "–" if value is None else str(value)
+
+
+def settings(row: Row, keys: Iterable[str]) -> list[str]:
+    return [f"{key} = {setting(row['config'][key])}" for key in keys if key in row["config"]]
+
+
+def row_name(row: Row) -> str:
+    if "configuration" in row:
+        return f"configuration {row['configuration']}"
+    best = " (online_best)" if row["selection"] == "online_best" else ""
+    return row["algorithm"] if is_baseline(row) else f"member {row['member']}{best}"
+
+
+def verdict(results: Results) -> tuple[str, list[str]]:
+    """One sentence for the run, one for each task and cost limit: is there a safe policy, by the fresh score?"""
+    tasks, found = task_names(results), []
+    for task in tasks:
+        rows = [row for row in results["rows"] if row["task"] == task and not is_baseline(row)]
+        if is_search(results):
+            rows = [row for row in rows if is_winner(row)]
+        limits = sorted({row["cost_limit"] for row in rows})
+        if len(limits) < 2:
+            found.append(_verdict(task, rows, results))
+        for limit in limits if len(limits) > 1 else []:
+            found.append(_verdict(f"{task}, limit {limit:g}", [row for row in rows if row["cost_limit"] == limit], results))
+    safe, what = sum(ok for ok, _ in found), "winner" if is_search(results) else "policy"
+    over = f"task{'s' if len(found) != 1 else ''}" if len(found) == len(tasks) else "pairs of task and cost limit"
+    return f"A safe {what} on {safe} of {len(found)} {over}.", [sentence for _, sentence in found]
+
+
+def _verdict(name: str, rows: Sequence[Row], results: Results) -> tuple[bool, str]:
+    if is_search(results):
+        rows = rows[:1]  # the crowned one comes first; the best fresh score would be luck
+    if not rows:
+        return False, f"{name}: no policy finished"
+    safe = [row for row in rows if row["normalized_cost"] <= 1]
+    best = max(safe, key=lambda row: row["normalized_reward"]) if safe else min(rows, key=lambda row: row["normalized_cost"])
+    score = f"{row_name(best)}, reward {best['normalized_reward']:.3f} at cost {best['normalized_cost']:.2f}"
+    several = f", {len(safe)} of {len(rows)} policies safe" if len(rows) > 1 else ""
+    return bool(safe), f"{name}: {score} ({'safe' if safe else 'not safe'}{several})"
+
+
+def references(results: Results) -> list[str]:
+    return [
+        f"{reference['task']}: the data's best episode within the limit {reference['cost_limit']:g} "
+        f"has normalised reward {reference['normalized_reward']:.3f}"
+        for reference in results["run"].get("references", [])
+    ]
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+WALL_PARTS = {"pretraining_s": "pretraining", "packs_s": "packs", "evaluation_s": "evaluation", "overhead_s": "the rest"}
+
+
+def cost_rows(cost: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a search cost, (what, how much); a figure that the run does not know has no row."""
+    device = cost.get("device", "device")
+    entries: list[tuple[str, str, Callable[[Any], str]]] = [
+        ("wall_s", "wall time", duration),
+        *((key, f"wall time: {label}", duration) for key, label in WALL_PARTS.items()),
+        ("pretraining_device_s", f"{device} seconds: pretraining", "{:,.0f}".format),
+        ("packs_device_s", f"{device} seconds: packs", "{:,.0f}".format),
+        ("slots", "packs side by side", str),
+        ("member_steps", "member-steps of extraction", "{:,}".format),
+        ("online_episodes", "online episodes", "{:,}".format),
+        ("packs", "packs", "{:,}".format),
+        ("configurations", "configurations judged", "{:,}".format),
+        ("stopped", "of them stopped early", "{:,}".format),
+    ]
+    return [(label, form(cost[key])) for key, label, form in entries if cost.get(key) is not None]
+
+
+def print_table(results: Results) -> None:
+    """The first table on the terminal, safe rows green."""
+    columns = top_columns(results)
+    if len(columns) > _MOST_COLUMNS:  # the terminal is narrow
+        columns = [column for column in columns if column.title not in ("length", "episodes", "safe")]
+    table = terminal_table(columns, top_rows(results), lambda row: row["normalized_cost"] <= 1)
+    wide_console().print(table, *map(escape, references(results)), sep="\n", highlight=False)
+
+
+def terminal_table(columns: Sequence[Column], rows: Iterable[Any], safe: Callable[[Any], bool]) -> Table:
+    """Safe rows are green, the others red."""
+    table = Table(*(column.title.replace(" ", "\n") for column in columns))
+    for row in rows:
+        table.add_row(*(escape(column.text(row)) for column in columns), style="green" if safe(row) else "red")
+    return table
+
+
+def markdown_table(columns: Sequence[Column], rows: Iterable[Any]) -> list[str]:
+    """Safe scores are bold."""
+    lines = ["| " + " | ".join(column.title for column in columns) + " |", "|" + " --- |" * len(columns)]
+    for row in rows:
+        cells = (f"**{column.text(row)}**" if column.safe(row) else plain(column.text(row)) for column in columns)
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")

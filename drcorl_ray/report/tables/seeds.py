@@ -1,0 +1,138 @@
+"""The table over seeds: what a method scores rather than one of its policies, beside the data's best episode (Table 1)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from drcorl_ray.io.console import wide_console
+from drcorl_ray.report.tables.core import Column, Results, Row, is_baseline, setting, settings, terminal_table, varied_keys
+
+TITLE = "Over the seeds"
+NOTE = (
+    "Mean ± standard deviation (n - 1) over runs that differ in nothing but the seed, each the mean of its episodes; safe "
+    "where the mean cost is. worst cost: of the runs' means. of the best: share of the reward of the data's best episode "
+    "within the limit."
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of two seeds or more; best: normalised reward of the data's best episode within the limit, if there is one."""
+
+    rows: Sequence[Row]
+    best: float | None
+
+    @property
+    def first(self) -> Row:
+        return self.rows[0]
+
+    def values(self, name: str) -> np.ndarray:
+        return np.array([row[name] for row in self.rows], float)
+
+    def safe(self) -> bool:
+        return bool(self.values("normalized_cost").mean() <= 1)
+
+    def spread(self, name: str, digits: int) -> str:
+        values = self.values(name)
+        return f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}"
+
+    def of_the_best(self) -> str:
+        return f"{self.values('normalized_reward').mean() / self.best:.2f}" if self.best else "–"
+
+
+def groups(results: Results) -> list[Group]:
+    """Runs that differ in nothing but the seed, by task, limit and method; none of what a rung stopped or a search crowned."""
+    best = {(entry["task"], entry["cost_limit"]): entry["normalized_reward"] for entry in results["run"].get("references", [])}
+    several = [rows for rows in _by_method(results) if len({row["seed"] for row in rows}) > 1]
+    return [Group(rows, best.get((rows[0]["task"], rows[0]["cost_limit"]))) for rows in several]
+
+
+def _by_method(results: Results) -> list[list[Row]]:
+    """As `groups`, single runs too."""
+    found: dict[str, list[Row]] = {}
+    for row in results["rows"]:
+        if row.get("state") != "stopped" and row["selection"] != "search_winner":
+            kept = {key: value for key, value in row["config"].items() if key != "seed"}
+            own = [row[key] for key in ("task", "cost_limit", "algorithm", "selection", "evaluation_mode")]
+            found.setdefault(json.dumps([own, kept], sort_keys=True), []).append(row)
+    return sorted(found.values(), key=lambda rows: _order(rows[0]))
+
+
+@dataclass(frozen=True)
+class SeedCurves:
+    """True scores along the training of S runs that differ in nothing but the seed.
+
+    steps: [K]. reward, cost: [S, K], nan where a policy was not finite.
+    """
+
+    task: str
+    label: str
+    steps: Sequence[int]
+    reward: np.ndarray
+    cost: np.ndarray
+
+
+def curves(results: Results) -> list[SeedCurves]:
+    """Of the last policies' runs by method, where every seed has a curve; labelled by what the methods differ in."""
+    lines: dict[tuple[str, int], dict[str, Any]] = {}
+    for curve in results["run"].get("curves", []):
+        for place, number in enumerate(curve.get("numbers", [])):
+            scores = {name: curve[f"normalized_{name}"][place] for name in ("reward", "cost")}
+            lines[curve["task"], number] = scores | {"steps": curve["steps"]}
+    found = []
+    for rows in _by_method(results):
+        if not is_baseline(rows[0]) and rows[0]["selection"] == "last":
+            runs = [lines.get((row["task"], row.get("configuration", row["member"]))) for row in rows]
+            whole = [run for run in runs if run is not None and run["steps"]]
+            if len(whole) == len(runs) and all(run["steps"] == whole[0]["steps"] for run in whole):
+                found.append((rows, whole))
+    keys = [key for key in varied_keys(row for rows, _ in found for row in rows) if key != "seed"]
+    return [
+        SeedCurves(
+            rows[0]["task"],
+            ", ".join(settings(rows[0], keys)) or rows[0]["task"],
+            runs[0]["steps"],
+            *(np.array([run[name] for run in runs], float) for name in ("reward", "cost")),
+        )
+        for rows, runs in found
+    ]
+
+
+def columns(found: Sequence[Group]) -> list[Column]:
+    """The table's columns, one for each hyper-parameter in which the groups differ beside the limit."""
+    keys = [key for key in varied_keys(row for group in found for row in group.rows) if key not in ("seed", "cost_limit")]
+    return [
+        Column("task", lambda group: group.first["task"]),
+        Column("limit", lambda group: f"{group.first['cost_limit']:g}"),
+        Column("algorithm", lambda group: group.first["algorithm"]),
+        *(Column(key, lambda group, key=key: _setting(group.first, key)) for key in keys),
+        Column("selection", lambda group: group.first["selection"]),
+        Column("seeds", lambda group: str(len(group.rows))),
+        Column("reward", lambda group: group.spread("normalized_reward", 3), Group.safe),
+        Column("cost", lambda group: group.spread("normalized_cost", 2), Group.safe),
+        Column("worst cost", lambda group: f"{group.values('normalized_cost').max():.2f}"),
+        Column("length", lambda group: f"{group.values('length_mean').mean():.0f}"),
+        Column("of the best", Group.of_the_best),
+    ]
+
+
+def print_table(results: Results) -> None:
+    """The table on the terminal, if there is one."""
+    if found := groups(results):
+        wide_console().print(f"{TITLE}:", terminal_table(columns(found), found, Group.safe), sep="\n", highlight=False)
+
+
+def _setting(row: Row, key: str) -> str:
+    return "–" if is_baseline(row) else setting(row["config"].get(key))
+
+
+def _order(row: Row) -> tuple[object, ...]:
+    clone = is_baseline(row)
+    config = [] if clone else sorted(item for item in row["config"].items() if item[0] != "seed")
+    values = [(0, x, "") if isinstance(x, int | float) else (1, 0, str(x)) for _, x in config]
+    return row["task"], row["cost_limit"], clone, row["algorithm"], row["selection"], values

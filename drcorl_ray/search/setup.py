@@ -1,0 +1,79 @@
+"""A search before and after its packs: the studies, the members to pretrain, the rungs, and the final evaluation."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from drcorl_ray.config import Config, MemberConfig
+from drcorl_ray.config.presets import PRESETS
+from drcorl_ray.distributed.rollout_pool import RolloutPool
+from drcorl_ray.evaluation.scoring import Records
+from drcorl_ray.runs.directory import RunDirectory
+from drcorl_ray.search.finished_study import SearchRecord, configuration_rows
+from drcorl_ray.search.study import SearchStudy
+from drcorl_ray.search.winners import online_best_rows, winner_curves, winner_rows
+
+
+def describe_search(records: Sequence[SearchRecord], cost: Mapping[str, Any]) -> dict[str, Any]:
+    """What results.json says of the search itself."""
+    settings = records[0].config.search
+    studies = [
+        {
+            "name": record.study.name,
+            "tasks": [data.task.name for data in record.tasks],
+            "journal": str(record.study.path.relative_to(record.run.path)),
+        }
+        for record in records
+    ]
+    asked = {"objective": settings.objective, "sampler": settings.sampler, "multi_objective": settings.multi_objective}
+    return asked | {"studies": studies, "cost": dict(cost)}
+
+
+def open_studies(config: Config, run: RunDirectory, tasks: Sequence[str]) -> list[tuple[SearchStudy, list[str]]]:
+    """The studies of a search, each with the tasks that judge its configurations."""
+    judged = {"shared": list(tasks)} if config.search.objective == "shared" else {task: [task] for task in tasks}
+    points = [*config.search.points, *(member.model_dump() for member in (config.member_with({}), paper_member(config)))]
+    return [
+        (SearchStudy(run.study(name), name, config.search, points, config.run.seed), names) for name, names in judged.items()
+    ]
+
+
+def paper_member(config: Config) -> MemberConfig:
+    """The member with the paper's own settings, at the configured cost limit and mode of evaluation."""
+    own = config.member_with({})
+    kept = {"cost_limit": own.cost_limit, "seed": config.run.seed, "evaluation_mode": own.evaluation_mode}
+    return MemberConfig.model_validate(PRESETS["paper"]["member"] | kept)
+
+
+def reference_members(config: Config) -> list[MemberConfig]:
+    """Members with every seed and cost limit that the search compares: what must be pretrained, and cloned beside."""
+    own = config.member_with({})
+
+    def compared(key: str) -> list[Any]:
+        return config.search.space[key].examples() if key in config.search.space else [getattr(own, key)]
+
+    pairs = itertools.product(compared("seed"), compared("cost_limit"))
+    return [config.member_with({"seed": seed, "cost_limit": limit}) for seed, limit in pairs]
+
+
+def stops(config: Config) -> list[int]:
+    """The extraction steps after which packs are judged: the rungs, and the end."""
+    first, steps = config.training.warm_up, config.training.steps
+    return sorted({first + max(1, round(share * steps)) for share in (*config.search.rungs, 1.0)})
+
+
+def evaluate_search(records: Sequence[SearchRecord], pool: RolloutPool) -> tuple[Records, Records, Records]:
+    """Rows of the winners, of all configurations and of the winners' best points; the winners' curves and calibration."""
+    rows: Records = []
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for record in records:
+        best, winning = winner_rows(record, pool)
+        rows += winning
+        for data in record.tasks:
+            rows += configuration_rows(record, data)
+            found = winner_curves(record, data, best, pool)
+            rows += online_best_rows(record, data, best, [curve for curve, _ in found], pool)
+            pairs += found
+    return rows, [curve for curve, _ in pairs], [calibration for _, calibration in pairs]

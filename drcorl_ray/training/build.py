@@ -1,0 +1,141 @@
+"""The two stages of a run without Ray: what a task's store tells the learner, how a stage is built, what it leaves.
+
+Ray Train (train.py) and Ray Tune (search/pack.py) only add shards, reports and restarts around this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drcorl_ray.config import Config, MemberConfig, ScalingConfig
+from drcorl_ray.data.store import read_store
+from drcorl_ray.data.task_data import TaskData
+from drcorl_ray.method.baselines import Baseline, Dataset, make_baseline
+from drcorl_ray.method.estimation_states import NEAREST, Footprints, trace
+from drcorl_ray.method.hyperparameters import behaviour_condition
+from drcorl_ray.method.learner import Learner
+from drcorl_ray.method.pretrainer import Pretrainer
+from drcorl_ray.method.replay import Replay
+from drcorl_ray.method.runner import Runner, Sampler, cuda_graphs
+from drcorl_ray.method.train_state import Reduce, alone
+from drcorl_ray.training.pretrained import Pretrained, _seed, load_artifacts
+
+ESTIMATION_STATES = 2048
+
+Population = Learner | Baseline
+Stage = Pretrainer | Population
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a stage runs: its device, and its part of the global minibatch among the data-parallel workers."""
+
+    device: str = "cpu"
+    rank: int = 0
+    workers: int = 1
+    reduce: Reduce = alone
+
+    def rows(self, batch_size: int) -> int:
+        return batch_size // self.workers
+
+
+def build_pretrainer(config: Config, data: TaskData, seeds: Sequence[int], placement: Placement) -> Pretrainer:
+    first_row = placement.rank * placement.rows(config.pretrain.batch_size)
+    return Pretrainer(data.spec, config.pretrain, seeds, device=placement.device, first_row=first_row)
+
+
+def build_population(
+    config: Config, data: TaskData, members: Sequence[MemberConfig], artifacts: Sequence[Path], placement: Placement
+) -> Population:
+    """A population of run.algorithm at its start; artifacts: the pretrained ones of DRCORL's members."""
+    if config.run.algorithm == "drcorl":
+        return build_learner(config, data, members, load_artifacts(artifacts), placement)
+    return build_baseline(config, data, config.run.algorithm, members, placement)
+
+
+def build_baseline(
+    config: Config, data: TaskData, algorithm: str, members: Sequence[MemberConfig], placement: Placement
+) -> Baseline:
+    first = data.episodes.ends - data.episodes.lengths
+    some = np.linspace(0, data.manifest.rows - 1, ESTIMATION_STATES).round().astype(int)
+    told = Dataset(data.spec, data.episodes, *(_standardised(data, rows) for rows in (first, some)))
+    first_row = placement.rank * placement.rows(config.training_of(algorithm).batch_size)
+    return make_baseline(algorithm, config, told, members, device=placement.device, first_row=first_row)
+
+
+def _standardised(data: TaskData, rows: np.ndarray) -> Tensor:
+    """Observations of the given rows (ascending, repeats allowed), [n, S]."""
+    wanted, place = np.unique(rows, return_inverse=True)
+    mean, std = (np.array(values, np.float32) for values in (data.spec.observation_mean, data.spec.observation_std))
+    observations = read_store(data.store, ("observations",), wanted)["observations"]
+    return torch.from_numpy(((observations - mean) / std)[place])
+
+
+def sampler_of(stage: Stage, replay: Replay) -> Sampler:
+    """What the stage's steps learn from."""
+    return stage.sampler(replay) if isinstance(stage, Baseline) else replay.sample
+
+
+def build_learner(
+    config: Config, data: TaskData, members: Sequence[MemberConfig], pretrained: Pretrained, placement: Placement
+) -> Learner:
+    """A population at the start of extraction; `pretrained` must hold every member's seed."""
+    conditions = [
+        behaviour_condition(data.spec, member.behaviour_reward_quantile, member.cost_limit, data.episodes, data.reward_rates)
+        for member in members
+    ]
+    return Learner(
+        data.spec,
+        config.pretrain,
+        config.extract,
+        members,
+        pretrained.tensors,
+        evaluation=config.evaluation,
+        sources=[pretrained.seeds.index(_seed(member)) for member in members],
+        conditions=torch.from_numpy(np.stack(conditions)),
+        footprints=_footprints(config, data),
+        device=placement.device,
+        first_row=placement.rank * placement.rows(config.extract.batch_size),
+    )
+
+
+def _footprints(config: Config, data: TaskData) -> Footprints:
+    """Where costs are estimated: on the states a policy would come to, or on an even selection of all (D15)."""
+    if config.extract.estimate_states == "all":
+        rows = np.linspace(0, data.manifest.rows - 1, ESTIMATION_STATES).round().astype(int)
+        ends, phases, stretch, nearest = np.arange(ESTIMATION_STATES), np.zeros(ESTIMATION_STATES, int), 0, None
+    else:
+        rows, ends, phases, stretch = trace(data.episodes.lengths, data.task.episode_length)
+        nearest = NEAREST
+    wanted, place = np.unique(rows, return_inverse=True)
+    columns = read_store(data.store, ("observations", "actions"), wanted)
+    mean, std = (np.array(values, np.float32) for values in (data.spec.observation_mean, data.spec.observation_std))
+    return Footprints(
+        torch.from_numpy(((columns["observations"] - mean) / std)[place]),
+        torch.from_numpy(columns["actions"][place]),
+        torch.from_numpy(ends),
+        torch.from_numpy(phases),
+        stretch,
+        nearest,
+    )
+
+
+def build_runner(stage: Stage, sample: Sampler, rows: int, placement: Placement, scaling: ScalingConfig) -> Runner:
+    """How the stage is advanced here: on a GPU by CUDA graphs, unless its steps wait for other workers; else step by step."""
+    alone_on_gpu = placement.device.startswith("cuda") and placement.workers == 1
+    return Runner(
+        stage,
+        sample,
+        rows,
+        device=placement.device,
+        reduce=placement.reduce,
+        capture=cuda_graphs() if alone_on_gpu else None,
+        fused=scaling.fused,
+        precision=scaling.precision,
+    )

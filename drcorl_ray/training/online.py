@@ -1,0 +1,182 @@
+"""Online evaluation during extraction (App. B.1): when policies are rolled out, what it costs, and what comes back.
+
+Evaluation number i takes effect before policy step i · `online_interval`; it begins `online_staleness` steps earlier, with the
+policies of that moment, and learning goes on meanwhile. Since it is waited for at that step, and at no other, a run gives the
+same numbers however long the rollouts take.
+
+An episode is charged to its member's budget on disk before it begins, also when it begins again because its process died, so
+no kill and no resume can spend more. A finished evaluation is on disk too and is not repeated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from drcorl_ray.config import Config
+from drcorl_ray.data.episodes import Episodes, discounted_rates
+from drcorl_ray.distributed.rollout_pool import RolloutPool
+from drcorl_ray.evaluation.rollout import Rollouts, Trajectory
+from drcorl_ray.evaluation.seeds import ONLINE_SEEDS
+from drcorl_ray.io.files import load_arrays, save_arrays
+from drcorl_ray.io.storage import file_lock
+from drcorl_ray.method.baselines import Baseline
+from drcorl_ray.method.learner import Learner
+from drcorl_ray.method.online_data import Evidence
+from drcorl_ray.policy.population import PopulationPolicy
+from drcorl_ray.tasks.registry import Task
+from drcorl_ray.training.episode_budget import EpisodeLedger
+
+_TRANSITIONS = "transitions"
+
+Share = Callable[[Any], Evidence]
+Before = Callable[[int], None]
+
+
+class Roller:
+    """Runs the evaluations of a population one after another, and keeps them in `folder`."""
+
+    def __init__(self, config: Config, learner: Learner, task: Task, folder: Path, pool: RolloutPool) -> None:
+        self._settings, self._task, self._folder, self._pool = config.evaluation, task, folder, pool
+        self._online, self._hybrid = learner.online.online.cpu().numpy(), bool(learner.online.hybrid.any())
+        paid = self._settings.online_budget // self._settings.online_episodes
+        evaluations = min(paid, math.ceil(config.extract.steps / self._settings.online_interval))
+        rows = evaluations * self._settings.hybrid_episodes * task.episode_length
+        self._append_every = max(1, math.ceil(rows / max(1, self._settings.hybrid_transitions)))  # so that the budget lasts
+        self._ledger = EpisodeLedger(folder / "episodes.jsonl", self._settings.online_budget, learner.online.spent.tolist())
+        self._future: Future[Rollouts] | None = None
+        self._members: list[int] = []
+
+    def begin(self, number: int, policies: PopulationPolicy) -> None:
+        """Start rolling out the online members that are finite and have something left to spend."""
+        self._future = None
+        if self._file(number).exists():
+            return
+        left = self._ledger.spent < self._settings.online_budget
+        self._members = np.flatnonzero(self._online & left & policies.finite()).tolist()
+        if not self._members:
+            return
+        appended = self._hybrid and number % self._append_every == 0
+        self._future = self._pool.start(
+            policies.select(self._members),
+            self._task,
+            self._seeds(number),
+            record=self._settings.hybrid_episodes if appended else 0,
+            charge=lambda members, count: self._ledger.charge([self._members[member] for member in members], count),
+        )
+
+    def result(self, number: int) -> Evidence:
+        """Wait for what `begin` started; errors as `RolloutPool.roll_out`."""
+        file = self._file(number)
+        if not file.exists():
+            seeds = self._seeds(number)
+            rollouts = Rollouts.empty(len(self._members), seeds) if self._future is None else self._future.result()
+            whole = Rollouts.empty(len(self._online), seeds)
+            for place, member in enumerate(self._members):
+                whole.store(slice(member, member + 1), slice(0, len(seeds)), rollouts.of(place))
+            save_arrays(file, _arrays(whole) | {"spent": self._ledger.spent}, {"evaluation": number})
+        return _evidence(load_arrays(file)[0])
+
+    def _seeds(self, number: int) -> range:
+        first = ONLINE_SEEDS + number * self._settings.online_episodes
+        return range(first, first + self._settings.online_episodes)
+
+    def _file(self, number: int) -> Path:
+        return self._folder / f"evaluation-{number:04d}.safetensors"
+
+
+def _arrays(rollouts: Rollouts) -> dict[str, np.ndarray]:
+    """Rollouts as named arrays; a member's recorded episodes one behind the other, as TRANSITIONS/MEMBER/COLUMN."""
+    arrays = vars(rollouts.stats) | {"ran": rollouts.ran}
+    for member in sorted({member for member, _ in rollouts.trajectories}):
+        recorded = [rollouts.trajectories[key] for key in sorted(rollouts.trajectories) if key[0] == member]
+        rows = [_transitions(trajectory) for trajectory in recorded]
+        arrays |= {f"{_TRANSITIONS}/{member}/{name}": np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    return arrays
+
+
+def _transitions(trajectory: Trajectory) -> dict[str, np.ndarray]:
+    """An episode's columns with the rates that the dataset's rows have too."""
+    rewards, costs, terminals = (trajectory[name] for name in ("rewards", "costs", "terminals"))
+    whole = [0], [len(rewards)], [rewards.sum()], [costs.sum()], [terminals[-1] > 0]
+    episode = Episodes(*map(np.array, whole))
+    return trajectory | {f"{name}_rates": discounted_rates(trajectory[f"{name}s"], episode) for name in ("reward", "cost")}
+
+
+def _evidence(arrays: Mapping[str, np.ndarray]) -> Evidence:
+    ran, transitions = arrays["ran"], {}
+    for name, array in arrays.items():
+        if name.startswith(_TRANSITIONS):
+            _, member, column = name.split("/")
+            transitions.setdefault(int(member), {})[column] = array
+    episodes = ran.sum(axis=1)
+    costs, returns = (np.where(ran, arrays[x], 0.0).sum(axis=1) / np.maximum(episodes, 1) for x in ("costs", "returns"))
+    return Evidence(costs, returns, episodes, arrays["spent"], transitions)
+
+
+class OnlineEvaluation:
+    """Begins and ends the evaluations of a learner at their steps; `before` must be called before each step until `stop`.
+
+    roller: None but in one of several data-parallel workers. share: gives what that one found to all of them.
+    """
+
+    def __init__(self, config: Config, learner: Learner, stop: int, roller: Roller | None, share: Share) -> None:
+        self._learner, self._stop, self._roller, self._share = learner, stop, roller, share
+        self._first, self._total = config.extract.critic_steps, learner.total_steps
+        self._interval, self._staleness = config.evaluation.online_interval, config.evaluation.online_staleness
+        self._under_way = False
+
+    def before(self, step: int) -> None:
+        online = self._learner.online
+        number = max(0, -(-(step - self._first) // self._interval))  # the next one due, now or later
+        if step == self._due(number):
+            if not self._under_way:
+                self._begin(number, online.pending if online.pending_step >= 0 else self._learner.average)
+            self._learner.observe(self._share(self._roller.result(number) if self._roller else None))
+            online.release()
+            self._under_way = False
+            number += 1
+        due = self._due(number)
+        if step == max(0, due - self._staleness) and due < self._total:
+            online.hold(self._learner.average, step)
+        if online.pending_step >= 0 and due < self._stop and not self._under_way:
+            self._begin(number, online.pending)
+
+    def _due(self, number: int) -> int:
+        return self._first + number * self._interval
+
+    def _begin(self, number: int, parameters: Tensor) -> None:
+        self._under_way = True
+        if self._roller:
+            self._roller.begin(number, self._learner.policies(parameters))
+
+
+@contextmanager
+def online_evaluation(
+    config: Config,
+    learner: Learner | Baseline,
+    task: Task,
+    folder: Path,
+    stop: int,
+    *,
+    leads: bool = True,
+    share: Share = lambda evidence: evidence,
+) -> Iterator[Before]:
+    """What must be called before each step until `stop`; its actors live as long as the context.
+
+    leads: whether this worker rolls out. Nothing is started where no member is online.
+    """
+    if not isinstance(learner, Learner) or not bool(learner.online.online.any()):
+        yield lambda step: None
+        return
+    ours = file_lock(folder / "episodes.lock") if leads else nullcontext()  # a killed worker's successor waits for its end
+    with RolloutPool.of(config) as pool, ours:
+        roller = Roller(config, learner, task, folder, pool) if leads else None
+        yield OnlineEvaluation(config, learner, stop, roller, share).before

@@ -1,0 +1,94 @@
+"""Pretrained weights on disk: content-addressed files that every member of every search starts from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import Timeout
+from torch import Tensor
+
+from drcorl_ray.config import MemberConfig, PretrainConfig
+from drcorl_ray.data.task_data import TaskData
+from drcorl_ray.errors import UserError
+from drcorl_ray.io.console import console
+from drcorl_ray.io.files import load_arrays, save_arrays
+from drcorl_ray.io.storage import file_lock
+from drcorl_ray.method.pretrainer import Pretrainer
+
+ARTIFACT_SCHEMA = 3
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What extraction starts from: `Pretrainer.result` of the given seeds, in that order."""
+
+    seeds: tuple[int, ...]
+    tensors: Mapping[str, Tensor]
+
+
+def pretrain_seeds(members: Sequence[MemberConfig]) -> list[int]:
+    """The seeds that must be pretrained for a population, each once."""
+    return sorted({_seed(member) for member in members})
+
+
+def _seed(member: MemberConfig) -> int:
+    assert member.seed is not None  # settled by Config.member_with
+    return member.seed
+
+
+def artifact_path(root: Path, data: TaskData, config: PretrainConfig, seed: int, precision: str = "fp32") -> Path:
+    """File of a pretrained artifact, named by all it depends on: store, pretraining settings, seed, precision, schema."""
+    shards = [shard.sha256 for shard in data.manifest.shards]
+    rounded = [] if precision == "fp32" else [precision]
+    identity = json.dumps([ARTIFACT_SCHEMA, shards, config.model_dump(), seed, *rounded], sort_keys=True)
+    return root / "pretrained" / f"{data.task.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
+
+
+def save_artifacts(paths: Mapping[int, Path], pretrainer: Pretrainer) -> None:
+    """Write what extraction starts from, a file for each seed: {seed: path}."""
+    seeds = pretrainer.seeds.tolist()
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in pretrainer.result().items()}
+    for seed, path in paths.items():
+        place = seeds.index(seed)
+        rows = {name: array.reshape(len(seeds), -1, *array.shape[1:])[place] for name, array in arrays.items()}
+        save_arrays(path, rows, {"artifact_schema": ARTIFACT_SCHEMA, "seed": seed})
+
+
+def load_artifacts(paths: Sequence[Path]) -> Pretrained:
+    """Read pretrained artifacts of one task and other seeds; UserError where one is missing or damaged."""
+    parts = [load_arrays(path) for path in paths]
+    names = parts[0][0].keys()
+    tensors = {name: torch.from_numpy(np.concatenate([arrays[name] for arrays, _ in parts])) for name in names}
+    return Pretrained(tuple(meta["seed"] for _, meta in parts), tensors)
+
+
+def _missing(paths: Mapping[int, Path]) -> dict[int, Path]:
+    """The artifacts that are absent or damaged."""
+    missing = {}
+    for seed, path in paths.items():
+        try:
+            load_artifacts([path])
+        except UserError:
+            missing[seed] = path
+    return missing
+
+
+@contextmanager
+def _locked(path: Path, task: str, cancelled: Callable[[], bool]) -> Iterator[None]:
+    lock = file_lock(path.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        console.print(f"{task}: another run is pretraining it; waiting for its artifact")
+        lock.acquire(cancel_check=cancelled)
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,128 @@
+"""The launch scripts as a user meets them: help, and refusals as one line on stderr with exit code 2, before Ray starts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from drcorl_ray.config import Config
+from tests.helpers.columns import make_columns
+from tests.helpers.paths import ROOT
+
+
+def launch(*arguments: object, script: str = "train") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, f"launch/{script}.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def keys(model=Config, prefix: str = "") -> list[str]:
+    found = []
+    for name, field in model.model_fields.items():
+        below = getattr(field.annotation, "model_fields", None)
+        found += keys(field.annotation, f"{prefix}{name}.") if below else [f"{prefix}{name}"]
+    return found
+
+
+def assert_refused(code: int, out: str, err: str, *words: str) -> None:
+    assert code == 2, err
+    assert out == ""
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("error: ")
+    assert all(word in err for word in words), err
+
+
+@pytest.mark.parametrize(("script", "flag"), [("train", "--help"), ("tune", "-h")])
+def test_help_lists_every_key_with_its_default(script, flag):
+    done = launch("extract.steps=7", flag, script=script)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    listed = [line.strip().split("=")[0] for line in done.stdout.splitlines() if line.startswith("  ") and line[2] != " "]
+    assert [key for key in listed if key in keys()] == keys()
+    assert "extract.steps=600" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["extract.step=3"], ["unknown key extract.step", "did you mean 'steps'?"]),
+        (["no\nsuch.yaml"], ["no such.yaml: cannot be read"]),
+        (["run.seed=2020-13-45"], ["not valid YAML"]),
+    ],
+)
+def test_a_bad_command_line_is_one_line(arguments, words):
+    done = launch(*arguments)
+    assert_refused(done.returncode, done.stdout, done.stderr, *words)
+
+
+def write(path: Path, columns: dict[str, np.ndarray]) -> None:
+    with h5py.File(path, "w") as file:
+        for name, array in columns.items():
+            file[name] = array
+
+
+def hostile_files(folder: Path) -> dict[str, list[str]]:
+    """DSRL files with one fault each, and the words that name it."""
+    good = make_columns(60)
+    write(folder / "truncated.hdf5", good)
+    content = (folder / "truncated.hdf5").read_bytes()
+    (folder / "truncated.hdf5").write_bytes(content[: len(content) // 2])
+    write(folder / "wrong-key.hdf5", {("cost" if name == "costs" else name): array for name, array in good.items()})
+    write(folder / "wrong-rank.hdf5", good | {"actions": good["actions"][:, :, None]})
+    nan = good["rewards"].copy()
+    nan[17] = np.nan
+    write(folder / "nan.hdf5", good | {"rewards": nan})
+    write(folder / "unequal.hdf5", good | {"costs": good["costs"][:-1]})
+    (folder / "text.hdf5").write_text("404 not found\n")
+    return {
+        "truncated": ["truncated"],
+        "wrong-key": ["'costs' is missing"],
+        "wrong-rank": ["'actions' has shape [60, 2, 1]"],
+        "nan": ["'rewards', row 17"],
+        "unequal": ["'costs' has 59 rows"],
+        "text": ["not a readable HDF5 file"],
+        "absent": ["no such data file"],
+    }
+
+
+RUN_EACH = """
+    import contextlib, io, json, runpy, sys
+
+    sys.argv[0] = "launch/train.py"
+    for line in sys.stdin:
+        sys.argv[1:] = json.loads(line)
+        out, err, code = io.StringIO(), io.StringIO(), None
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                runpy.run_path("launch/train.py", run_name="__main__")
+            except SystemExit as end:
+                code = end.code
+        ray = sys.modules.get("ray")
+        print(json.dumps([code, out.getvalue(), err.getvalue(), bool(ray and ray.is_initialized())]), flush=True)
+"""
+
+
+@pytest.mark.ray  # imports Ray, and sees that it is not started
+def test_hostile_data_files_are_one_line_and_leave_no_store(tmp_path):
+    """The script, once a file, in one process of its own: importing Ray takes seconds. Fault: convert before validating."""
+    files = hostile_files(tmp_path)
+    lines = ""
+    for name in files:
+        places = {"data.dataset": f"{name}.hdf5", "run.dir": f"runs/{name}", "run.storage": "shared"}
+        lines += json.dumps([f"{key}={tmp_path / place}" for key, place in places.items()]) + "\n"
+    command = [sys.executable, "-c", textwrap.dedent(RUN_EACH)]
+    done = subprocess.run(command, cwd=ROOT, input=lines, capture_output=True, text=True, timeout=240, check=True)
+    assert done.stderr == ""
+    for name, line in zip(files, done.stdout.splitlines(), strict=True):
+        code, out, err, ray_started = json.loads(line)
+        assert_refused(code, out, err, *files[name], f"{name}.hdf5")
+        assert not ray_started
+    left = [path for folder in ("shared", "runs") for path in (tmp_path / folder).rglob("*") if path.is_file()]
+    assert {path.name for path in left} <= {"config.yaml"}

@@ -1,0 +1,52 @@
+"""A fake trainable: packs are answered at once from a planted objective, through the same files as real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from optuna.trial import TrialState
+
+from drcorl_ray.config import SearchConfig
+from drcorl_ray.io.files import write_json
+from drcorl_ray.search.plan import RESULT, Pack, SearchPlan
+from drcorl_ray.search.study import Score, SearchStudy, told_score
+from drcorl_ray.training.checkpoint import States
+
+Objective = Callable[[dict, str], Score]
+
+
+def make_plan(folder: Path, settings: SearchConfig, tasks=("task",), stops=(100,), points=(), seed: int = 0) -> SearchPlan:
+    study = SearchStudy(folder / "studies" / "s.journal", "s", settings, points, seed)
+    assert settings.members_per_pack != "auto"
+    return SearchPlan(study, folder / "packs", tasks, stops, settings.members_per_pack)
+
+
+def answer(plan: SearchPlan, pack: Pack, task: str, objective: Objective) -> None:
+    """What a trial leaves behind."""
+    folder = plan.folder(pack.number) / task
+    for source in pack.sources():
+        assert States(plan.folder(source) / task).newest.exists(), "the states it goes on from must be there"
+    folder.mkdir(parents=True, exist_ok=True)
+    States(folder).newest.write_bytes(b"state")
+    scores = [objective(member.params, task) for member in pack.members]
+    members = [{"normalized_reward": score.reward, "normalized_cost": score.cost} for score in scores]
+    write_json(folder / RESULT, {"members": members})
+
+
+def states(study: SearchStudy) -> list[TrialState]:
+    return [trial.state for trial in study.optuna.get_trials()]
+
+
+def told(study: SearchStudy, number: int) -> Score:
+    return told_score(study.optuna.get_trials()[number])
+
+
+def run(plan: SearchPlan, objective: Objective, trials: int | None = None, last_first: bool = False) -> list[tuple[Pack, str]]:
+    """Answer `trials` jobs (all if None), the newest first if asked; what was trained, in order."""
+    done = []
+    while (jobs := plan.jobs()) and len(done) != trials:
+        pack, task = jobs[-1 if last_first else 0]
+        answer(plan, pack, task, objective)
+        done.append((pack, task))
+    return done

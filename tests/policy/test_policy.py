@@ -1,0 +1,285 @@
+"""Policy files and their actions: shapes, values, independence of rows, hostile files, and life without torch or Ray."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drcorl_ray.errors import UserError
+from drcorl_ray.evaluation.policy_files import load_entries
+from drcorl_ray.io.files import load_arrays, save_arrays, write_json
+from drcorl_ray.policy.loading import load_policy, load_population
+from drcorl_ray.policy.mlp import PerceptronPolicy
+from tests.helpers.paths import ROOT
+
+S, A = 5, 2
+
+
+def make_population(members: int = 3, hidden: tuple[int, ...] = (16, 8), seed: int = 0) -> PerceptronPolicy:
+    rng = np.random.default_rng(seed)
+    sizes = (S, *hidden, A)
+
+    def draw(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
+    return PerceptronPolicy(
+        draw(S),
+        rng.uniform(0.5, 2.0, S).astype(np.float32),
+        tuple(draw(members, a, b) / np.float32(np.sqrt(a)) for a, b in pairwise(sizes)),
+        tuple(draw(members, b) for b in sizes[1:]),
+    )
+
+
+def observations(rows: int, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).normal(1.0, 2.0, (rows, S)).astype(np.float32)
+
+
+def perceptron(population: PerceptronPolicy, member: int, states: np.ndarray) -> np.ndarray:
+    """The same network, written apart, in float64: one state at a time, one unit at a time."""
+    actions = []
+    for state in states.astype(np.float64):
+        x = [(state[i] - population.observation_mean[i]) / population.observation_std[i] for i in range(S)]
+        last = len(population.weights) - 1
+        for layer, (weight, bias) in enumerate(zip(population.weights, population.biases, strict=True)):
+            z = [bias[member, j] + sum(x[i] * weight[member, i, j] for i in range(len(x))) for j in range(weight.shape[2])]
+            x = [np.tanh(value) if layer == last else max(value, 0.0) for value in z]
+        actions.append(x)
+    return np.array(actions)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    population = make_population()
+    population.save(tmp_path / "policy.safetensors", 1, {"task": "PointCircle"})
+    return population, tmp_path / "policy.safetensors"
+
+
+def test_actions_are_the_networks(saved):
+    """Fault: tanh in every layer, no standardisation, or the wrong member."""
+    population, path = saved
+    states = observations(7)
+    policy = load_policy(path)
+    np.testing.assert_allclose(policy.act(states), perceptron(population, 1, states), atol=2e-6)
+    assert np.abs(policy.act(states) - perceptron(population, 0, states)).max() > 0.01
+    assert policy.meta["task"] == "PointCircle"
+    everyone = population.act(np.stack([states] * 3))
+    for member in range(3):
+        np.testing.assert_allclose(everyone[member], perceptron(population, member, states), atol=2e-6)
+
+
+def test_shapes_in_and_out(saved):
+    policy = load_policy(saved[1])
+    assert policy.act(observations(1)[0]).shape == (A,)
+    assert policy.act(observations(4)).shape == (4, A)
+    assert policy.act(observations(0)).shape == (0, A)
+    assert policy.act(observations(4).astype(np.float64).tolist()).dtype == np.float32
+    assert np.abs(policy.act(1e6 * observations(50))).max() <= 1.0
+
+
+@pytest.mark.parametrize("shape", [(), (S + 1,), (S - 1,), (0,), (3, S + 1), (S, 3), (2, 3, S), (1, 1, S)])
+def test_other_shapes_are_refused(saved, shape):
+    with pytest.raises(ValueError, match=rf"\[{S}\] or \[N, {S}\] expected, got \[") as caught:
+        load_policy(saved[1]).act(np.zeros(shape))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@given(
+    rows=st.integers(1, 40),
+    seed=st.integers(0, 1000),
+    first=st.integers(0, 39),
+    hidden=st.sampled_from([(64, 48), (256, 256), (33, 77)]),
+)
+def test_a_row_acts_alone_as_among_others_to_the_last_bit(rows, seed, first, hidden):
+    """Fault: one matrix product for all rows, whose blocking depends on their number."""
+    population = make_population(2, hidden)
+    states = observations(rows, seed)
+    many = population.act(np.stack([states, states]))
+    row = first % rows
+    one = population.act(np.stack([states[row : row + 1]] * 2))
+    assert one[:, 0].tobytes() == many[:, row].tobytes()
+    alone = population.select([1]).act(states[None])
+    assert alone[0].tobytes() == many[1].tobytes()
+
+
+def test_actions_do_not_depend_on_the_number_of_threads():
+    """A rollout actor has one, the process of a plain `evaluate` as many as the machine. Fault: blocks of 4 rows.
+
+    With OpenBLAS's kernel for Haswell and Zen, which shows this fault; where there is no such kernel, with the usual one.
+    """
+    code = (
+        "import numpy as np; from tests.policy.test_policy import *; "
+        "print(make_population(1, (512, 512)).act(observations(40)[None]).tobytes().hex())"
+    )
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=os.environ | {"OPENBLAS_CORETYPE": "Haswell", "OPENBLAS_NUM_THREADS": threads},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for threads in ("1", "2")
+    }
+    assert len(printed) == 1
+
+
+def test_select_takes_members_in_order():
+    population = make_population(4)
+    states = np.stack([observations(3)] * 4)
+    chosen = population.select([2, 0, 2])
+    assert chosen.members == 3
+    np.testing.assert_array_equal(chosen.act(states[:3]), population.act(states)[[2, 0, 2]])
+
+
+def test_finite_names_the_sound_members():
+    population = make_population(4)
+    population.weights[1][2, 0, 0] = np.nan
+    population.biases[0][0, 1] = np.inf
+    assert population.finite().tolist() == [False, True, False, True]
+
+
+def test_a_population_round_trips(tmp_path):
+    population = make_population(3)
+    population.save_population(tmp_path / "p.safetensors", {"finite": [True] * 3})
+    loaded, meta = load_population(tmp_path / "p.safetensors")
+    states = np.stack([observations(6)] * 3)
+    assert loaded.act(states).tobytes() == population.act(states).tobytes()
+    assert meta["finite"] == [True] * 3
+
+
+def test_a_runs_directory_stands_for_its_winner_or_first_member(saved, tmp_path):
+    population, _ = saved
+    for member, name in enumerate(("first", "second")):
+        population.save(tmp_path / "policies" / f"{name}.safetensors", member, {})
+    rows = [{"selection": "last", "policy": f"policies/{name}.safetensors"} for name in ("first", "second")]
+    states = observations(3)
+    for selection, name in (("last", "first"), ("search_winner", "second")):
+        expected = tmp_path / "policies" / f"{name}.safetensors"
+        rows[1]["selection"] = selection
+        write_json(tmp_path / "results.json", {"rows": rows})
+        assert load_policy(str(tmp_path)).act(states).tobytes() == load_policy(expected).act(states).tobytes()
+    for broken in ({"rows": []}, {}, [1], {"rows": [{"selection": "last"}]}):
+        write_json(tmp_path / "results.json", broken)
+        with pytest.raises(UserError, match=r"results\.json: lists no policy"):
+            load_policy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["../p.safetensors", "/etc/passwd", "policies/../../p", "s3://b/p", "", ".", "a\0b", "\ud800", "x" * 256, 3, None]
+)
+def test_a_run_names_its_own_files_alone(saved, tmp_path, name):
+    """Fault: join whatever results.json says to the run's folder."""
+    write_json(tmp_path / "results.json", {"schema": 1, "run": {}, "rows": [{"selection": "last", "policy": name}]})
+    for load in (load_policy, lambda run: load_entries([str(run)])):
+        with pytest.raises(UserError, match=r"results\.json: names .*, which is no file beside it"):
+            load(tmp_path)
+
+
+def refusal(path: Path, load=load_policy) -> str:
+    with pytest.raises(UserError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert str(path) in message
+    return message
+
+
+def test_the_two_kinds_of_file_are_told_apart(saved, tmp_path):
+    population, path = saved
+    population.save_population(tmp_path / "p.safetensors", {})
+    assert "policy_schema is None" in refusal(tmp_path / "p.safetensors")
+    assert "population_schema is None" in refusal(path, load_population)
+
+
+def test_missing_and_foreign_files(tmp_path):
+    refusal(tmp_path / "absent.safetensors")
+    with pytest.raises(UserError, match=r"results\.json"):
+        load_policy(tmp_path)
+    (tmp_path / "x").write_bytes(b"import os")
+    refusal(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "schema", "no schema", "no layers", "layers x", "layers 0", "layers -1", "layers 2", "layers 99", "layers null",
+        "layers huge",
+        "missing weight", "missing bias", "missing mean", "missing std", "rank of weight", "rank of bias", "rank of mean",
+        "width", "members of bias", "observation size", "std size", "scalar bias",
+    ],
+)  # fmt: skip
+def test_hostile_contents_with_a_right_checksum(saved, fault):
+    """Each is refused on loading, and not only when the policy acts."""
+    _, path = saved
+    arrays, meta = load_arrays(path)
+    if fault == "schema":
+        meta["policy_schema"] = 2
+    elif fault == "no schema":
+        del meta["policy_schema"]
+    elif fault == "no layers":
+        del meta["layers"]
+    elif fault.startswith("layers"):
+        meta["layers"] = {"x": "x", "0": 0, "-1": -1, "2": 2, "99": 99, "null": None, "huge": 2**63}[fault.split()[1]]
+    elif fault.startswith("missing"):
+        name = {"weight": "layers.1.weight", "bias": "layers.0.bias", "mean": "observation_mean", "std": "observation_std"}
+        del arrays[name[fault.split()[1]]]
+    elif fault == "rank of weight":
+        arrays["layers.0.weight"] = arrays["layers.0.weight"].ravel()
+    elif fault == "rank of bias":
+        arrays["layers.1.bias"] = arrays["layers.1.bias"][None]
+    elif fault == "rank of mean":
+        arrays["observation_mean"] = arrays["observation_mean"][None]
+    elif fault == "members of bias":
+        arrays["layers.0.bias"] = np.zeros((), np.float32)
+    elif fault == "width":
+        arrays["layers.1.weight"] = arrays["layers.1.weight"][:-1]
+    elif fault == "observation size":
+        arrays["observation_mean"], arrays["observation_std"] = np.zeros(S + 1, np.float32), np.ones(S + 1, np.float32)
+    elif fault == "std size":
+        arrays["observation_std"] = np.ones(1, np.float32)
+    elif fault == "scalar bias":
+        arrays["layers.2.bias"] = np.array(0.0, np.float32)
+    save_arrays(path, arrays, meta)
+    refusal(path)
+
+
+def test_a_policy_acts_where_torch_and_ray_cannot_be_imported(saved):
+    """In a fresh interpreter that refuses both; it needs no simulator or HDF5 either. Fault: import torch in policy.py."""
+    _, path = saved
+    np.save(path.with_name("states.npy"), observations(6))
+    code = """
+        import sys
+        import numpy as np
+
+        class Forbidden:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] in ("ray", "torch"):
+                    raise ImportError(f"{name} is forbidden here")
+
+        sys.meta_path.insert(0, Forbidden())
+        import drcorl_ray
+        actions = drcorl_ray.load_policy(sys.argv[1]).act(np.load(sys.argv[2]))
+        heavy = {"ray", "torch", "h5py", "pyarrow", "mujoco", "gymnasium", "matplotlib", "pydantic"} & sys.modules.keys()
+        print(sorted(heavy), actions.dtype, actions.tobytes().hex())
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), path, path.with_name("states.npy")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    expected = load_policy(path).act(observations(6))
+    assert done.stdout == f"[] float32 {expected.tobytes().hex()}\n"
+
+
+def test_members_that_disagree_in_number_are_refused(tmp_path):
+    make_population(3).save_population(tmp_path / "p.safetensors", {})
+    arrays, meta = load_arrays(tmp_path / "p.safetensors")
+    save_arrays(tmp_path / "p.safetensors", arrays | {"layers.1.bias": arrays["layers.1.bias"][:1]}, meta)
+    refusal(tmp_path / "p.safetensors", load_population)

@@ -1,0 +1,189 @@
+"""Table 1 and Figure 2 in the paper's layout, from rows by hand and from policies that really act."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from drcorl_ray.config import Config
+from drcorl_ray.config.loading import dump_config
+from drcorl_ray.evaluation import speed as inference
+from drcorl_ray.io.files import write_bytes
+from drcorl_ray.method.diffusion import sample
+from drcorl_ray.report.tables import paper, speed
+from drcorl_ray.runs.directory import RunDirectory
+from tests.helpers.policies import random_policy
+from tests.helpers.results import make_curve, make_results, make_row, markdown_table, report
+
+HOPPER = {"task": "HopperVelocity"}
+
+
+def row(algorithm: str, reward: float, cost: float, **changes):
+    config = {"k": 2.0} | changes.pop("config", {}) | {"seed": changes.get("seed", 0)}
+    scores = {"normalized_reward": reward, "normalized_cost": cost}
+    return make_row(algorithm=algorithm, config=config, **(HOPPER | scores | changes))
+
+
+ROWS = [
+    row("drcorl", 0.8, 0.5), row("drcorl", 0.9, 1.1, seed=1), row("drcorl", 0.1, 9.0, selection="online_best"),
+    row("cpq", 0.4, 0.1, baseline=True), row("bcq_lag", 0.7, 3.0, baseline=True), row("bc", 0.75, 12.0, baseline=True),
+    row("bc", 0.75, 6.0, baseline=True, cost_limit=20.0), row("cpq", 0.5, 0.2, baseline=True, cost_limit=20.0),
+]  # fmt: skip
+
+
+def lines(table: paper.Table) -> list[list[str]]:
+    columns = table.columns()
+    return [[column.title for column in columns], *([column.text(line) for column in columns] for line in table.lines)]
+
+
+def test_a_table_of_each_limit_with_the_papers_numbers_below():
+    """Means over the seeds of the last policies; the paper's row at its limit alone. Fault: any selection; any limit."""
+    ten, twenty = paper.tables(make_results(ROWS))
+    assert (ten.limit, twenty.limit) == (10.0, 20.0)
+    assert lines(ten) == [
+        ["task", "BC", "BCQ-Lag", "CPQ", "DRCORL"],
+        ["HopperVelocity", "0.75 (12.00)", "0.70 (3.00)", "0.40 (0.10)", "0.85 (0.80)"],
+        ["paper", "0.76 (12.14)", "0.81 (14.92)", "0.57 (0.00)", "0.68 (0.79)"],
+    ]
+    assert lines(twenty) == [["task", "BC", "CPQ"], ["HopperVelocity", "0.75 (6.00)", "0.50 (0.20)"]]
+    safe = [column.safe(ten.lines[0]) for column in ten.columns()]
+    assert safe == [None, False, False, True, True]
+    assert [column.safe(ten.lines[1]) for column in ten.columns()] == [None] * 5
+
+
+def test_of_several_configurations_the_winner_is_shown():
+    rows = [row("drcorl", 0.9, 0.2, config={"k": k}) for k in (0.0, 4.0)]
+    rows += [row("cpq", 0.4, 0.1), row("drcorl", 0.6, 0.3, selection="search_winner")]
+    [table] = paper.tables(make_results(rows))
+    assert lines(table)[1][-1] == "0.60 (0.30)"
+    [without] = paper.tables(make_results(rows[:-1]))
+    assert lines(without)[1][-1] == "–"
+
+
+@pytest.mark.parametrize(
+    ("rows", "tables"),
+    [
+        ([make_row(), make_row(algorithm="bc"), make_row(algorithm="bc_safe")], 0),
+        ([make_row(), make_row(algorithm="cdt")], 1),
+        ([make_row(**HOPPER), make_row(algorithm="bc", **HOPPER)], 1),
+        ([make_row(**HOPPER)], 0),
+    ],
+)
+def test_runs_of_the_usual_two_clones_on_other_tasks_have_no_such_table(rows, tables, tmp_path):
+    assert len(paper.tables(make_results(rows))) == tables
+    texts = report(tmp_path, make_results(rows))
+    assert all((paper.TITLE in text) == bool(tables) for text in texts.values())
+    assert (tmp_path / "table1.tex").exists() == bool(tables)
+
+
+def test_the_reports_show_it(tmp_path, capsys):
+    texts = report(tmp_path, make_results(ROWS))
+    part = texts["report.md"].split("## Table 1, cost limit 10\n\n")[1]
+    assert markdown_table(part)[2] == ["HopperVelocity", "0.75 (12.00)", "0.70 (3.00)", "**0.40 (0.10)**", "**0.85 (0.80)**"]
+    assert ">0.85 (0.80)<" in texts["report.html"]
+    assert "Table 1, cost limit 10:" in capsys.readouterr().out
+
+
+def test_latex_is_a_tabular_with_coloured_cells(tmp_path):
+    """Balanced, as many cells a line as columns; a name's special characters cannot end it."""
+    report(tmp_path, make_results([*ROWS, row("cpq", 0.2, 2.0, task="my_task")]))
+    text = (tmp_path / "table1.tex").read_text()
+    assert "\\textcolor{blue}{0.85 (0.80)}" in text
+    assert "\\textcolor{gray}{0.70 (3.00)}" in text
+    assert "\\textit{paper} & 0.76 (12.14) & 0.81 (14.92)" in text
+    assert "my\\_task & -- & -- & \\textcolor{gray}{0.20 (2.00)} & -- \\\\" in text
+    assert text.count("{") == text.count("}")
+    for tabular in re.findall(r"\\begin\{tabular\}\{(l c*|lc*)\}(.*?)\\end\{tabular\}", text, re.S):
+        width = len(tabular[0])
+        counts = {line.count("&") for line in tabular[1].splitlines() if line.endswith("\\\\")}
+        assert counts == {width - 1}
+
+
+def test_curves_are_drawn_beside_what_the_paper_scored(tmp_path):
+    """At its limit, of its tasks. Fault: DRCORL's numbers in every picture."""
+    curves = [make_curve(task="HopperVelocity"), make_curve(task="Other")]
+    rows = [make_row(**HOPPER), make_row(task="Other")]
+    assert paper.printed_scores(make_results(rows)) == {"HopperVelocity": paper.Cell(0.68, 0.79)}
+    assert paper.printed_scores(make_results([make_row(cost_limit=20.0, **HOPPER)])) == {}
+    text = report(tmp_path, make_results(rows, curves=curves))["report.html"]
+    assert text.count("paper, limit 10") == 2  # one a panel
+    height, width, _ = imread(tmp_path / "curves.png").shape
+    assert width > 3 * height  # four panels in a row
+
+
+@pytest.fixture
+def acted(tmp_path, monkeypatch) -> RunDirectory:
+    """Policies of two algorithms, one of them four times as large; few states."""
+    monkeypatch.setattr(speed, "STATES", 40)
+    monkeypatch.setattr(speed, "_SAMPLED", 4)
+    run = RunDirectory(tmp_path)
+    for name, hidden in (("drcorl", 8), ("cpq", 512)):
+        random_policy(11, 3, hidden=hidden).save(tmp_path / f"{name}.safetensors", 0, {})
+    write_bytes(run.config, dump_config(Config()).encode())
+    return run
+
+
+def acting(*algorithms: str):
+    return make_results([row(name, 0.5, 0.5, policy=f"{name}.safetensors") for name in algorithms])
+
+
+def test_figure_2_times_what_acts(acted):
+    """Each policy by its own weights, and the diffusion model by its steps; a policy that is not there is left out."""
+    results = acting("drcorl", "cpq", "cdt")
+    found = {entry.name: entry for entry in speed.timed(acted, results, paper.tables(results))}
+    assert list(found) == ["CPQ", "DRCORL", *(f"diffusion, {steps} steps" for steps in (5, 15, 50))]
+    assert found["CPQ"].seconds > 1.5 * found["DRCORL"].seconds
+    assert found["diffusion, 50 steps"].seconds > 4 * found["diffusion, 5 steps"].seconds
+    assert found["DRCORL"].score == paper.Cell(0.5, 0.5)
+    assert found["diffusion, 5 steps"].score is None
+    texts = report(acted.path, results)
+    assert "![Score against inference time](speed.png)" in texts["report.md"]
+    assert "diffusion, 15 steps" in texts["report.html"]
+    assert imread(acted.path / "speed.png")[..., :3].std() > 0.01
+
+
+def test_what_cannot_be_read_or_scored_is_timed_without(acted):
+    """Settings of another release; configurations of which none was chosen. Faults: no report; the mean of nothing."""
+    acted.config.write_text("unknown: 1\n")
+    results = acting("cpq")
+    results["rows"] += [row("drcorl", 0.5, 0.5, policy="drcorl.safetensors", config={"k": k}) for k in (0.0, 1.0)]
+    found = speed.timed(acted, results, paper.tables(results))
+    assert [(entry.name, entry.score is None) for entry in found] == [("CPQ", False), ("DRCORL", True)]
+    assert "| DRCORL |" in report(acted.path, results)["report.md"]
+
+
+def test_clones_alone_have_no_figure_2(acted):
+    results = acting("drcorl", "bc")
+    assert paper.tables(results)
+    assert speed.timed(acted, results, paper.tables(results)) == []
+
+
+def test_seconds_are_those_of_a_thousand(monkeypatch):
+    """By a clock that each act moves on by a hundredth; the quickest round counts."""
+    clock = {"now": 0.0}
+    monkeypatch.setattr(inference.time, "perf_counter", lambda: clock["now"])
+
+    def act(state: np.ndarray) -> None:
+        clock["now"] += 0.01 if clock["now"] < 1.0 else 0.005
+
+    assert inference.seconds_per_thousand(act, np.zeros((50, 2), np.float32)) == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_a_diffusion_policy_asks_its_network_once_a_step(steps, monkeypatch):
+    asked = []
+
+    class Network:
+        conditions, actions = 4, 2
+
+        def __call__(self, weights, noisy, times, observation, conditions):
+            asked.append((tuple(noisy.shape), tuple(observation.shape), tuple(conditions.shape)))
+            return 0.0 * noisy
+
+    action = inference.diffusion_policy(Network(), {}, steps)(np.zeros(3, np.float32))  # type: ignore[arg-type]
+    assert action.shape == (2,)
+    assert asked == [((1, 1, 2), (1, 1, 3), (1, 1, 4))] * steps
+    assert inference.sample is sample

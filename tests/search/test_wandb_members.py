@@ -1,0 +1,109 @@
+"""Weights & Biases offline: a run for every member, read back from the files that `wandb sync` would upload."""
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from wandb.proto import wandb_internal_pb2
+
+from drcorl_ray.io.files import write_json
+from drcorl_ray.runs.directory import RunDirectory
+from drcorl_ray.runs.metrics_log import MetricsLog
+from drcorl_ray.runs.tracking import Tracker
+from drcorl_ray.search.plan import FATES, RESULT, SearchPlan
+from drcorl_ray.search.study import SearchStudy
+from drcorl_ray.search.wandb_members import MemberRuns
+from tests.helpers.tiny import tiny_config
+
+
+def records(file: Path) -> Iterator[wandb_internal_pb2.Record]:
+    """The records of an offline run: LevelDB's log format, blocks of 32 KiB whose chunks have a header of 7 bytes."""
+    content, place, parts = file.read_bytes(), 7, b""
+    while place < len(content):
+        left = 32768 - place % 32768
+        if left < 7:
+            place += left
+            continue
+        _, length, kind = struct.unpack("<IHB", content[place : place + 7])
+        parts += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # a full record, or the last part of one
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(parts)
+            parts = b""
+            yield record
+
+
+def read_runs(folder: Path) -> dict[str, dict]:
+    """{name: {"group", "config", "history", "summary"}} of the members' offline runs below a folder."""
+    runs = {}
+    for file in folder.glob("wandb/offline-run-*/run-PointCircle-*.wandb"):
+        found, name = {"history": [], "summary": {}, "config": {}}, ""
+        for record in records(file):
+            kind = record.WhichOneof("record_type")
+            if kind == "run":
+                name = record.run.display_name
+                found["group"] = record.run.run_group
+                found["config"] |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+            elif kind == "history":
+                found["history"].append({i.key or i.nested_key[0]: json.loads(i.value_json) for i in record.history.item})
+            elif kind == "summary":
+                found["summary"] |= {i.key or i.nested_key[0]: json.loads(i.value_json) for i in record.summary.update}
+        assert name not in runs, "written twice"
+        runs[name] = found
+    return runs
+
+
+def train(config, run: RunDirectory, plan: SearchPlan, task: str) -> None:
+    """Answer the oldest job as a trial does: a log with a number of each member's own, and its result."""
+    pack, _ = plan.jobs()[0]
+    folder = plan.folder(pack.number) / task
+    log = MetricsLog(folder / "metrics.jsonl", task, "pack", pack.stop, pack.start)
+    for step in range(pack.start + 10, pack.stop + 1, 10):
+        log.write(step, {"policy/beta": np.array([1000.0 * member.number + step for member in pack.members])})
+    (folder / "state.safetensors").write_bytes(b"state")
+    scores = [{"normalized_reward": float(m.number), "normalized_cost": 0.5} for m in pack.members]
+    write_json(folder / RESULT, {"members": scores})
+
+
+def test_a_run_for_every_member_with_its_own_settings_history_and_fate(tmp_path):
+    """Through two packs for those that go on. Fault: log the pack's place instead of the member's, or only its last pack."""
+    config = tiny_config(
+        tmp_path, "run.wandb=offline", "search.configurations=4", "search.members_per_pack=2", "search.concurrent_packs=1"
+    )
+    run = RunDirectory.prepare(config)
+    study = SearchStudy(run.study("PointCircle"), "PointCircle", config.search, [], 0)
+    plan = SearchPlan(study, run.packs, ["PointCircle"], [20, 40], 2)
+    with Tracker(config, run) as tracker, MemberRuns(config, run, tracker):
+        while plan.jobs():
+            train(config, run, plan, "PointCircle")
+    with Tracker(config, run) as tracker, MemberRuns(config, run, tracker):  # resumed: nothing is left to write
+        pass
+    runs = read_runs(run.path)
+    assert sorted(runs) == [f"PointCircle-{number:04d}" for number in range(4)]
+    assert {found["group"] for found in runs.values()} == {run.path.name}
+    fates = {0: "stopped", 1: "complete", 2: "stopped", 3: "complete"}
+    for number, fate in fates.items():
+        found = runs[f"PointCircle-{number:04d}"]
+        steps = range(10, 41 if fate == "complete" else 21, 10)
+        assert [(h["_step"], h["policy/beta"]) for h in found["history"]] == [(s, 1000.0 * number + s) for s in steps]
+        assert found["summary"]["fate"] == fate
+        assert found["summary"]["search/normalized_reward"] == float(number)
+        assert found["config"]["k"] == study.ask(number)["k"]
+        assert found["config"]["configuration"] == number
+    assert (plan.folder(0) / FATES).exists()
+
+
+def test_a_tracker_that_fails_is_off_and_nothing_else(tmp_path, monkeypatch):
+    import wandb
+
+    def broken(**named):
+        raise OSError("no\nspace")
+
+    monkeypatch.setattr(wandb, "init", broken)
+    config = tiny_config(tmp_path, "run.wandb=offline")
+    with Tracker(config, RunDirectory.prepare(config)) as tracker:
+        tracker.log({"task": "t", "stage": "s", "step": 1, "metrics": {}})
+        tracker.member("m", {}, [], {})

@@ -1,0 +1,306 @@
+"""A run's stages without Ray: what a store tells the learner, resuming through files, and artifacts."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from drcorl_ray.config import Config, PretrainConfig
+from drcorl_ray.data.dsrl import make_dataset
+from drcorl_ray.data.spec import Episodes
+from drcorl_ray.data.store import convert, read_store
+from drcorl_ray.data.task_data import TaskData
+from drcorl_ray.errors import UserError
+from drcorl_ray.method.hyperparameters import behaviour_condition
+from drcorl_ray.method.random import Stream
+from drcorl_ray.method.replay import Replay
+from drcorl_ray.tasks.registry import get_task
+from drcorl_ray.training.build import Placement, Stage, build_learner, build_pretrainer, build_runner
+from drcorl_ray.training.checkpoint import load_state, save_state
+from drcorl_ray.training.pretrained import Pretrained, artifact_path, load_artifacts, pretrain_seeds, save_artifacts
+from tests.helpers.columns import SOURCE, make_columns
+from tests.helpers.learners import make_spec, small_config
+
+
+def open_made(folder: Path, columns: dict[str, np.ndarray] | None = None, **kw: Any) -> TaskData:
+    """The store of some made-up columns, opened as a PointCircle data set."""
+    dataset = make_dataset(make_columns(200) if columns is None else columns)
+    convert(dataset, folder, **({"task": "PointCircle", "source": SOURCE} | kw))
+    return TaskData.open(folder)
+
+
+def full_replay(data: TaskData) -> Replay:
+    replay = Replay(data.manifest)
+    replay.insert(read_store(data.store))
+    return replay
+
+
+def fresh(config: Config, data: TaskData, seeds: list[int]) -> Pretrained:
+    """A pretraining of no steps."""
+    return Pretrained(tuple(seeds), build_pretrainer(config, data, seeds, Placement()).result())
+
+
+# ---- what is asked of the behaviour ------------------------------------------------------------------------------------
+
+SPEC = make_spec(3, 2, reward_rate_mean=2.0, reward_rate_std=4.0)
+EPISODES = Episodes(
+    returns=np.arange(20.0), costs=np.array([0.0] * 5 + [10.0] * 10 + [11.0] * 5), lengths=np.array([1, 2] * 10)
+)
+RATES = np.arange(30, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("limit", "quantile", "rate"),
+    [
+        (10.0, 0.0, 19.0),  # episodes 0-14 are within; the best tenth of them: 13 and 14, whose rows are 19-20 and 21
+        (10.0, 0.5, 20.0),
+        (10.0, 1.0, 21.0),
+        (5.0, 1.0, 6.0),  # episodes 0-4: 4 alone, row 6
+        (11.0, 0.0, 27.0),  # all: 18 and 19, rows 27 and 28-29
+        (0.0, 0.5, 6.0),
+    ],
+)
+def test_the_rate_asked_for_is_that_of_the_best_episodes_within_the_limit(limit, quantile, rate):
+    """Fault: < for ≤ at the limit, the worst episodes, or the rows of other ones."""
+    condition = behaviour_condition(SPEC, quantile, limit, EPISODES, RATES)
+    assert condition.dtype == np.float32
+    assert condition.tolist() == [1.0, 0.0, 1.0, (rate - 2.0) / 4.0]
+
+
+def test_an_unconditioned_member_asks_for_nothing():
+    assert behaviour_condition(SPEC, None, 10.0, EPISODES, RATES).tolist() == [0.0] * 4
+
+
+def test_where_no_episode_is_within_the_limit_the_tenth_of_lowest_cost_stands_in():
+    """Costs 20 … 1: the 0.1-quantile is 2.9, so episodes 18 and 19, of which 18 earns more (rows 27)."""
+    dear = dataclasses.replace(EPISODES, costs=np.arange(20.0, 0.0, -1.0), returns=np.arange(20.0, 0.0, -1.0))
+    assert behaviour_condition(SPEC, 0.5, 0.0, dear, RATES).tolist() == [1.0, 0.0, 1.0, (27.0 - 2.0) / 4.0]
+
+
+# ---- opening a store ---------------------------------------------------------------------------------------------------
+
+
+def test_a_store_is_opened_with_its_numbers(tmp_path):
+    columns = make_columns(6)
+    columns["rewards"] = np.array([1, 2, 3, 4, 5, 6], np.float32)
+    columns["costs"] = np.array([0, 1, 0, 0, 2, 1], np.float32)
+    columns["terminals"] = np.zeros(6, bool)
+    columns["timeouts"] = np.array([0, 1, 0, 0, 0, 1], bool)
+    data = open_made(tmp_path / "store", columns)
+    spec, observations = data.spec, columns["observations"].astype(np.float64)
+    assert (spec.observation_size, spec.action_size, spec.episode_length) == (3, 2, 200)
+    assert (spec.return_min, spec.return_max, spec.max_cost) == (3.0, 18.0, 2.0)
+    assert spec.mean_cost == pytest.approx(4 / 6)
+    np.testing.assert_allclose(spec.observation_mean, observations.mean(0))
+    np.testing.assert_allclose(spec.observation_std, observations.std(0) + 1e-3)
+    assert data.reward_rates[1] == 2.0  # the last row of a cut episode
+    assert data.reward_rates[0] == pytest.approx((1 + 0.99 * 2) / 1.99)
+    assert spec.reward_rate_mean == pytest.approx(data.reward_rates.mean())
+
+
+def test_equal_returns_cannot_be_normalised(tmp_path):
+    columns = make_columns(20) | {"rewards": np.zeros(20, np.float32)}
+    with pytest.raises(UserError, match=r"every episode has the return 0\.0"):
+        open_made(tmp_path / "store", columns)
+
+
+# ---- building stages ---------------------------------------------------------------------------------------------------
+
+
+def test_two_workers_draw_the_two_halves_of_one_workers_minibatch(tmp_path):
+    """Fault: first_row from the worker's rank alone, or from the other stage's batch size."""
+    data, config = open_made(tmp_path / "store"), small_config("extract.batch_size=24", "scaling.workers=2")
+    members = config.members()
+    pretrained = fresh(config, data, [0])
+    replay = full_replay(data)
+    for batch_size, build in (
+        (16, lambda placement: build_pretrainer(config, data, [0], placement)),
+        (24, lambda placement: build_learner(config, data, members, pretrained, placement)),
+    ):
+        halves = [Placement(rank=rank, workers=2) for rank in (0, 1)]
+        assert [placement.rows(batch_size) for placement in halves] == [batch_size // 2] * 2
+        stages = [build(placement) for placement in halves]
+        assert [stage.first_row for stage in stages] == [0, batch_size // 2]
+        parts = [replay.sample(stage.draws(3), batch_size // 2) for stage in stages]
+        whole = replay.sample(build(Placement()).draws(3), batch_size)
+        for name, column in vars(whole).items():
+            assert torch.equal(torch.cat([getattr(part, name) for part in parts], dim=1), column)
+
+
+def test_members_start_from_their_own_seeds_pretraining(tmp_path):
+    """Fault: number the sources by member."""
+    data = open_made(tmp_path / "store")
+    config = small_config("population=[{seed: 5}, {seed: 3}, {seed: 5, k: 0.0}]")
+    members = config.members()
+    assert pretrain_seeds(members) == [3, 5]
+    pretrained = fresh(config, data, [3, 5])
+    learner = build_learner(config, data, members, pretrained, Placement())
+    ensemble = config.pretrain.cost_ensemble
+    by_seed = dict(zip((3, 5), pretrained.tensors["q_cost.flat"].split(ensemble), strict=True))
+    for seed, flat in zip((5, 3, 5), learner.trainables["q_cost"].flat.split(ensemble), strict=True):
+        assert torch.equal(flat, by_seed[seed])
+    assert learner.draws(0).seeds.tolist() == [5, 3, 5]
+
+
+@pytest.mark.parametrize("states", ["nearest", "all"])
+def test_costs_are_estimated_on_the_datas_states_standardised(tmp_path, states):
+    """All: every row of so few. Fault: raw observations."""
+    data = open_made(tmp_path / "store", make_columns(200, seed=3))
+    config = small_config("population=[{cost_limit: 20}, {cost_limit: 200}]", f"extract.estimate_states={states}")
+    learner = build_learner(config, data, config.members(), fresh(config, data, [0]), Placement())
+    chosen = learner.footprints.observations[learner.estimated_on].numpy()
+    raw = read_store(data.store, ("observations",))["observations"].astype(np.float64)
+    standardised = (raw - np.array(data.spec.observation_mean)) / np.array(data.spec.observation_std)
+    distance = np.abs(chosen[0][:, None].astype(np.float64) - standardised[None]).max(-1)
+    assert distance.min(1).max() < 1e-5
+    assert states == "nearest" or distance.min(0).max() < 1e-5
+
+
+# ---- saving and going on -----------------------------------------------------------------------------------------------
+
+
+def bits(stage: Stage) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in stage.state_dict().items()}
+
+
+@pytest.mark.parametrize("stop", [1, 4, 5, 9])
+def test_pretraining_goes_on_through_a_file_bitwise(tmp_path, stop):
+    """In each phase and at the phases' borders. Fault: leave an Adam moment or a target out of state_dict."""
+    data, config = open_made(tmp_path / "store"), small_config()
+    sample, rows = full_replay(data).sample, config.pretrain.batch_size
+    straight = build_pretrainer(config, data, [1, 2], Placement())
+    total = straight.total_steps
+    build_runner(straight, sample, rows, Placement(), config.scaling).advance(0, stop)
+    save_state(tmp_path / "state.safetensors", straight, stop)
+    build_runner(straight, sample, rows, Placement(), config.scaling).advance(stop, total)
+    resumed = build_pretrainer(config, data, [1, 2], Placement())
+    assert load_state(tmp_path / "state.safetensors", resumed) == stop
+    build_runner(resumed, sample, rows, Placement(), config.scaling).advance(stop, total)
+    assert bits(resumed) == bits(straight)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 6])
+def test_extraction_goes_on_through_a_file_bitwise(tmp_path, stop):
+    """Before, at and after the first policy step; every adaptation rule, so that the multiplier and 0-d counts matter."""
+    data = open_made(tmp_path / "store")
+    rules = "{adaptation: lagrangian, cost_limit: 0, k: 9}, {adaptation: crpo, policy_class: gaussian}, {cost_limit: 3}"
+    config = small_config(f"population=[{rules}]", "extract.update_diffusion=true")
+    members, sample, rows = config.members(), full_replay(data).sample, config.extract.batch_size
+    pretrained = fresh(config, data, [0])
+    straight = build_learner(config, data, members, pretrained, Placement())
+    build_runner(straight, sample, rows, Placement(), config.scaling).advance(0, stop)
+    save_state(tmp_path / "state.safetensors", straight, stop)
+    metrics = build_runner(straight, sample, rows, Placement(), config.scaling).advance(stop, straight.total_steps)
+    assert straight.multiplier.value[0] > 0.1
+    resumed = build_learner(config, data, members, pretrained, Placement())
+    assert load_state(tmp_path / "state.safetensors", resumed) == stop
+    again = build_runner(resumed, sample, rows, Placement(), config.scaling).advance(stop, resumed.total_steps)
+    assert bits(resumed) == bits(straight)
+    assert {name: value.tobytes() for name, value in again.items()} == {
+        name: value.tobytes() for name, value in metrics.items()
+    }
+
+
+def test_a_users_own_task_is_opened_where_it_is_not_registered(tmp_path):
+    """In another process. Fault: look its name up there."""
+    own = dataclasses.replace(get_task("PointCircle"), name="SomebodysTask")
+    store = tmp_path / "store"
+    convert(make_dataset(make_columns(200)), store, task="SomebodysTask", source=SOURCE)
+    with pytest.raises(UserError, match="unknown task"):
+        TaskData.open(store)
+    assert TaskData.open(store, own).task == own
+
+
+# ---- pretrained artifacts ----------------------------------------------------------------------------------------------
+
+
+def other(value: Any) -> Any:
+    """A different valid value of a pretraining setting."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, float):
+        return value / 2 if value else 0.25
+    return [*value, 8] if isinstance(value, list) else {"regression": "score"}[value]
+
+
+def test_an_artifacts_name_follows_every_input(tmp_path):
+    """Fault: leave a key, the seed or the shards out of the identity."""
+    data, config = open_made(tmp_path / "a"), small_config().pretrain
+    root = tmp_path / "root"
+    paths = {"as it is": artifact_path(root, data, config, 0)}
+    for key in PretrainConfig.model_fields:
+        changed = config.model_copy(update={key: other(getattr(config, key))})
+        assert changed != config
+        paths[key] = artifact_path(root, data, changed, 0)
+    paths["seed"] = artifact_path(root, data, config, 1)
+    paths["precision"] = artifact_path(root, data, config, 0, "bf16")
+    columns = make_columns(200)
+    columns["actions"][77, 1] += np.float32(2**-20)
+    paths["store"] = artifact_path(root, open_made(tmp_path / "b", columns), config, 0)
+    columns = make_columns(200, seed=1)
+    paths["other store"] = artifact_path(root, open_made(tmp_path / "c", columns), config, 0)
+    assert len(set(paths.values())) == len(paths)
+    assert {path.parent for path in paths.values()} == {root / "pretrained"}
+
+
+def test_an_artifacts_name_follows_nothing_else(tmp_path):
+    data, config = open_made(tmp_path / "a"), small_config()
+    path = artifact_path(tmp_path, data, config.pretrain, 0)
+    renamed = SOURCE.model_copy(update={"file_name": "renamed.hdf5"})
+    assert artifact_path(tmp_path, open_made(tmp_path / "elsewhere", source=renamed), config.pretrain, 0) == path
+    others = small_config("extract.steps=5", "member.k=0", "run.seed=9", "scaling.report_steps=7", "search.winners=3")
+    assert artifact_path(tmp_path, data, others.pretrain, 0) == path
+
+
+def test_artifacts_are_what_pretraining_gave(tmp_path):
+    """Fault: cut an ensemble's rows between the seeds in the wrong place."""
+    data, config = open_made(tmp_path / "store"), small_config()
+    pretrainer = build_pretrainer(config, data, [4, 5], Placement())
+    build_runner(pretrainer, full_replay(data).sample, 16, Placement(), config.scaling).advance(0, pretrainer.total_steps)
+    paths = {seed: artifact_path(tmp_path, data, config.pretrain, seed) for seed in (4, 5)}
+    save_artifacts(paths, pretrainer)
+    loaded, result = load_artifacts(list(paths.values())), pretrainer.result()
+    assert loaded.seeds == (4, 5)
+    assert loaded.tensors.keys() == result.keys()
+    assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in result.items())
+
+
+def test_a_seeds_artifact_is_the_same_whoever_was_pretrained_beside_it(tmp_path):
+    """Fault: a draw that depends on the seed's place in the population."""
+    data, config = open_made(tmp_path / "store"), small_config("pretrain.policy=score", "pretrain.noise_dropout=0.1")
+    tensors = []
+    for name, seeds in (("pack", [4, 5]), ("alone", [5])):
+        pretrainer = build_pretrainer(config, data, seeds, Placement())
+        build_runner(pretrainer, full_replay(data).sample, 16, Placement(), config.scaling).advance(0, pretrainer.total_steps)
+        save_artifacts({5: tmp_path / name}, pretrainer)
+        tensors.append(load_artifacts([tmp_path / name]).tensors)
+    assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())
+
+
+def test_a_damaged_artifact_is_refused(tmp_path):
+    data, config = open_made(tmp_path / "store"), small_config()
+    path = tmp_path / "artifact.safetensors"
+    save_artifacts({0: path}, build_pretrainer(config, data, [0], Placement()))
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    flipped[-1000] ^= 1
+    for damaged in (bytes(flipped), content[:-1], content[: len(content) // 2], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError) as caught:
+            load_artifacts([path])
+        assert len(str(caught.value).splitlines()) == 1
+        assert str(path) in str(caught.value)
+    with pytest.raises(UserError, match=r"absent\.safetensors"):
+        load_artifacts([tmp_path / "absent.safetensors"])
+
+
+def test_streams_of_the_estimate_do_not_touch_those_of_training():
+    """The estimation states are drawn at step 0 of the pretraining's counters: their stream must be their own."""
+    assert len({int(stream) for stream in Stream}) == len(Stream)

@@ -1,0 +1,88 @@
+"""The last two states of a training: what is gone on from after damage, a kill between two files, a full disk."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import drcorl_ray.training.checkpoint
+from drcorl_ray.io.files import save_arrays
+from drcorl_ray.training.checkpoint import States, save_state
+
+
+class Counter:
+    """Something that is trained: its state is how far it has come."""
+
+    def __init__(self, value: int = -1) -> None:
+        self.value = torch.tensor(value)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state) -> None:
+        self.value.copy_(state["value"])
+
+
+@pytest.fixture(params=["disk", "object store"])
+def states(request, tmp_path) -> States:
+    return States(tmp_path if request.param == "disk" else request.getfixturevalue("bucket") / "states")
+
+
+def load(states: States) -> tuple[int, int, list[str]]:
+    counter = Counter()
+    step, damages = states.load(counter)
+    return step, int(counter.value), damages
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def test_the_last_two_are_kept(states):
+    assert load(states) == (0, -1, [])
+    for step in (10, 20, 30):
+        states.save(Counter(step), step)
+    assert load(states) == (30, 30, [])
+    states.newest.unlink()  # as a kill leaves it between the two files
+    assert load(states) == (20, 20, [])
+
+
+def test_a_damaged_one_is_passed_over_and_named(states):
+    for step in (10, 20):
+        states.save(Counter(step), step)
+    flip(states.newest)
+    step, value, [damage] = load(states)
+    assert (step, value) == (10, 10)
+    assert str(states.newest) in damage
+    assert "checksum mismatch" in damage
+    flip(states.before)
+    step, value, damages = load(states)
+    assert (step, value, len(damages)) == (0, -1, 2)
+
+
+@pytest.mark.parametrize("content", [{}, {"value": torch.zeros(3).numpy()}])
+def test_the_state_of_something_else_is_refused(tmp_path, content):
+    states = States(tmp_path)
+    save_state(states.before, Counter(10), 10)
+    save_arrays(states.newest, content, {"step": 20})
+    step, value, [damage] = load(states)
+    assert (step, value) == (10, 10)
+    assert "the state of another training" in damage
+
+
+def test_a_full_disk_leaves_the_state_before(tmp_path, monkeypatch):
+    states = States(tmp_path)
+    states.save(Counter(10), 10)
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(drcorl_ray.training.checkpoint, "save_arrays", full)
+    with pytest.raises(OSError, match="No space left"):
+        states.save(Counter(20), 20)
+    assert load(states) == (10, 10, [])
