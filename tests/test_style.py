@@ -21,9 +21,7 @@ def test_the_tree_is_clean(command):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize(
-    "part", ["method", "io", "tasks", "config", "policy", "evaluation", "training"]
-)
+@pytest.mark.parametrize("part", ["method", "io", "tasks", "config", "policy", "evaluation", "training"])
 def test_the_core_imports_no_ray(part):
     path = ROOT / "drcorl_ray" / part
     for file in path.rglob("*.py") if path.is_dir() else [path]:

@@ -1,1 +1,1 @@
-"""Logged transitions: DSRL files read and validated (dsrl, download), the Parquet store, and what is known of a task's data."""
+"""Logged transitions: DSRL files read and validated, the Parquet store, and what is known of a task's data."""

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from filelock import Timeout
 
-from drcorl_ray.io.files import read_json
-from drcorl_ray.io.files import write_bytes
 from drcorl_ray.config import Config
 from drcorl_ray.config.loading import dump_config
 from drcorl_ray.errors import UserError
-from drcorl_ray.io.storage import append_text
-from drcorl_ray.io.storage import file_lock
-from drcorl_ray.io.storage import is_remote
-from drcorl_ray.io.storage import reachable
-from drcorl_ray.io.storage import read_bytes
-from drcorl_ray.io.storage import storage_path
+from drcorl_ray.io.files import write_bytes
+from drcorl_ray.io.storage import append_text, file_lock, is_remote, reachable, storage_path
 
 _NOT_COMPARED = ("run.resume", "run.dir")  # the same run, however its directory is spelt
 
@@ -172,15 +164,3 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
-
-
-
-
-
-
-
-
-
-
-
-

@@ -10,25 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console, ConsoleDimensions
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 
 from drcorl_ray.errors import UserError
+from drcorl_ray.io.console import console
+from drcorl_ray.io.storage import is_remote, read_bytes
 from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.runs.metrics_log import read_log
-from drcorl_ray.io.storage import is_remote
-from drcorl_ray.io.storage import read_bytes
-from drcorl_ray.io.console import console
 
 _POLL_S, _REMOTE_POLL_S = 0.5, 5.0
 _FINISHED_BARS = 6  # that stay on the screen: a terminal shows no more bars than it has lines
-
-
-
-
-
-
 
 
 class Watcher:

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from drcorl_ray.config import Config
 from drcorl_ray.io.console import console
-from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.io.storage import is_remote
+from drcorl_ray.runs.directory import RunDirectory
 
 Mode = Literal["online", "offline", "disabled"]
 

@@ -1,0 +1,1 @@
+"""A run's directory: its files, its metrics logs, results.json, progress bars and Weights & Biases."""
