@@ -9,7 +9,7 @@ from drcorl_ray.data.download import dataset_folder, dsrl_mirrors, find_dataset
 from drcorl_ray.data.dsrl import write_dataset
 from drcorl_ray.data.store import store_for
 from drcorl_ray.errors import UserError
-from drcorl_ray.io.storage import is_remote, reachable, storage_path
+from drcorl_ray.io.storage import local_path, reachable, storage_path
 from drcorl_ray.tasks.envs.point_circle_data import generate_dataset
 from drcorl_ray.tasks.registry import get_task
 
@@ -26,7 +26,7 @@ def _dataset_file(config: Config, task_name: str, root: Path) -> Path:
     if named is not None:
         return reachable(storage_path(named).absolute())
     if task.name == "PointCircle":
-        folder = dataset_folder() if is_remote(root) else root / "datasets"
+        folder = dataset_folder() if local_path(root) is None else root / "datasets"
         path = folder / f"PointCircle-{config.run.seed}.hdf5"
         if not path.exists():
             write_dataset(path, generate_dataset(config.run.seed))

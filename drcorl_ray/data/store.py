@@ -7,14 +7,8 @@ than lists and their buffer is the tensor. The manifest carries a checksum of it
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import os
-import shutil
-import socket
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +22,8 @@ from drcorl_ray.data.dsrl import Dataset, filter_dataset, read_dataset
 from drcorl_ray.data.episodes import discounted_rates
 from drcorl_ray.data.schema import RATE_DISCOUNT, SCHEMA_VERSION, STORED
 from drcorl_ray.errors import UserError
-from drcorl_ray.io.files import file_sha256, read_json, write_bytes
-from drcorl_ray.io.storage import is_remote, local_file, storage_path, upload
+from drcorl_ray.io.files import file_sha256, local_file, read_json, write_bytes
+from drcorl_ray.io.storage import storage_of, storage_path
 
 MANIFEST = "manifest.json"
 OBSERVATION_STD_FLOOR = 1e-3
@@ -109,25 +103,19 @@ def store_for(path: Path, root: Path, task: str, filters: Filters | None = None)
 def convert(dataset: Dataset, folder: Path, *, task: str, source: Source, rows_per_shard: int = 131072) -> Manifest:
     """Write a data set as a store; an existing sound store of the same content is kept, anything else replaced.
 
-    All is written into a hidden sibling directory that is renamed at the end; what dead conversions left is removed. Into an
-    object store the manifest goes last: without it there is no store.
+    The store appears complete or not at all: without its manifest, which is stored last, there is no store.
     """
-    if is_remote(folder):
-        with tempfile.TemporaryDirectory() as temporary:
-            manifest = _write(dataset, Path(temporary), task, source, rows_per_shard)
-            for name in (*(shard.file_name for shard in manifest.shards), MANIFEST):
-                upload(Path(temporary) / name, folder / name)
-        return manifest
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder)
-    temporary = _hidden(folder, "new")
-    temporary.mkdir()
-    try:
+    with storage_of(folder).new_folder(folder, MANIFEST, lambda: _is_sound(folder, manifest)) as temporary:
         manifest = _write(dataset, temporary, task, source, rows_per_shard)
-        _put_in_place(temporary, folder, manifest)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return manifest
+
+
+def _is_sound(folder: Path, manifest: Manifest) -> bool:
+    """Whether an intact store with that manifest exists: another process may have been first with the same content."""
+    try:
+        return verify(folder) == manifest
+    except UserError:
+        return False
 
 
 def _write(dataset: Dataset, folder: Path, task: str, source: Source, rows_per_shard: int) -> Manifest:
@@ -192,8 +180,7 @@ def read_store(folder: Path, names: Sequence[str] = tuple(STORED), rows: np.ndar
 def read_shard(path: Path, names: Sequence[str] = tuple(STORED)) -> pa.Table:
     """One Parquet file of a store; UserError where it cannot be read."""
     try:
-        source = io.BytesIO(path.read_bytes()) if is_remote(path) else path  # one request brings all of a shard's columns
-        return pq.read_table(source, columns=list(names))
+        return pq.read_table(storage_of(path).source(path), columns=list(names))
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read as Parquet ({' '.join(str(error).split())}); {_MEND}") from error
 
@@ -270,30 +257,3 @@ def _encode(manifest: Manifest) -> bytes:
     content = manifest.model_dump(mode="json")
     checksum = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return (json.dumps({"checksum": checksum, **content}) + "\n").encode()
-
-
-def _hidden(folder: Path, kind: str) -> Path:
-    return folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.{kind}")
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Delete the hidden directories of this machine's conversions whose process is gone (or was an earlier self)."""
-    prefix = f".{folder.name}.{socket.gethostname()}."
-    for leftover in folder.parent.glob(f"{prefix}*"):
-        pid = leftover.name.removeprefix(prefix).partition(".")[0]
-        if pid == str(os.getpid()) or not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _put_in_place(temporary: Path, folder: Path, manifest: Manifest) -> None:
-    """Rename a finished conversion, unless another process was first with the same content."""
-    try:
-        temporary.rename(folder)
-    except OSError:
-        with suppress(UserError):
-            if verify(folder) == manifest:
-                return
-        replaced = _hidden(folder, "old")
-        folder.rename(replaced)
-        temporary.rename(folder)
-        shutil.rmtree(replaced, ignore_errors=True)

@@ -10,8 +10,11 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from drcorl_ray.errors import UserError
+from drcorl_ray.io.storage import local_path
 
 _ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else every worker started under `uv run` builds its own environment
@@ -77,6 +80,16 @@ def interrupts_restored() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)
+
+
+def ray_storage(folder: Path) -> dict[str, Any]:
+    """Where Ray Train and Tune keep their own records: arguments of their RunConfig, for a folder of any storage."""
+    if local_path(folder) is not None:
+        return {"storage_path": str(folder)}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    remote: Any = folder
+    return {"storage_path": remote.path, "storage_filesystem": PyFileSystem(FSSpecHandler(remote.fs))}
 
 
 def _answering_address() -> str | None:

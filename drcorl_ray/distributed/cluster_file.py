@@ -10,7 +10,7 @@ from typing import Any
 from drcorl_ray.config import Config
 from drcorl_ray.config.loading import read_yaml
 from drcorl_ray.errors import UserError
-from drcorl_ray.io.storage import is_remote, storage_path
+from drcorl_ray.io.storage import local_path, storage_path
 
 UNFILLED = "CHANGE-ME"
 
@@ -28,7 +28,7 @@ def check_cluster(path: Path, config: Config) -> list[str]:
             if not any(all(has.get(name, 0) >= amount for name, amount in wanted.items()) for has in machines.values()):
                 raise UserError(f"{path}: no type of machine has what {purpose} books ({wanted}); change it or scaling")
     storage = storage_path(config.run.storage)
-    if not is_remote(storage) and not (local and storage.is_absolute()):
+    if local_path(storage) is not None and not (local and storage.is_absolute()):
         needed = "an absolute path that all of them mount, or s3://…" if local else "an object store: s3://… or gs://…"
         raise UserError(f"run.storage={config.run.storage} is not shared by the machines of {path}; it must be {needed}")
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):

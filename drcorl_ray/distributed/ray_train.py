@@ -18,12 +18,11 @@ from torch import Tensor
 
 from drcorl_ray.config import Config, MemberConfig
 from drcorl_ray.data.task_data import TaskData
-from drcorl_ray.distributed.cluster import interrupts_restored
+from drcorl_ray.distributed.cluster import interrupts_restored, ray_storage
 from drcorl_ray.distributed.ray_data import Feed
 from drcorl_ray.distributed.ray_private import _Trainer
 from drcorl_ray.errors import UserError
 from drcorl_ray.evaluation.curves import curve_steps, save_curve_point
-from drcorl_ray.io.storage import ray_storage
 from drcorl_ray.method.learner import Learner
 from drcorl_ray.method.online_data import Evidence
 from drcorl_ray.method.pretrainer import Pretrainer

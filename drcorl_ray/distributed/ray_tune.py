@@ -13,9 +13,9 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from drcorl_ray.config import ScalingConfig
-from drcorl_ray.distributed.cluster import interrupts_restored
+from drcorl_ray.distributed.cluster import interrupts_restored, ray_storage
 from drcorl_ray.errors import UserError
-from drcorl_ray.io.storage import is_full, ray_storage
+from drcorl_ray.io.storage import is_full
 from drcorl_ray.search.pack import PackTrainer
 from drcorl_ray.search.plan import SearchPlan
 

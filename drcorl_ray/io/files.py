@@ -7,37 +7,45 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from drcorl_ray.errors import UserError
-from drcorl_ray.io.storage import is_remote, local_file, read_bytes
+from drcorl_ray.io.storage import storage_of
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it appears complete or not at all (temporary name, fsync, rename; object stores do so)."""
-    if is_remote(path):
-        path.write_bytes(content)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
+    """Write a file so that it appears complete or not at all; its folders are made."""
+    storage_of(path).write(path, content)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read the whole file as it was at one moment, also while another process rewrites it."""
+    return storage_of(path).read(path)
+
+
+def local_file(path: Path) -> AbstractContextManager[Path]:
+    """A path of this machine for the time of the context: the file itself, or a copy. OSError where it is missing."""
+    return storage_of(path).local_file(path)
+
+
+def file_lock(path: Path) -> FileLock:
+    """A lock that is released when its process ends. In an object store it holds between this machine's processes only."""
+    return storage_of(path).lock(path)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add text to the end of a file; when the call returns, the text is stored durably."""
+    storage_of(path).append(path, text)
 
 
 def write_json(path: Path, content: Any) -> None:

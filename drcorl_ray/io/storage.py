@@ -1,28 +1,98 @@
-"""Where runs, stores and artifacts lie: in folders of this machine, or in an object store by URI (s3://…, gs://…).
+"""Where runs, stores and pretrained weights are kept: folders of this machine, or an object store by URI (s3://…, gs://…).
 
-A path of an object store is a `upath.UPath` over fsspec, which answers as `pathlib.Path` does; credentials and endpoints are
-the provider's own (`AWS_…`, `GOOGLE_APPLICATION_CREDENTIALS`). Files appear there complete or not at all, and cannot be
-appended to or locked. How long one may stay away is its driver's business too (`cluster.prepare_environment`).
+A path in an object store is a `upath.UPath` over fsspec, which behaves like a `pathlib.Path`; credentials and endpoints are
+the provider's own (`AWS_…`, `GOOGLE_APPLICATION_CREDENTIALS`). What differs between the two is behind `Storage`: files in an
+object store appear complete or not at all, and can be neither appended to nor locked. How long a store may be unreachable is
+up to its driver (`distributed.cluster`).
+
+filelock and upath are imported when they are needed: a process that only loads a policy file has neither.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
+import shutil
+import socket
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, cast
-
-from filelock import FileLock
-from upath import UPath
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
 
 from drcorl_ray.errors import UserError
 
+if TYPE_CHECKING:
+    from filelock import FileLock
+
 _ANSWER_S = 30.0
+_LONGEST_NAME = 255  # bytes of a file's name, on all usual file systems
+
+
+class Storage(Protocol):
+    """The operations that differ between a disk and an object store. Errors are OSError."""
+
+    poll_s: float
+    """Seconds between two looks at a file that another process writes."""
+
+    def read(self, path: Path) -> bytes:
+        """Read the whole file in one request, so that a concurrent rewrite cannot mix old and new content."""
+        ...
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Write a file so that it appears complete or not at all; folders are made."""
+        ...
+
+    def append(self, path: Path, text: str) -> None:
+        """Add text to the end of a file; when the call returns, the text is stored durably."""
+        ...
+
+    def source(self, path: Path) -> Path | BinaryIO:
+        """Return what a library can read the file from: its path, or its content as a file object."""
+        ...
+
+    def local_file(self, path: Path) -> AbstractContextManager[Path]:
+        """Yield a path of this machine: the file itself, or a copy that lives as long as the context."""
+        ...
+
+    def new_folder(self, path: Path, last: str, keep: Callable[[], bool]) -> AbstractContextManager[Path]:
+        """Yield an empty folder of this machine whose files appear under `path` when the context ends without an error.
+
+        last: the file that makes the folder complete; it is stored last. keep: asked when `path` exists already; true keeps
+        that folder, false replaces it.
+        """
+        ...
+
+    def working_copy(self, path: Path) -> WorkingCopy:
+        """Return a copy of the file that a library can change in place on this machine; `save` stores its changes."""
+        ...
+
+    def lock(self, path: Path) -> FileLock:
+        """Return a lock that the operating system releases when its process ends."""
+        ...
+
+
+class WorkingCopy(Protocol):
+    """A file of this machine that a library changes in place."""
+
+    file: Path
+
+    def save(self) -> None:
+        """Store the file's present content where it belongs."""
+        ...
+
+
+def storage_of(path: Path) -> Storage:
+    """Return the storage that a path lies in."""
+    return _DISK if isinstance(path, Path) else _OBJECT_STORE
+
+
+def local_path(path: Path) -> Path | None:
+    """Return the path itself where it is on this machine's disks, None where it is in an object store."""
+    return path if isinstance(path, Path) else None
 
 
 def storage_path(name: str) -> Path:
@@ -30,6 +100,8 @@ def storage_path(name: str) -> Path:
     protocol, separator, _ = name.partition("://")
     if not separator:
         return Path(name).expanduser()
+    from upath import UPath
+
     try:
         path = UPath(name, use_listings_cache=False)  # a kept listing would hide what other machines write
         path.fs  # noqa: B018 (its driver is imported here)
@@ -41,51 +113,32 @@ def storage_path(name: str) -> Path:
 
 
 def reachable(path: Path) -> Path:
-    """The path itself; UserError where its object store does not answer or refuses us, so that no work is done in vain."""
-    if is_remote(path) and (reason := _refusal(path)) is not None:
+    """Return the path; UserError where its object store does not answer or refuses access, so that no work is wasted."""
+    if local_path(path) is None and (reason := _refusal(path)) is not None:
         raise UserError(f"{path}: cannot be reached ({reason}); check its address and your credentials")
     return path
 
 
 def _refusal(path: Path) -> str | None:
-    """Why an object store cannot be used, after a short while: later its driver is to be patient."""
+    """Why an object store cannot be used, asked with a short time limit: later its driver retries for minutes."""
     answers: list[str | None] = []
 
     def ask() -> None:
         try:
             path.exists()
             answers.append(None)
-        except Exception as error:  # the drivers' own kinds, which are no OSErrors
+        except Exception as error:  # the drivers raise kinds of their own, which are no OSErrors
             answers.append(str(error))
 
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(_ANSWER_S)
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_ANSWER_S)
     return answers[0] if answers else f"no answer within {_ANSWER_S:.0f} s"
 
 
 def is_full(error: OSError) -> bool:
-    """Whether a disk is full, or the user's share of it."""
+    """Whether a disk, or the user's quota on it, is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def is_remote(path: Path) -> bool:
-    return not isinstance(path, Path)
-
-
-@contextmanager
-def local_file(path: Path) -> Iterator[Path]:
-    """A file under a path of this machine: itself, or a copy for the time of the context. OSError where it is missing."""
-    if not is_remote(path):
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / path.name
-        copy.write_bytes(read_bytes(path))
-        yield copy
-
-
-_LONGEST_NAME = 255  # bytes of a file's name, on all usual file systems
 
 
 def named_file(listing: Path, name: Any) -> Path:
@@ -97,44 +150,161 @@ def named_file(listing: Path, name: Any) -> Path:
     return listing.parent / name
 
 
-def ray_storage(folder: Path) -> dict[str, Any]:
-    """Where Ray Train and Tune keep what they write: arguments of their RunConfig, so that they go the same way as we do."""
-    if not is_remote(folder):
-        return {"storage_path": str(folder)}
-    from pyarrow.fs import FSSpecHandler, PyFileSystem  # a policy that acts needs no pyarrow
+class _Disk:
+    """Folders of this machine, or ones that it mounts."""
 
-    remote: Any = folder
-    return {"storage_path": remote.path, "storage_filesystem": PyFileSystem(FSSpecHandler(remote.fs))}
+    poll_s = 0.5
+
+    def read(self, path: Path) -> bytes:
+        return path.read_bytes()
+
+    def write(self, path: Path, content: bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+
+    def append(self, path: Path, text: str) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def source(self, path: Path) -> Path:
+        return path
+
+    @contextmanager
+    def local_file(self, path: Path) -> Iterator[Path]:
+        yield path
+
+    @contextmanager
+    def new_folder(self, path: Path, last: str, keep: Callable[[], bool]) -> Iterator[Path]:
+        """A hidden sibling, renamed at the end; leftovers of killed processes of this machine are removed first."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        temporary = _hidden(path, "new")
+        temporary.mkdir()
+        try:
+            yield temporary
+            _rename(temporary, path, keep)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def working_copy(self, path: Path) -> WorkingCopy:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return _InPlace(path)
+
+    def lock(self, path: Path) -> FileLock:
+        from filelock import FileLock
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(path)
 
 
-def upload(file: Path, path: Path) -> None:
-    """Copy a file of this machine into an object store."""
+class _InPlace:
+    """A working copy that is the file itself."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path
+
+    def save(self) -> None:
+        """Nothing to do: the file was changed where it belongs."""
+
+
+class _ObjectStore:
+    """Paths of fsspec. A lock holds between the processes of this machine only."""
+
+    poll_s = 5.0
+
+    def read(self, path: Path) -> bytes:
+        remote: Any = path  # UPath.read_bytes makes two requests, and fails when the file changes between them
+        return remote.fs.cat_file(remote.path)
+
+    def write(self, path: Path, content: bytes) -> None:
+        path.write_bytes(content)
+
+    def append(self, path: Path, text: str) -> None:
+        path.write_bytes((self.read(path) if path.exists() else b"") + text.encode())
+
+    def source(self, path: Path) -> BinaryIO:
+        return io.BytesIO(self.read(path))
+
+    @contextmanager
+    def local_file(self, path: Path) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / path.name
+            copy.write_bytes(self.read(path))
+            yield copy
+
+    @contextmanager
+    def new_folder(self, path: Path, last: str, keep: Callable[[], bool]) -> Iterator[Path]:
+        """A temporary folder, uploaded at the end; an existing one is overwritten."""
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+            for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == last):
+                _upload(file, path / file.name)
+
+    def working_copy(self, path: Path) -> WorkingCopy:
+        return _Mirror(path)
+
+    def lock(self, path: Path) -> FileLock:
+        from filelock import FileLock
+
+        return FileLock(Path(tempfile.gettempdir()) / f"drcorl-{hashlib.sha256(str(path).encode()).hexdigest()[:16]}.lock")
+
+
+class _Mirror:
+    """A working copy in a temporary folder, which is removed with this object; `save` uploads it when it has grown."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._saved_bytes = path, 0
+        self._folder = tempfile.TemporaryDirectory(prefix="drcorl-")
+        self.file = Path(self._folder.name) / path.name
+        if path.exists():
+            self.file.write_bytes(path.read_bytes())
+
+    def save(self) -> None:
+        if (size := self.file.stat().st_size) != self._saved_bytes:
+            _upload(self.file, self._path)
+            self._saved_bytes = size
+
+
+def _upload(file: Path, path: Path) -> None:
     remote: Any = path
     remote.fs.put_file(str(file), remote.path)
 
 
-def read_bytes(path: Path) -> bytes:
-    """The content of a file that another process may write anew meanwhile: all of one moment (UPath asks twice, and fails)."""
-    if not is_remote(path):
-        return path.read_bytes()
-    remote: Any = path
-    return remote.fs.cat_file(remote.path)
+def _hidden(folder: Path, kind: str) -> Path:
+    return folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.{kind}")
 
 
-def append_text(path: Path, text: str) -> None:
-    """Add to the end of a file; once it returned, the text is on disk or in the object store."""
-    if is_remote(path):
-        path.write_bytes((read_bytes(path) if path.exists() else b"") + text.encode())
-        return
-    with path.open("a", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+def _remove_leftovers(folder: Path) -> None:
+    """Delete hidden folders of this machine's processes that are gone (or were earlier ones with this process's id)."""
+    prefix = f".{folder.name}.{socket.gethostname()}."
+    for leftover in folder.parent.glob(f"{prefix}*"):
+        pid = leftover.name.removeprefix(prefix).partition(".")[0]
+        if pid == str(os.getpid()) or not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
-def file_lock(path: Path) -> FileLock:
-    """A lock that goes with its process. Of a path in an object store it holds between this machine's processes alone."""
-    if is_remote(path):
-        return FileLock(Path(tempfile.gettempdir()) / f"drcorl-{hashlib.sha256(str(path).encode()).hexdigest()[:16]}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(path)
+def _rename(temporary: Path, folder: Path, keep: Callable[[], bool]) -> None:
+    try:
+        temporary.rename(folder)
+    except OSError:  # it exists
+        if keep():
+            return
+        replaced = _hidden(folder, "old")
+        folder.rename(replaced)
+        temporary.rename(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+_DISK, _OBJECT_STORE = _Disk(), _ObjectStore()

@@ -21,8 +21,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from drcorl_ray.errors import UserError
-from drcorl_ray.io.files import read_json
-from drcorl_ray.io.storage import local_file, named_file
+from drcorl_ray.io.files import local_file, read_json
+from drcorl_ray.io.storage import named_file
 from drcorl_ray.report.tables.core import Results, Row, is_baseline, is_judged, is_winner
 from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.runs.metrics_log import read_log

@@ -16,8 +16,8 @@ from filelock import Timeout
 from drcorl_ray.config import Config
 from drcorl_ray.config.loading import dump_config
 from drcorl_ray.errors import UserError
-from drcorl_ray.io.files import write_bytes
-from drcorl_ray.io.storage import append_text, file_lock, is_remote, reachable, storage_path
+from drcorl_ray.io.files import append_text, file_lock, write_bytes
+from drcorl_ray.io.storage import local_path, reachable, storage_path
 
 _NOT_COMPARED = ("run.resume", "run.dir")  # the same run, however its directory is spelt
 
@@ -37,7 +37,7 @@ class RunDirectory:
         """Make the directory, or take up the unfinished run in it; UserError where that would lose or mix up work."""
         if config.run.resume and config.run.dir is None:
             raise UserError("run.resume=true needs the run.dir=RUN of the run to go on with")
-        below = f"{config.run.storage}/" if is_remote(config.run.storage_folder) else ""
+        below = f"{config.run.storage}/" if local_path(config.run.storage_folder) is None else ""
         name = config.run.dir or f"{below}runs/{'-'.join(config.tasks)[:60]}-{time.strftime('%Y%m%d-%H%M%S')}"
         run = cls(reachable(storage_path(name).absolute()))
         resolved = dump_config(config)

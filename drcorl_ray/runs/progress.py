@@ -15,11 +15,11 @@ from rich.progress import Progress, TaskID
 
 from drcorl_ray.errors import UserError
 from drcorl_ray.io.console import console
-from drcorl_ray.io.storage import is_remote, read_bytes
+from drcorl_ray.io.files import read_bytes
+from drcorl_ray.io.storage import storage_of
 from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.runs.metrics_log import read_log
 
-_POLL_S, _REMOTE_POLL_S = 0.5, 5.0
 _FINISHED_BARS = 6  # that stay on the screen: a terminal shows no more bars than it has lines
 
 
@@ -49,7 +49,7 @@ class Watcher:
         self._read()
 
     def _follow(self) -> None:
-        while not self._stop.wait(_REMOTE_POLL_S if is_remote(self._run.path) else _POLL_S):
+        while not self._stop.wait(storage_of(self._run.path).poll_s):
             try:
                 self._read()
             except UserError as error:  # a damaged log: the work itself does not need it

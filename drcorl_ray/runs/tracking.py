@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from drcorl_ray.config import Config
 from drcorl_ray.io.console import console
-from drcorl_ray.io.storage import is_remote
+from drcorl_ray.io.storage import local_path
 from drcorl_ray.runs.directory import RunDirectory
 
 Mode = Literal["online", "offline", "disabled"]
@@ -43,10 +43,10 @@ class Tracker:
         import wandb
 
         path = self._directory.path
-        group, folder = path.name, None if is_remote(path) else str(path)
+        local = local_path(path)
         return wandb.init(
-            project="drcorl_ray", group=group, job_type=kind, name=name, dir=folder, mode=self._mode, config=dict(config),
-            reinit="create_new", **named,
+            project="drcorl_ray", group=path.name, job_type=kind, name=name, dir=local and str(local), mode=self._mode,
+            config=dict(config), reinit="create_new", **named,
         )  # fmt: skip
 
     def give_up(self, error: Exception) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from drcorl_ray.config import RangeConfig, SearchConfig
 from drcorl_ray.errors import UserError
-from drcorl_ray.io.storage import is_remote, upload
+from drcorl_ray.io.storage import storage_of
 
 COST_CONSTRAINT = "normalized_cost - 1"  # feasible where ≤ 0
 _ASKED = "asked"  # user attribute of a trial whose parameters are all there
@@ -67,14 +66,8 @@ class SearchStudy:
         self, path: Path, name: str, settings: SearchConfig, first_points: Sequence[Mapping[str, Any]], seed: int
     ) -> None:
         self.path, self.name, self.settings, self._seed = path, name, settings, seed
-        self._journal = path
-        if is_remote(path):
-            self._scratch = tempfile.TemporaryDirectory(prefix="drcorl-study-")  # removed with the study
-            self._journal = Path(self._scratch.name) / path.name
-            if path.exists():
-                self._journal.write_bytes(path.read_bytes())
-        self._kept_bytes = 0
-        self.optuna = load_study(self._journal, name, multi_objective=settings.multi_objective)
+        self._journal = storage_of(path).working_copy(path)
+        self.optuna = load_study(self._journal.file, name, multi_objective=settings.multi_objective)
         points = [fit(settings.space, point) for point in first_points]
         if settings.sampler == "grid":
             points = [*(point for point in points if point in grid(settings.space)), *grid(settings.space)]
@@ -88,9 +81,7 @@ class SearchStudy:
 
         Any earlier state of it will do for a resumed search, which asks and tells again what is missing.
         """
-        if is_remote(self.path) and (size := self._journal.stat().st_size) != self._kept_bytes:
-            upload(self._journal, self.path)
-            self._kept_bytes = size
+        self._journal.save()
 
     def _trials(self) -> list[FrozenTrial]:
         return self.optuna.get_trials(deepcopy=False)

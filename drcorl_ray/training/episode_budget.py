@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from drcorl_ray.io.files import read_lines, write_bytes
-from drcorl_ray.io.storage import append_text
+from drcorl_ray.io.files import append_text, read_lines, write_bytes
 
 
 class EpisodeLedger:

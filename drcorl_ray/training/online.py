@@ -25,8 +25,7 @@ from drcorl_ray.data.episodes import Episodes, discounted_rates
 from drcorl_ray.distributed.rollout_pool import RolloutPool
 from drcorl_ray.evaluation.rollout import Rollouts, Trajectory
 from drcorl_ray.evaluation.seeds import ONLINE_SEEDS
-from drcorl_ray.io.files import load_arrays, save_arrays
-from drcorl_ray.io.storage import file_lock
+from drcorl_ray.io.files import file_lock, load_arrays, save_arrays
 from drcorl_ray.method.baselines import Baseline
 from drcorl_ray.method.learner import Learner
 from drcorl_ray.method.online_data import Evidence

@@ -18,8 +18,7 @@ from drcorl_ray.config import MemberConfig, PretrainConfig
 from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.errors import UserError
 from drcorl_ray.io.console import console
-from drcorl_ray.io.files import load_arrays, save_arrays
-from drcorl_ray.io.storage import file_lock
+from drcorl_ray.io.files import file_lock, load_arrays, save_arrays
 from drcorl_ray.method.pretrainer import Pretrainer
 
 ARTIFACT_SCHEMA = 3

@@ -20,8 +20,7 @@ from drcorl_ray.config.loading import load_config
 from drcorl_ray.errors import UserError
 from drcorl_ray.evaluation.curves import load_curve_point
 from drcorl_ray.evaluation.rollout import evaluate
-from drcorl_ray.io.files import load_arrays
-from drcorl_ray.io.storage import local_file
+from drcorl_ray.io.files import load_arrays, local_file
 from drcorl_ray.policy.loading import load_policy, load_population
 from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.runs.metrics_log import read_log

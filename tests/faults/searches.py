@@ -13,8 +13,7 @@ from pathlib import Path
 import psutil
 
 from drcorl_ray.config.loading import load_config
-from drcorl_ray.io.files import load_arrays
-from drcorl_ray.io.storage import local_file
+from drcorl_ray.io.files import load_arrays, local_file
 from drcorl_ray.runs.results import read_results
 from drcorl_ray.search.plan import POPULATION
 from drcorl_ray.search.study import load_study

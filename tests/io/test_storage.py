@@ -15,8 +15,18 @@ from drcorl_ray.config.loading import load_config
 from drcorl_ray.data.source import task_store
 from drcorl_ray.data.store import read_store, verify
 from drcorl_ray.errors import UserError
-from drcorl_ray.io.files import file_sha256, load_arrays, read_json, save_arrays, write_json
-from drcorl_ray.io.storage import append_text, file_lock, is_remote, local_file, read_bytes, storage_path
+from drcorl_ray.io.files import (
+    append_text,
+    file_lock,
+    file_sha256,
+    load_arrays,
+    local_file,
+    read_bytes,
+    read_json,
+    save_arrays,
+    write_json,
+)
+from drcorl_ray.io.storage import local_path, storage_path
 from drcorl_ray.policy.loading import load_policy
 from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.runs.metrics_log import MetricsLog, read_log
@@ -33,7 +43,7 @@ SPACE = SearchConfig.model_validate({"space": {"k": {"low": 0.0, "high": 4.0}}, 
 @pytest.mark.parametrize("name", ["runs/a", "~/a", "/tmp/a"])
 def test_a_name_without_protocol_is_a_path_of_this_machine(name):
     assert storage_path(name) == Path(name).expanduser()
-    assert not is_remote(storage_path(name))
+    assert local_path(storage_path(name)) is not None
 
 
 @pytest.mark.parametrize(
@@ -104,7 +114,7 @@ def test_a_conversion_that_was_killed_left_no_store(bucket, monkeypatch):
         sent.append(path)
         path.write_bytes(file.read_bytes())
 
-    monkeypatch.setattr("drcorl_ray.data.store.upload", upload_two)
+    monkeypatch.setattr("drcorl_ray.io.storage._upload", upload_two)
     with pytest.raises(KeyboardInterrupt):
         make_store(bucket / "store", 50, rows_per_shard=20)
     assert all(path.exists() for path in sent)
