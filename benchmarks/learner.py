@@ -168,14 +168,14 @@ def peak_bytes(device: str) -> int | None:
     return peak
 
 
-def step_work(stage: Any, program: str, replay: Replay) -> Work:
+def step_work(stage: Any, step_kind: str, replay: Replay) -> Work:
     """Of one step of a population of one."""
     clock = torch.zeros((), dtype=torch.int64, device=replay.rewards.device)
 
     def step() -> None:
         draws = stage.draws(clock)
-        parts, _ = stage.gradients(program, replay.sample(draws, ROWS), draws)
-        stage.update(program, parts, clock)
+        parts, _ = stage.gradients(step_kind, replay.sample(draws, ROWS), draws)
+        stage.update(step_kind, parts, clock)
 
     step()
     return count_work(step)
@@ -206,13 +206,13 @@ def measure_pretraining(members: Sequence[int], replay: Replay, device: str) -> 
     """Steps of each phase, by the number of seeds; on a GPU as graphs."""
     settings = Settings(pretrain={"steps": 10**6, "monte_carlo_steps": 0})
     execution, rows = "graph" if device.startswith("cuda") else "eager", []
-    for seeds, (phase, program) in itertools.product(members, enumerate(("diffusion", "policy", "critics"))):
+    for seeds, (phase, step_kind) in itertools.product(members, enumerate(("diffusion", "policy", "critics"))):
         stage = make_pretrainer(settings, range(seeds), device)
-        work = step_work(make_pretrainer(settings, [0], device), program, replay)
+        work = step_work(make_pretrainer(settings, [0], device), step_kind, replay)
         steps, start = max(5, 20 // seeds), phase * settings.pretrain.steps
         call = partial(runner(stage, replay, device, execution, "fp32").advance, start, start + steps)
-        seconds = interleaved({program: call}, 3, device)[program]
-        rows.append({"members": seeds, "program": program, "member_steps_per_s": seeds * steps / seconds, **vars(work)})
+        seconds = interleaved({step_kind: call}, 3, device)[step_kind]
+        rows.append({"members": seeds, "program": step_kind, "member_steps_per_s": seeds * steps / seconds, **vars(work)})
     table(
         f"Pretraining, {execution}, fp32",
         ("members", "phase", "member-steps/s", "GFLOP", "MB", "operations"),

@@ -5,7 +5,7 @@
 Per core: `evaluate` and the bare loop in turns with the same policy, one thread, CPU time of this process; that both play the
 same episodes is checked. Rounds are short (without --full episodes end after 100 steps) and fill a time budget, so that a
 disturbance falls on both or on few.
-Over actors: `RolloutPool(1)` and `RolloutPool(2)` in turns, wall time; whatever else runs on the machine disturbs it.
+Over actors: `RayRolloutPool(1)` and `RayRolloutPool(2)` in turns, wall time; whatever else runs on the machine disturbs it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import gymnasium
 import numpy as np
 
 from drcorl_ray.distributed.cluster import connect, prepare_environment
-from drcorl_ray.distributed.rollout_pool import RolloutPool
+from drcorl_ray.distributed.rollout_pool import RayRolloutPool
 from drcorl_ray.errors import UserError
 from drcorl_ray.evaluation.rollout import evaluate_in
 from drcorl_ray.policy.mlp import PerceptronPolicy
@@ -104,7 +104,7 @@ def over_actors(task: Task, episodes: int, rounds: int) -> dict[str, float]:
     policy = random_policy(simulator.observation_size, simulator.action_size)
     simulator.close()
     rates: list[list[float]] = [[], []]
-    with RolloutPool(1) as one, RolloutPool(2) as two:
+    with RayRolloutPool(1) as one, RayRolloutPool(2) as two:
         for _ in range(1 + rounds):  # the first starts actors and builds environments
             for pool, found in zip((one, two), rates, strict=True):
                 start = time.perf_counter()

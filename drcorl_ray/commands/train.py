@@ -6,18 +6,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import ray
-
 from drcorl_ray.commands.common import finish, open_task
 from drcorl_ray.config import Config, MemberConfig
 from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.distributed import comparison
-from drcorl_ray.distributed.cluster import connect
+from drcorl_ray.distributed.cluster import connect, cpus_of_largest_machine
 from drcorl_ray.distributed.pretraining import pretrain
 from drcorl_ray.distributed.ray_train import extract
-from drcorl_ray.distributed.rollout_pool import RolloutPool
+from drcorl_ray.distributed.rollout_pool import RayRolloutPool
 from drcorl_ray.errors import UserError
 from drcorl_ray.evaluation.curves import load_curve_point, roll_out_curves
+from drcorl_ray.evaluation.pool import RolloutPool
 from drcorl_ray.evaluation.references import best_safe_episodes, data_episodes
 from drcorl_ray.evaluation.scoring import Records, Selection, member_candidate, score
 from drcorl_ray.evaluation.seeds import FRESH_SEEDS, episode_seeds
@@ -41,11 +40,11 @@ def train(config: Config) -> RunDirectory:
     connect()
     _name_idle_cpus(config)
     with (
-        run.alone(),
+        run.locked(),
         progress_bars() as bars,
         Tracker(config, run) as tracker,
         Watcher(run, bars, tracker.log),
-        RolloutPool.of(config) as pool,
+        RayRolloutPool.from_config(config.evaluation.actors, config.scaling) as pool,
     ):
         waits = config.scaling.use_gpu  # for the GPU that the main job holds, and would wait for
         pending = None if waits else comparison.start(config, data, run, members)
@@ -55,7 +54,12 @@ def train(config: Config) -> RunDirectory:
         rows = evaluate_population(config, data, run, members, population, pool)
         rows += comparison.rows(data, run, pending, pool, episode_seeds(FRESH_SEEDS, config.evaluation.episodes))
         curve, calibration = roll_out_curves(
-            config, data, members, lambda step: load_curve_point(run.curve(data.task.name, step)), pool
+            data,
+            members,
+            config.curve_steps(),
+            config.evaluation.curve_episodes,
+            lambda step: load_curve_point(run.curve(data.task.name, step)),
+            pool,
         )
     references = best_safe_episodes(data, [member.cost_limit for member in members])
     measured = {"curves": [curve], "calibration": [calibration], "references": references}
@@ -65,7 +69,7 @@ def train(config: Config) -> RunDirectory:
 
 def _name_idle_cpus(config: Config) -> None:
     """Say how to use them, where a training on CPUs would leave half of a machine's or more without work."""
-    cpus = int(max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]))
+    cpus = cpus_of_largest_machine()
     booked, threads = config.scaling.workers * config.scaling.cpus_per_worker, cpus // config.scaling.workers
     if not config.scaling.use_gpu and 2 * booked <= cpus:
         console.print(f"training on {booked:g} of {cpus} CPUs; scaling.cpus_per_worker={threads} uses more")

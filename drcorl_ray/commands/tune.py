@@ -11,7 +11,7 @@ from drcorl_ray.distributed import comparison
 from drcorl_ray.distributed.cluster import connect
 from drcorl_ray.distributed.pretraining import pretrain_tasks
 from drcorl_ray.distributed.ray_tune import check_room, run_packs
-from drcorl_ray.distributed.rollout_pool import RolloutPool
+from drcorl_ray.distributed.rollout_pool import RayRolloutPool
 from drcorl_ray.errors import UserError
 from drcorl_ray.evaluation.references import best_safe_episodes, data_episodes
 from drcorl_ray.evaluation.seeds import FRESH_SEEDS, episode_seeds
@@ -42,12 +42,12 @@ def search(config: Config) -> RunDirectory:
     connect()
     check_room(config.scaling)
     with (
-        run.alone(),
+        run.locked(),
         progress_bars() as bars,
         Tracker(config, run) as tracker,
         Watcher(run, bars, lambda line: tracker.log(line) if line["stage"] == "pretrain" else None),
         MemberRuns(config, run, tracker),
-        RolloutPool.of(config) as pool,
+        RayRolloutPool.from_config(config.evaluation.actors, config.scaling) as pool,
     ):
         with ledger.phase("pretraining"):
             artifacts = pretrain_tasks(config, tasks, run, pretrain_seeds(reference_members(config)))
@@ -57,7 +57,8 @@ def search(config: Config) -> RunDirectory:
         cpus = config.scaling.cpus_per_worker
         begin = lambda: [comparison.start(config, data, run, reference_members(config), cpus) for data in tasks]  # noqa: E731
         compared = [] if config.scaling.use_gpu else begin()  # a GPU is the packs' first
-        run_packs(trainer, [SearchPlan(study, run.packs, judges, stops(config), size) for study, judges in studies])
+        plans = [SearchPlan(study, run, judges, stops(config), size) for study, judges in studies]
+        run_packs(trainer, plans, config.scaling, run)
         compared = compared or begin()
         with ledger.phase("evaluation"):
             records = [SearchRecord.read(config, run, study, [by_name[name] for name in judges]) for study, judges in studies]

@@ -169,6 +169,12 @@ class Config(Section):
             return Training(0, own.steps or self.pretrain.steps, own.batch_size or self.pretrain.batch_size)
         return Training(0, own.steps_of(algorithm), own.batch_size_of(algorithm))
 
+    def curve_steps(self) -> list[int]:
+        """Steps at which the population is kept for the learning curves: from the cloned start, at reports."""
+        schedule, report_steps, points = self.training, self.scaling.report_steps, self.evaluation.curve_points
+        steps = (schedule.warm_up + schedule.steps * i / points for i in range(points + 1 if points else 0))
+        return sorted({min(schedule.total_steps, -(-int(step) // report_steps) * report_steps) for step in steps} - {0})
+
     def dataset_of(self, task: str) -> str | None:
         """The dataset file the user named for a task, if any."""
         if not isinstance(self.data.dataset, dict):

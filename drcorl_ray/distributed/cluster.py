@@ -46,13 +46,14 @@ def connect() -> None:
     behind and that is dead is passed over. (`address="auto"` would also join any other program's private Ray here.)
     """
     import ray
-    from ray._private import ray_constants
+
+    from drcorl_ray.distributed import ray_private
 
     if ray.is_initialized():
         return
     address = _answering_address()
-    if address == "local":  # Ray 2.60 listens on all interfaces, but where it takes the machine for one without clusters
-        ray_constants.ENABLE_RAY_CLUSTER = False
+    if address == "local":
+        ray_private.listen_on_loopback_only()
     try:
         ray.init(
             address=address,
@@ -66,6 +67,13 @@ def connect() -> None:
             raise
         folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
         raise UserError(f"{folder}: too long a name for the sockets that Ray keeps there; set RAY_TMPDIR=/tmp") from error
+
+
+def cpus_of_largest_machine() -> int:
+    """The CPUs of the connected cluster's machine that has the most."""
+    import ray
+
+    return int(max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]))
 
 
 @contextmanager
@@ -94,14 +102,14 @@ def ray_storage(folder: Path) -> dict[str, Any]:
 
 def _answering_address() -> str | None:
     """What to give to `ray.init`: "local" where there is nothing to join, or only a dead cluster; None to let it look."""
-    from ray._private.utils import read_ray_address
+    from drcorl_ray.distributed.ray_private import address_of_ray_start
 
     named = os.environ.get("RAY_ADDRESS")
     if named == "local":
         return "local"
     if named and ("://" in named or named == "auto"):
         return None
-    address = named or read_ray_address()
+    address = named or address_of_ray_start()
     if address and _answers(address):
         return None
     if named:

@@ -9,6 +9,7 @@ from typing import Any
 
 from drcorl_ray.config import Config
 from drcorl_ray.config.loading import read_yaml
+from drcorl_ray.distributed.ray_private import checked_cluster_file
 from drcorl_ray.errors import UserError
 from drcorl_ray.io.storage import local_path, storage_path
 
@@ -42,17 +43,13 @@ def check_cluster(path: Path, config: Config) -> list[str]:
 
 
 def _by_rays_schema(path: Path) -> dict[str, Any]:
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
     logging.getLogger("ray.autoscaler").setLevel(logging.ERROR)
     content = read_yaml(path)
     try:
-        prepared = prepare_config(content)
-        validate_config(prepared)
+        return checked_cluster_file(content)
     except Exception as error:  # whatever Ray's checks meet in a malformed file
         reason = " ".join(str(getattr(error, "message", error)).split())[:300]
         raise UserError(f"{path}: not a cluster file of this Ray ({reason or type(error).__name__})") from error
-    return prepared
 
 
 def _machines(path: Path, cluster: Mapping[str, Any]) -> dict[str, dict[str, float]]:

@@ -17,14 +17,14 @@ import ray.exceptions
 
 from drcorl_ray.config import Config, MemberConfig
 from drcorl_ray.data.task_data import TaskData
-from drcorl_ray.distributed.rollout_pool import RolloutPool
 from drcorl_ray.errors import UserError
+from drcorl_ray.evaluation.pool import RolloutPool
 from drcorl_ray.evaluation.scoring import score
 from drcorl_ray.io.console import console
 from drcorl_ray.method.baselines.cdt import target
 from drcorl_ray.policy.loading import load_population
 from drcorl_ray.runs.directory import RunDirectory
-from drcorl_ray.training.comparison import POPULATION, Compared, _device, _label, plan, train
+from drcorl_ray.training.comparison import Compared, _device, _label, plan, train
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def rows(
         raise UserError(f"{data.task.name}: training the baselines failed ({reason})") from error
     found = []
     for compared in pending.compared:
-        path = run.baseline(data.task.name, compared.algorithm) / POPULATION
+        path = run.baseline(data.task.name, compared.algorithm).population
         found += _rows(data, run, compared, path, pool, seeds)
     return found
 

@@ -8,14 +8,14 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from pathlib import Path
 
-import ray.train.collective
+import ray
 
 from drcorl_ray.config import Config
 from drcorl_ray.data.task_data import TaskData
-from drcorl_ray.distributed.ray_train import _fit
+from drcorl_ray.distributed.ray_train import StageJob, fit, job_name
 from drcorl_ray.method.pretrainer import Pretrainer
 from drcorl_ray.runs.directory import RunDirectory
-from drcorl_ray.training.build import Placement, Stage, build_pretrainer
+from drcorl_ray.training.build import Placement, build_pretrainer
 from drcorl_ray.training.pretrained import _locked, _missing, artifact_path, save_artifacts
 
 
@@ -85,11 +85,12 @@ def _room(config: Config) -> int:
 
 
 def _make_artifacts(config: Config, data: TaskData, run: RunDirectory, paths: Mapping[int, Path], log: Path) -> None:
-    def build(config: Config, data: TaskData, placement: Placement) -> Stage:
-        return build_pretrainer(config, data, list(paths), placement)
+    def build(placement: Placement) -> Pretrainer:
+        return build_pretrainer(config.pretrain, data, list(paths), placement)
 
-    def finish(stage: Stage) -> None:
-        assert isinstance(stage, Pretrainer)
-        save_artifacts(paths, stage)
+    def finish(pretrainer: Pretrainer) -> None:
+        save_artifacts(paths, pretrainer)
 
-    _fit(config, data, run, log, "pretrain", paths.values(), build, finish)
+    folder = run.training(job_name("pretrain", data, paths.values()))
+    rows = config.pretrain.batch_size
+    fit(StageJob("pretrain", data, run, log, folder, rows, config.data, config.scaling, build, finish))

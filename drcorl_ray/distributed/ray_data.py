@@ -15,7 +15,7 @@ from ray.data.collate_fn import ArrowBatchCollateFn
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
-from drcorl_ray.config import Config
+from drcorl_ray.config import DataConfig
 from drcorl_ray.data.store import Shard, load_manifest, primitives, read_block
 from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.errors import UserError
@@ -169,9 +169,9 @@ def _execution_options() -> ray.data.ExecutionOptions:
 class Feed:
     """Minibatches of one worker: from a resident replay, or from a rolling window that moves as the steps go by."""
 
-    def __init__(self, config: Config, data: TaskData, placement: Placement) -> None:
-        self._refresh_steps = config.data.refresh_steps
-        self.replay = Replay(data.manifest, device=placement.device, capacity=config.data.window_rows)
+    def __init__(self, config: DataConfig, data: TaskData, placement: Placement) -> None:
+        self._refresh_steps = config.refresh_steps
+        self.replay = Replay(data.manifest, device=placement.device, capacity=config.window_rows)
         self._window: Window | None = None
         if self.replay.resident:
             fill(self.replay, stream_dataset(data.store))

@@ -1,20 +1,45 @@
-"""Private APIs of Ray, in one place: what may break with another version of Ray (2.60)."""
+"""Private APIs of Ray, in one place: each may break with another version of Ray than 2.60."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from ray._private import ray_constants
+from ray._private.utils import read_ray_address
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 
-class _Trainer(TorchTrainer):
-    """Without the callback that frees the workers' resources should the controller alone die.
+class StageTrainer(TorchTrainer):
+    """A TorchTrainer without the callback that frees the workers' resources if the controller alone dies.
 
-    Where Ray's State API does not answer (no dashboard) it holds up the end of every job for 12 s (Ray 2.60), and our driver
-    ends with its controller anyway, which frees them too.
+    Without a dashboard this callback delays the end of every job by 12 s. It is not needed: the driver exits with the
+    controller, which also releases the placement group.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
         return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+
+def listen_on_loopback_only() -> None:
+    """Make a Ray that this process starts listen on this machine's loopback alone.
+
+    By default Ray listens on all interfaces, unless it takes the machine for one that cannot have clusters.
+    """
+    ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def address_of_ray_start() -> str | None:
+    """The address of the cluster that `ray start` made this machine part of, if any; it may be dead."""
+    return read_ray_address()
+
+
+def checked_cluster_file(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in the defaults of a `ray up` file and check it by Ray's schema; raises whatever Ray's checks raise."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    prepared = prepare_config(dict(content))
+    validate_config(prepared)
+    return prepared

@@ -1,12 +1,13 @@
-"""Ray Train around the two stages: shards in, one flat all-reduce between workers, reports and checkpoints out."""
+"""Ray Train around the training loop: shards in, one flat all-reduce between workers, reports and states out."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import ray
 import ray.train
@@ -16,94 +17,125 @@ import torch.distributed
 from ray.train.torch import TorchConfig, get_device
 from torch import Tensor
 
-from drcorl_ray.config import Config, MemberConfig
+from drcorl_ray.config import Config, DataConfig, MemberConfig, ScalingConfig
 from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.distributed.cluster import interrupts_restored, ray_storage
 from drcorl_ray.distributed.ray_data import Feed
-from drcorl_ray.distributed.ray_private import _Trainer
+from drcorl_ray.distributed.ray_private import StageTrainer
+from drcorl_ray.distributed.rollout_pool import RayRolloutPool
 from drcorl_ray.errors import UserError
-from drcorl_ray.evaluation.curves import curve_steps, save_curve_point
-from drcorl_ray.method.learner import Learner
+from drcorl_ray.evaluation.curves import save_curve_point
 from drcorl_ray.method.online_data import Evidence
-from drcorl_ray.method.pretrainer import Pretrainer
+from drcorl_ray.method.protocols import Population, Stage
 from drcorl_ray.method.train_state import alone
 from drcorl_ray.policy.loading import load_population
 from drcorl_ray.runs.directory import RunDirectory
+from drcorl_ray.runs.folders import TrainingFolder
 from drcorl_ray.runs.metrics_log import MetricsLog
-from drcorl_ray.training.build import Placement, Stage, build_population, build_runner, sampler_of
+from drcorl_ray.training.build import Placement, build_population, build_runner
 from drcorl_ray.training.checkpoint import States
-from drcorl_ray.training.loop import report_intervals, save_last, save_online_best
-from drcorl_ray.training.online import Before, online_evaluation
+from drcorl_ray.training.loop import Hook, no_hook, resume, save_last, save_online_best, train
+from drcorl_ray.training.online import online_evaluation
 
-BuildStage = Callable[[Config, TaskData, Placement], Stage]
-Finish = Callable[[Stage], None]
+T = TypeVar("T", bound=Stage)
+
+
+@dataclass(frozen=True)
+class StageJob(Generic[T]):
+    """One stage of a training, as the workers of a Ray Train job run it.
+
+    name: of the stage, in logs and messages. folder: of its states. batch_size: rows of a global minibatch. build: makes the
+    stage at its start. hooks: for (stage, rank), the context of the training with its hooks before a step and before a state
+    is saved. finish: called by the first worker at the end.
+    """
+
+    name: str
+    data: TaskData
+    run: RunDirectory
+    log: Path
+    folder: TrainingFolder
+    batch_size: int
+    replay: DataConfig
+    scaling: ScalingConfig
+    build: Callable[[Placement], T]
+    finish: Callable[[T], None]
+    hooks: Callable[[T, int], AbstractContextManager[tuple[Hook, Hook]]] = lambda stage, rank: nullcontext((no_hook, no_hook))
 
 
 def extract(
     config: Config, data: TaskData, run: RunDirectory, members: Sequence[MemberConfig], artifacts: Sequence[Path]
 ) -> Path:
-    """Policy extraction of a population, or a baseline's training, by a Ray Train job; the file of the finished population."""
-    path = run.population(data.task.name)
+    """Train a population by a Ray Train job and return the file of its last policies."""
+    path, schedule = run.population(data.task.name), config.training
+    points = config.curve_steps()
 
-    def build(config: Config, data: TaskData, placement: Placement) -> Stage:
+    def build(placement: Placement) -> Population:
         return build_population(config, data, members, artifacts, placement)
 
-    def finish(stage: Stage) -> None:
-        assert not isinstance(stage, Pretrainer)
-        if isinstance(stage, Learner):
-            save_online_best(run.online_best(data.task.name), stage)
-        save_last(path, stage)
+    @contextmanager
+    def hooks(population: Population, rank: int) -> Iterator[tuple[Hook, Hook]]:
+        def keep_point(step: int) -> None:
+            if rank == 0 and step in points:
+                save_curve_point(run.curve(data.task.name, step), population)
 
-    _fit(config, data, run, run.metrics, "extract", artifacts, build, finish)
+        with online_evaluation(
+            config.evaluation,
+            schedule,
+            population,
+            data.task,
+            run.online(data.task.name),
+            schedule.total_steps,
+            lambda: RayRolloutPool.from_config(config.evaluation.actors, config.scaling),
+            leads=rank == 0,
+            share=_from_first_worker,
+        ) as before_step:
+            yield before_step, keep_point
+
+    def finish(population: Population) -> None:
+        save_online_best(run.online_best(data.task.name), population)
+        save_last(path, population)
+
+    folder = run.training(job_name("extract", data, artifacts))
+    rows = schedule.batch_size
+    fit(StageJob("extract", data, run, run.metrics, folder, rows, config.data, config.scaling, build, finish, hooks))
     load_population(path)
     return path
 
 
-def _fit(
-    config: Config,
-    data: TaskData,
-    run: RunDirectory,
-    log: Path,
-    stage: str,
-    artifacts: Iterable[Path],
-    build: BuildStage,
-    finish: Finish,
-) -> None:
-    """Run one stage as a Ray Train job that resumes from its last intact state, whoever died.
+def job_name(stage: str, data: TaskData, weights: Iterable[Path]) -> str:
+    """The name of a stage's job and states, by the pretrained weights it makes or starts from.
 
-    The states are ours: Ray 2.60 keeps its list of checkpoints in a file that is not written atomically.
-
-    artifacts: the pretrained ones it makes or starts from; a job on others never goes on from this one's states.
+    A job on other weights never resumes from this one's states.
     """
-    identity = hashlib.sha256(" ".join(path.stem for path in artifacts).encode()).hexdigest()[:16]
-    training = f"{stage}-{data.task.name}-{identity}"
-    trainer = _Trainer(
+    identity = hashlib.sha256(" ".join(path.stem for path in weights).encode()).hexdigest()[:16]
+    return f"{stage}-{data.task.name}-{identity}"
+
+
+def fit(job: StageJob[Any]) -> None:
+    """Run a stage as a Ray Train job that resumes from its last intact state, whichever process died.
+
+    The states are ours: Ray 2.60 keeps its list of checkpoints in a file that is not written atomically. UserError where the
+    job failed for good.
+    """
+    scaling = job.scaling
+    trainer = StageTrainer(
         _worker_loop,
-        train_loop_config={
-            "config": config.model_dump(),
-            "data": data,
-            "run": run,
-            "log": log,
-            "stage": stage,
-            "states": States(run.states(training)),
-            "build": build,
-            "finish": finish,
-        },
-        torch_config=TorchConfig(backend="nccl" if config.scaling.use_gpu else "gloo"),
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=config.scaling.workers,
-            use_gpu=config.scaling.use_gpu,
+            num_workers=scaling.workers,
+            use_gpu=scaling.use_gpu,
             resources_per_worker={
-                "CPU": config.scaling.cpus_per_worker,
-                **({"GPU": 1} if config.scaling.use_gpu else {}),
-                **config.scaling.worker_resources,
+                "CPU": scaling.cpus_per_worker,
+                **({"GPU": 1} if scaling.use_gpu else {}),
+                **scaling.worker_resources,
             },
         ),
         run_config=ray.train.RunConfig(
-            name=training,
-            **ray_storage(run.ray),
+            name=job.folder.path.name,
+            **ray_storage(job.run.ray),
             # Ray 2.60 retries set-up failures for ever unless the controller's own failures are limited too.
-            failure_config=ray.train.FailureConfig(max_failures=config.scaling.max_failures, controller_failure_limit=2),
+            failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=2),
         ),
     )
     try:
@@ -114,58 +146,47 @@ def _fit(
         user_error = next((cause for cause in causes if isinstance(cause, UserError)), None)
         reason = user_error or next(iter(causes), error)
         raise UserError(
-            f"{stage} of {data.task.name} failed ({' '.join(str(reason).split())[-400:]}); "
-            f"mend it and add run.resume=true run.dir={run.path}"
+            f"{job.name} of {job.data.task.name} failed ({' '.join(str(reason).split())[-400:]}); "
+            f"fix it and add run.resume=true run.dir={job.run.path}"
         ) from error
 
 
-def _worker_loop(job: dict[str, Any]) -> None:
-    config, run, name = Config.model_validate(job["config"]), job["run"], job["stage"]
-    torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
+def _worker_loop(train_loop_config: dict[str, StageJob[Any]]) -> None:
+    job = train_loop_config["job"]
+    torch.set_num_threads(max(1, int(job.scaling.cpus_per_worker)))
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     placement = Placement(str(get_device()), rank, workers, _all_reduce if workers > 1 else alone)
-    data: TaskData = job["data"]
-    stage: Stage = job["build"](config, data, placement)
-    rows = placement.rows((config.pretrain if name == "pretrain" else config.training).batch_size)
-    feed = Feed(config, data, placement)
-    states: States = job["states"]
-    step, damages = states.load(stage)
-    if rank == 0:
-        for damage in damages:
-            run.note(f"{data.task.name}, {name}: {damage}; going on from step {step}")
+    stage = job.build(placement)
+    feed = Feed(job.replay, job.data, placement)
+    states, first = States(job.folder), rank == 0
+    step = resume(stage, states, job.run, f"{job.data.task.name}, {job.name}", quiet=not first)
     if workers > 1 and ray.train.collective.broadcast_from_rank_zero(step) != step:
-        raise RuntimeError(f"{states.folder}: worker {rank} read another state than the first one")
+        raise RuntimeError(f"{job.folder.path}: worker {rank} read another state than the first one")
     feed.seek(step)
-    log = MetricsLog(job["log"], data.task.name, name, stage.total_steps, step) if rank == 0 else None
-    keep = curve_steps(config) if name == "extract" and rank == 0 else []
-    with _rollouts(config, stage, data, run, rank) as before:
+    log = MetricsLog(job.log, job.data.task.name, job.name, stage.total_steps, step) if first else None
+    runner = build_runner(stage, feed.replay, job.batch_size, placement, job.scaling)
+    with job.hooks(stage, rank) as (before_step, before_save):
 
-        def between(step: int) -> None:
+        def prepare(step: int) -> None:
             feed.move(step)
-            before(step)
+            before_step(step)
 
-        runner = build_runner(stage, sampler_of(stage, feed.replay), rows, placement, config.scaling)
-        for start, stop in report_intervals(step, stage.total_steps, config.scaling.report_steps):
-            metrics = runner.advance(start, stop, between)
-            if stop in keep and not isinstance(stage, Pretrainer):
-                save_curve_point(run.curve(data.task.name, stop), stage)
-            if log is not None:
-                log.write(stop, metrics)
-            if rank == 0:  # all workers' states are equal
-                states.save(stage, stop)
-            ray.train.report({"step": stop})  # a barrier
+        train(
+            stage,
+            runner,
+            step,
+            stage.total_steps,
+            report_steps=job.scaling.report_steps,
+            log=log,
+            states=states if first else None,  # all workers' states are equal
+            before_step=prepare,
+            before_save=before_save,
+            after_report=lambda step: ray.train.report({"step": step}),  # a barrier
+        )
     feed.close()
-    if rank == 0:
-        job["finish"](stage)
-
-
-def _rollouts(config: Config, stage: Stage, data: TaskData, run: RunDirectory, rank: int) -> AbstractContextManager[Before]:
-    """The online evaluation of an extraction, by the first worker; pretraining has none."""
-    if isinstance(stage, Pretrainer):
-        return nullcontext(lambda step: None)
-    folder = run.online(data.task.name)
-    return online_evaluation(config, stage, data.task, folder, stage.total_steps, leads=rank == 0, share=_from_first_worker)
+    if first:
+        job.finish(stage)
 
 
 def _from_first_worker(evidence: Evidence | None) -> Evidence:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import ray
 from ray import tune
@@ -16,16 +16,41 @@ from drcorl_ray.config import ScalingConfig
 from drcorl_ray.distributed.cluster import interrupts_restored, ray_storage
 from drcorl_ray.errors import UserError
 from drcorl_ray.io.storage import is_full
-from drcorl_ray.search.pack import PackTrainer
-from drcorl_ray.search.plan import SearchPlan
+from drcorl_ray.runs.directory import RunDirectory
+
+R = TypeVar("R")
 
 _ENDLESS = 1_000_000  # trials; the plans say when they are finished
+
+
+class PackId(Protocol):
+    """A pack, by the study it belongs to and its number there."""
+
+    @property
+    def study(self) -> str: ...
+
+    @property
+    def number(self) -> int: ...
+
+
+class Plan(Protocol):
+    """The order in which the packs of a study are trained."""
+
+    def jobs(self) -> Sequence[tuple[PackId, str]]:
+        """(pack, task) of every training that may start now, the oldest first; empty when the study is finished."""
+        ...
+
+
+class TrainPack(Protocol):
+    """Trains a pack of a study on a task; `report` is called with the step at each report."""
+
+    def __call__(self, study: str, number: int, task: str, report: Callable[[int], None]) -> None: ...
 
 
 class PackSearch(Searcher):
     """Suggests {"study", "number", "task"}: a pack to train on a task. Results are on disk; Tune only tells who finished."""
 
-    def __init__(self, plans: Sequence[SearchPlan]) -> None:
+    def __init__(self, plans: Sequence[Plan]) -> None:
         super().__init__(metric="step", mode="max")
         self._plans = list(plans)
         self._handed_out: dict[str, dict[str, Any]] = {}
@@ -75,14 +100,21 @@ def check_room(scaling: ScalingConfig) -> None:
         raise UserError(f"scaling: a pack books {wanted}, and the largest machine here has {largest}; lower the shares")
 
 
-def run_packs(trainer: PackTrainer, plans: Sequence[SearchPlan]) -> None:
+def on_pack_resources(scaling: ScalingConfig, function: Callable[..., R], *arguments: Any) -> R:
+    """Call a function in a process with a pack's resources, wait, and return its result."""
+    resources = pack_resources(scaling)
+    task: Any = ray.remote(function)
+    options = {"num_cpus": resources["CPU"], "num_gpus": resources.get("GPU", 0), "resources": scaling.worker_resources}
+    return ray.get(task.options(**options).remote(*arguments))
+
+
+def run_packs(train_pack: TrainPack, plans: Sequence[Plan], scaling: ScalingConfig, run: RunDirectory) -> None:
     """Run all packs of a search through Tune, as many at a time as fit; UserError when one failed for good."""
-    scaling, run = trainer.config.scaling, trainer.run
 
     def trainable(job: dict[str, Any]) -> None:
         last: dict[str, Any] = {"step": -1}  # a pack that had finished before reports too
         try:
-            trainer(job["study"], job["number"], job["task"], lambda step: tune.report({"step": step}))
+            train_pack(job["study"], job["number"], job["task"], lambda step: tune.report({"step": step}))
         except UserError as error:  # not raised: trying again would not help
             last["mistake"] = str(error)
         except OSError as error:
@@ -115,6 +147,6 @@ def run_packs(trainer: PackTrainer, plans: Sequence[SearchPlan]) -> None:
     errors += [trial.metrics["mistake"] for trial in trials if trial.metrics and "mistake" in trial.metrics]
     if errors:
         reason = " ".join(str(errors[-1]).split())[-400:]
-        raise UserError(f"{len(errors)} packs failed ({reason}); mend it and add run.resume=true run.dir={run.path}")
+        raise UserError(f"{len(errors)} packs failed ({reason}); fix it and add run.resume=true run.dir={run.path}")
     if any(plan.jobs() for plan in plans):  # Tune takes a first Ctrl-C for the end of the work
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""The plain evaluation of rollout.py spread over Ray actors: the same episodes, whoever runs them and whoever dies."""
+"""Rollouts by Ray actors: the same episodes as in one process, whoever runs them and whoever dies."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from drcorl_ray.config import Config
+import ray
+import ray.exceptions
+
+from drcorl_ray.config import ScalingConfig
 from drcorl_ray.errors import UserError
-from drcorl_ray.evaluation.rollout import MAX_ENVIRONMENTS, Rollouts, blocks, check_evaluation, roll_out_in
+from drcorl_ray.evaluation.pool import BlockRunner, Charge, granted
+from drcorl_ray.evaluation.rollout import MAX_ENVIRONMENTS, Block, Rollouts, blocks, check_evaluation
 from drcorl_ray.policy.population import PopulationPolicy
-from drcorl_ray.tasks.envs import Simulator, make_simulator
 from drcorl_ray.tasks.registry import Task, get_task
 from drcorl_ray.tasks.scores import EpisodeStats
-
-Charge = Callable[[Sequence[int], int], Sequence[int]]
 
 _POLL_S = 1.0
 _SIGN_OF_LIFE_S = 30.0  # of an actor that worked before
@@ -28,37 +29,23 @@ _SMALL_JOB = 8  # episodes; measured in docs/performance.md
 _DEATHS = 20  # of the processes that ran one job; its own mistakes end a rollout much earlier
 
 
-class RolloutActor:
-    """What a rollout process does. It keeps the last task's simulator, and nothing that could change a result."""
-
-    def __init__(self) -> None:
-        self._task: Task | None = None
-        self._simulator: Simulator | None = None
+class RolloutActor(BlockRunner):
+    """A rollout process."""
 
     def ready(self) -> None:
-        """Answers once the process is up."""
-
-    def run(self, policies: PopulationPolicy, members: slice, task: Task, seeds: Sequence[int], record: int) -> Rollouts:
-        if self._simulator is None or task != self._task:
-            if self._simulator is not None:
-                self._simulator.close()
-            self._simulator, self._task = None, task
-            self._simulator = make_simulator(task)
-        chosen = policies.select(range(policies.members)[members])
-        return roll_out_in(self._simulator, chosen, task, seeds, record)
+        """Answer once the process is up."""
 
 
 @dataclass(frozen=True)
 class _Job:
-    members: slice
-    episodes: slice
+    block: Block
     failures: int = 0
     deaths: int = 0
 
 
 @dataclass(frozen=True)
 class _Call:
-    """One call under way: a job on an actor or, where the job is None, a sign of life asked of it; starting: its first one."""
+    """A running call: a job on an actor, or a sign of life (job None); starting: the first one that its actor answers."""
 
     actor: Any
     job: _Job | None
@@ -66,7 +53,7 @@ class _Call:
     starting: bool = False
 
 
-class RolloutPool:
+class RayRolloutPool:
     """Rollouts by `actors` processes, started when first needed; one rollout at a time, a second one waits.
 
     A job whose actor raises or takes longer than `job_timeout_s` is run again by another actor, at most `retries` times; one
@@ -90,9 +77,6 @@ class RolloutPool:
     ) -> None:
         if actors < 1:
             raise UserError(f"evaluation.actors is {actors}; a rollout pool needs at least 1")
-        import ray
-
-        self._ray: Any = ray
         self._size, self._retries = actors, retries
         self._job_timeout_s, self._start_timeout_s = job_timeout_s, start_timeout_s
         self._asked = f"{cpus_per_actor:g} CPUs" + "".join(f" on a node with {name!r}" for name in resources)
@@ -109,11 +93,10 @@ class RolloutPool:
         self._busy, self._closed = threading.Lock(), threading.Event()
 
     @classmethod
-    def of(cls, config: Config) -> RolloutPool:
-        scaling = config.scaling
-        return cls(config.evaluation.actors, cpus_per_actor=scaling.cpus_per_actor, resources=scaling.actor_resources)
+    def from_config(cls, actors: int, scaling: ScalingConfig) -> RayRolloutPool:
+        return cls(actors, cpus_per_actor=scaling.cpus_per_actor, resources=scaling.actor_resources)
 
-    def __enter__(self) -> RolloutPool:
+    def __enter__(self) -> RayRolloutPool:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -127,7 +110,7 @@ class RolloutPool:
 
     def _end_actors(self) -> None:
         for actor in [*self._idle, *(call.actor for call in self._calls.values())]:
-            self._ray.kill(actor)
+            ray.kill(actor)
         self._idle.clear()
         self._calls.clear()
 
@@ -175,24 +158,24 @@ class RolloutPool:
     ) -> Rollouts:
         rollouts = Rollouts.empty(policies.members, seeds)
         size = self._job_size(rollouts.ran.size)
-        waiting = deque(_Job(*block) for block in blocks(policies.members, len(seeds), size))
-        granted: deque[_Job] = deque()
-        shipped = self._ray.put(policies)
+        waiting = deque(_Job(block) for block in blocks(policies.members, len(seeds), size))
+        ready: deque[_Job] = deque()
+        shipped = ray.put(policies)
         lost_starts = 0
         while self._idle:
             self._greet(self._idle.pop(), starting=False)
-        while waiting or granted or any(call.job for call in self._calls.values()):
+        while waiting or ready or any(call.job for call in self._calls.values()):
             if self._closed.is_set():
                 raise RuntimeError("the rollout pool was closed")
             while len(self._idle) + len(self._calls) < self._size:
                 self._greet(self._new_actor.remote(), starting=True)
-            while self._idle and (waiting or granted):
-                if not granted:
-                    granted.extend(_granted(waiting.popleft(), charge))
+            while self._idle and (waiting or ready):
+                if not ready:
+                    job = waiting.popleft()
+                    ready.extend(replace(job, block=block) for block in granted(job.block, charge))
                     continue
-                job, actor = granted.popleft(), self._idle.pop()
-                recorded = max(0, record - job.episodes.start)
-                call = actor.run.remote(shipped, job.members, task, seeds[job.episodes], recorded)
+                job, actor = ready.popleft(), self._idle.pop()
+                call = actor.run.remote(shipped, job.block, task, seeds, record)
                 self._calls[call] = _Call(actor, job, time.monotonic() + self._job_timeout_s)
             if not self._calls:
                 continue
@@ -206,7 +189,7 @@ class RolloutPool:
                 elif isinstance(outcome, Exception):
                     waiting.append(self._again(job, outcome, task))
                 else:
-                    rollouts.store(job.members, job.episodes, outcome)
+                    rollouts.store(*job.block, outcome)
                     lost_starts = 0
         return rollouts
 
@@ -217,7 +200,7 @@ class RolloutPool:
 
     def _again(self, job: _Job, error: Exception, task: Task) -> _Job:
         """A lost job, to be run once more; RuntimeError where that has been tried often enough."""
-        if isinstance(error, self._ray.exceptions.ActorDiedError | self._ray.exceptions.ActorUnavailableError):
+        if isinstance(error, ray.exceptions.ActorDiedError | ray.exceptions.ActorUnavailableError):
             job = replace(job, deaths=job.deaths + 1)
         else:
             job = replace(job, failures=job.failures + 1)
@@ -236,7 +219,7 @@ class RolloutPool:
         Afterwards the call's actor is idle or, after an exception, killed. An actor may be late to start as long as
         another one works; UserError where none does.
         """
-        done, waiting = self._ray.wait(list(self._calls), timeout=_POLL_S)
+        done, waiting = ray.wait(list(self._calls), timeout=_POLL_S)
         now = time.monotonic()
         overdue = [reference for reference in waiting if now > self._calls[reference].deadline]
         late_starts = [reference for reference in overdue if self._calls[reference].starting]
@@ -248,26 +231,9 @@ class RolloutPool:
         for reference in [*done, *(reference for reference in overdue if reference not in late_starts)]:
             call = self._calls.pop(reference)
             try:
-                outcome = self._ray.get(reference, timeout=0)
+                outcome = ray.get(reference, timeout=0)
                 self._idle.append(call.actor)
-            except self._ray.exceptions.RayError as error:
+            except ray.exceptions.RayError as error:
                 outcome = error
-                self._ray.kill(call.actor)
+                ray.kill(call.actor)
             yield call.job, outcome
-
-
-def _granted(job: _Job, charge: Charge | None) -> list[_Job]:
-    """The job where its episodes are granted in full; else what each of its members may have of it."""
-    if charge is None:
-        return [job]
-    episodes = job.episodes.stop - job.episodes.start
-    members = range(job.members.start, job.members.stop)
-    given = charge(members, episodes)
-    if all(count == episodes for count in given):
-        return [job]
-    first = job.episodes.start
-    return [
-        replace(job, members=slice(member, member + 1), episodes=slice(first, first + count))
-        for member, count in zip(members, given, strict=True)
-        if count
-    ]

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from drcorl_ray.config import Config, MemberConfig
+from drcorl_ray.config import MemberConfig
 from drcorl_ray.data.task_data import TaskData
-from drcorl_ray.distributed.rollout_pool import RolloutPool
+from drcorl_ray.evaluation.pool import RolloutPool
 from drcorl_ray.evaluation.scoring import mean_scores
 from drcorl_ray.evaluation.seeds import CURVE_SEEDS
+from drcorl_ray.method.protocols import Population
 from drcorl_ray.policy.loading import load_population
 from drcorl_ray.policy.population import PopulationPolicy
-from drcorl_ray.training.build import Population
 
 CALIBRATED_K = (0.0, 1.0, 2.0, 3.0, 4.0)  # standard deviations of the estimates that are compared with the truth; 0: the mean
 
@@ -39,14 +39,6 @@ class CurvePoint:
 
 
 PointAt = Callable[[int], CurvePoint]
-
-
-def curve_steps(config: Config) -> list[int]:
-    """Extraction steps at which the population is kept for the curves: from the cloned start, on reports' steps."""
-    training, grid = config.training, config.scaling.report_steps
-    total, points = training.total_steps, config.evaluation.curve_points
-    wanted = (training.warm_up + training.steps * i / points for i in range(points + 1 if points else 0))
-    return sorted({min(total, -(-int(step) // grid) * grid) for step in wanted} - {0})
 
 
 def save_curve_point(path: Path, learner: Population) -> None:
@@ -73,17 +65,21 @@ def load_curve_point(path: Path) -> CurvePoint:
 
 
 def roll_out_curves(
-    config: Config, data: TaskData, members: Sequence[MemberConfig], point_at: PointAt, pool: RolloutPool
+    data: TaskData,
+    members: Sequence[MemberConfig],
+    steps: Sequence[int],
+    episodes: int,
+    point_at: PointAt,
+    pool: RolloutPool,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The entries "curves" and "calibration" of results.json, for P members and the K steps of `curve_steps`.
+    """The entries "curves" and "calibration" of results.json, for P members at K steps, by `episodes` episodes each.
 
     curve: task, steps [K], numbers [P] of the members, normalized_reward, normalized_cost [P][K]. calibration: task, steps,
     episodes, k; members (labels), modes, cost_limits, member_k [P]; estimates [P][k][K] and own_estimates [P][K] of the
     episode cost; true_cost, true_cost_se [P][K]. A policy that is not finite has no value.
     """
-    episodes = config.evaluation.curve_episodes
     seeds = range(CURVE_SEEDS, CURVE_SEEDS + episodes)
-    limits, steps = [member.cost_limit for member in members], curve_steps(config)
+    limits = [member.cost_limit for member in members]
     measured = np.full((len(steps), 4, len(members)), np.nan)  # normalised reward and cost, cost and its standard error
     expected = np.full((len(steps), 2, len(members)), np.nan)
     for place, step in enumerate(steps):
@@ -98,7 +94,7 @@ def roll_out_curves(
     reward, cost, true_cost, error = measured.transpose(1, 2, 0)
     mean, deviation = expected.transpose(1, 2, 0)
     own = np.array([member.k for member in members])
-    about = {"task": data.task.name, "steps": steps}
+    about = {"task": data.task.name, "steps": list(steps)}
     scores = {"normalized_reward": _nested(reward), "normalized_cost": _nested(cost)}
     curve = about | {"numbers": list(range(len(members)))} | scores
     calibration = about | {

@@ -11,12 +11,11 @@ from typing import Any
 from rich.progress import Progress
 
 from drcorl_ray.errors import UserError
-from drcorl_ray.evaluation.rollout import MAX_ENVIRONMENTS, Rollouts, blocks, roll_out_in
+from drcorl_ray.evaluation.pool import LocalRolloutPool
 from drcorl_ray.io.storage import named_file, storage_path
 from drcorl_ray.policy.loading import Policy, load_policy
 from drcorl_ray.policy.population import PopulationPolicy
 from drcorl_ray.runs.results import read_results
-from drcorl_ray.tasks.envs import make_simulator
 from drcorl_ray.tasks.registry import Task, get_task
 from drcorl_ray.tasks.scores import EpisodeStats, normalized_cost, normalized_reward
 
@@ -139,18 +138,9 @@ def _alike(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
 
 def _roll_out(entries: Sequence[Entry], seeds: Sequence[int], bars: Progress) -> EpisodeStats:
     task, population = entries[0].task, PopulationPolicy.join([entry.policy.population for entry in entries])
-    whole = Rollouts.empty(len(entries), seeds)
-    bar = bars.add_task(f"{task.name}: episodes", total=whole.ran.size, note="")
-    simulator = make_simulator(task)
-    try:
-        for members, episodes in blocks(len(entries), len(seeds), task.environments_per_process or MAX_ENVIRONMENTS):
-            chosen = population.select(range(len(entries))[members])
-            part = roll_out_in(simulator, chosen, task, seeds[episodes])
-            whole.store(members, episodes, part)
-            bars.advance(bar, part.ran.size)
-    finally:
-        simulator.close()
-    return whole.stats
+    bar = bars.add_task(f"{task.name}: episodes", total=len(entries) * len(seeds), note="")
+    with LocalRolloutPool(progress=lambda episodes: bars.advance(bar, episodes)) as pool:
+        return pool.evaluate(population, task, seeds)
 
 
 def _row(entry: Entry, stats: EpisodeStats, member: int) -> Row:

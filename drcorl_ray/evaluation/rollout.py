@@ -1,4 +1,4 @@
-"""Evaluation of policies in a task's simulator: a plain function, which rollout_pool.py spreads over Ray actors.
+"""Evaluation of policies in a task's simulator: plain functions, which a `RolloutPool` calls in this process or in Ray actors.
 
 An episode is fixed by (task, policy, seed), to the last bit: neither how episodes are grouped nor who runs them matters.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,13 @@ from drcorl_ray.tasks.scores import EpisodeStats
 MAX_ENVIRONMENTS = 64  # episodes simulated at once in one process: bounds memory and pybullet's clients
 
 Trajectory = dict[str, np.ndarray]
+
+
+class Block(NamedTuple):
+    """Members × episodes (slices of a rollout's [P, E]) that are simulated side by side."""
+
+    members: slice
+    episodes: slice
 
 
 @dataclass(frozen=True)
@@ -156,10 +164,10 @@ def check_evaluation(policies: PopulationPolicy, seeds: Sequence[int]) -> None:
         raise ValueError(f"the weights of members {np.flatnonzero(~finite).tolist()} are not finite")
 
 
-def blocks(members: int, episodes: int, size: int) -> Iterator[tuple[slice, slice]]:
-    """Slices of members × episodes that hold at most `size` episodes each: whole rows where a row fits."""
+def blocks(members: int, episodes: int, size: int) -> Iterator[Block]:
+    """Blocks of members × episodes that hold at most `size` episodes each: whole rows where a row fits."""
     wide = min(episodes, size)
     tall = max(1, size // wide)
     for member in range(0, members, tall):
         for episode in range(0, episodes, wide):
-            yield slice(member, min(member + tall, members)), slice(episode, min(episode + wide, episodes))
+            yield Block(slice(member, min(member + tall, members)), slice(episode, min(episode + wide, episodes)))

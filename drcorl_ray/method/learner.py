@@ -22,8 +22,9 @@ from drcorl_ray.method.hyperparameters import Hyperparameters
 from drcorl_ray.method.networks import Weights
 from drcorl_ray.method.online_data import Evidence, OnlineData
 from drcorl_ray.method.pretrainer import Architectures, Metrics, ensemble_q, noise_loss, row_conditions
+from drcorl_ray.method.protocols import Sampler
 from drcorl_ray.method.random import Draws, Stream
-from drcorl_ray.method.replay import Batch
+from drcorl_ray.method.replay import Batch, Replay
 from drcorl_ray.method.train_state import Trainable, flat_gradients
 from drcorl_ray.policy.population import PopulationPolicy
 from drcorl_ray.tasks.scores import COST_EPSILON
@@ -124,7 +125,13 @@ class Learner:
         policies = self.online.pending if self.online.pending_step >= 0 else self.average
         self.online.take(evidence, policies, self.hyper.cost_limit)
 
-    def program(self, step: int) -> str:
+    def sampler(self, replay: Replay) -> Sampler:
+        return replay.sample
+
+    def as_online(self) -> Learner | None:
+        return self if bool(self.online.online.any()) else None
+
+    def step_kind(self, step: int) -> str:
         """What a step does: "critics" alone (D8), or the "policy" too."""
         return "critics" if step < self.extract.critic_steps else "policy"
 
@@ -139,7 +146,7 @@ class Learner:
         """What descends on its loss; the policy is moved by the safe adaptation."""
         return [part for name, part in self.trainables.items() if name != "actor"]
 
-    def gradients(self, program: str, batch: Batch, draws: Draws) -> tuple[list[Tensor], Metrics]:
+    def gradients(self, step_kind: str, batch: Batch, draws: Draws) -> tuple[list[Tensor], Metrics]:
         """All that is averaged over the workers, in the order `update` takes it, and metrics [P]; changes nothing.
 
         batch: of the dataset. A hybrid member's critics and policy also see its appended transitions, the behaviour model
@@ -151,14 +158,14 @@ class Learner:
         if self.extract.update_diffusion:
             losses["noise"] = self._noise_loss(dataset, draws)
         parts = flat_gradients(torch.stack(list(losses.values())).sum(), self._critics)
-        if program == "policy":
+        if step_kind == "policy":
             parts += [
                 *self._policy_gradients(batch, actions, std, draws),
                 self.estimate_cost(draws, actions.shape[1]),
             ]
         return parts, metrics | {f"critic/{name}_loss": loss.detach() for name, loss in losses.items()}
 
-    def update(self, program: str, means: Sequence[Tensor], step: Tensor) -> Metrics:
+    def update(self, step_kind: str, means: Sequence[Tensor], step: Tensor) -> Metrics:
         """Every decision and every change of a step; metrics [P]. step: scalar, on the device."""
         policy_step = (step - self.extract.critic_steps).clamp(min=0)
         progress = policy_step.double() / self.extract.steps
@@ -166,7 +173,7 @@ class Learner:
         for part, gradient in zip(self._critics, means, strict=False):
             part.descend(gradient, self.hyper.critic_learning_rate * rate)
         metrics = {}
-        if program == "policy":
+        if step_kind == "policy":
             metrics = self._adapt(means[len(self._critics) :], policy_step, progress, rate)
         for name in ("q_reward", "q_cost"):
             self.trainables[name].track(self.extract.target_step)

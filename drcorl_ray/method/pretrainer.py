@@ -16,8 +16,9 @@ from drcorl_ray.data.spec import DataSpec
 from drcorl_ray.method import critics, diffusion
 from drcorl_ray.method.actor import Actor, regression_loss
 from drcorl_ray.method.networks import MLP, NoiseNetwork, Weights
+from drcorl_ray.method.protocols import Sampler
 from drcorl_ray.method.random import Draws, Stream
-from drcorl_ray.method.replay import Batch
+from drcorl_ray.method.replay import Batch, Replay
 from drcorl_ray.method.schedules import cosine
 from drcorl_ray.method.train_state import Trainable, flat_gradients
 
@@ -119,7 +120,10 @@ class Pretrainer:
     def draws(self, step: int | Tensor) -> Draws:
         return Draws(self.seeds, step, self.first_row)
 
-    def program(self, step: int) -> str:
+    def sampler(self, replay: Replay) -> Sampler:
+        return replay.sample
+
+    def step_kind(self, step: int) -> str:
         """What a step does: the phase, whose last has "returns" (D4) before the "critics" of Eq. 17-19."""
         phase, phase_step = divmod(step, self.config.steps)
         returns = PHASES[phase] == "critics" and phase_step < self.config.monte_carlo_steps
@@ -128,29 +132,29 @@ class Pretrainer:
     def prepare(self, step: int) -> None:
         """Nothing is due between steps."""
 
-    def gradients(self, program: str, batch: Batch, draws: Draws) -> tuple[list[Tensor], Metrics]:
+    def gradients(self, step_kind: str, batch: Batch, draws: Draws) -> tuple[list[Tensor], Metrics]:
         """Gradients [S · copies, N] of what the phase trains, and metrics [S]; changes nothing."""
-        if program in ("diffusion", "policy"):
+        if step_kind in ("diffusion", "policy"):
             conditions = row_conditions(batch, self.spec, draws, self.config.condition_dropout)
-            loss_of = self._diffusion_loss if program == "diffusion" else self._policy_loss
+            loss_of = self._diffusion_loss if step_kind == "diffusion" else self._policy_loss
             loss, metrics = loss_of(batch, draws, conditions)
         else:
-            loss, metrics = self._critics_loss(batch, draws, returns=program == "returns")
-        return flat_gradients(loss.sum(), self._trained(program)), metrics
+            loss, metrics = self._critics_loss(batch, draws, returns=step_kind == "returns")
+        return flat_gradients(loss.sum(), self._trained(step_kind)), metrics
 
-    def update(self, program: str, means: Sequence[Tensor], step: Tensor) -> Metrics:
+    def update(self, step_kind: str, means: Sequence[Tensor], step: Tensor) -> Metrics:
         """Descend along the averaged gradients. step: scalar, on the device."""
         progress = (step % self.config.steps).double() / self.config.steps
         rate = self.config.learning_rate * cosine(progress, self.config.final_learning_rate)
-        weight_decay = self.config.noise_weight_decay if program == "diffusion" else 0.0
-        for part, gradient in zip(self._trained(program), means, strict=True):
+        weight_decay = self.config.noise_weight_decay if step_kind == "diffusion" else 0.0
+        for part, gradient in zip(self._trained(step_kind), means, strict=True):
             part.descend(gradient, rate, weight_decay)
             if part.target_flat is not None:
                 part.track(self.config.target_step)
         return {}
 
-    def _trained(self, program: str) -> list[Trainable]:
-        names = {"diffusion": ["noise"], "policy": ["actor"]}.get(program, ["value", "q_reward", "q_cost"])
+    def _trained(self, step_kind: str) -> list[Trainable]:
+        names = {"diffusion": ["noise"], "policy": ["actor"]}.get(step_kind, ["value", "q_reward", "q_cost"])
         return [self.trainables[name] for name in names]
 
     def _diffusion_loss(self, batch: Batch, draws: Draws, conditions: Tensor) -> tuple[Tensor, Metrics]:

@@ -7,37 +7,23 @@ between them; a step itself is a function of tensors alone, so that a replay of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from drcorl_ray.method.random import Draws
-from drcorl_ray.method.replay import Batch
+from drcorl_ray.method.protocols import Sampler, Stage
 from drcorl_ray.method.train_state import Reduce, alone, reduce_together
 
 WARM_UP_STEPS = 3  # before a capture, as torch asks; their traces are wiped out
 PRECISIONS = ("fp32", "tf32", "bf16")
 
-Sampler = Callable[[Draws, int], Batch]
 Step = Callable[[], None]
 Capture = Callable[[Step], Step]
-
-
-class Stage(Protocol):
-    """What can be advanced: a stage's programs, each the same tensor operations at whatever step."""
-
-    def program(self, step: int) -> str: ...
-    def prepare(self, step: int) -> None: ...
-    def draws(self, step: int | Tensor) -> Draws: ...
-    def gradients(self, program: str, batch: Batch, draws: Draws) -> tuple[list[Tensor], dict[str, Tensor]]: ...
-    def update(self, program: str, means: Sequence[Tensor], step: Tensor) -> dict[str, Tensor]: ...
-    def state_dict(self) -> dict[str, Tensor]: ...
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
 
 
 class Runner:
@@ -80,21 +66,21 @@ class Runner:
         for step in range(start, stop):
             before(step)
             self._stage.prepare(step)
-            program = self._stage.program(step)
-            self._run(program)
-            ran[program] += 1
+            step_kind = self._stage.step_kind(step)
+            self._run(step_kind)
+            ran[step_kind] += 1
         counts: Counter[str] = Counter()
-        for program, steps in ran.items():
-            counts.update(dict.fromkeys(self._names[program], steps))
+        for step_kind, steps in ran.items():
+            counts.update(dict.fromkeys(self._names[step_kind], steps))
         return {name: (self._sums[name] / count).cpu().numpy() for name, count in counts.items()}
 
-    def _run(self, program: str) -> None:
+    def _run(self, step_kind: str) -> None:
         if self._capture is None:
-            self._step(program)
+            self._step(step_kind)
             return
-        if program not in self._replays:
-            self._replays[program] = self._captured(partial(self._step, program), self._capture)
-        self._replays[program]()
+        if step_kind not in self._replays:
+            self._replays[step_kind] = self._captured(partial(self._step, step_kind), self._capture)
+        self._replays[step_kind]()
 
     def _captured(self, step: Step, capture: Capture) -> Step:
         """A replay of `step`; warming it up and capturing it leave no trace in the stage."""
@@ -107,12 +93,12 @@ class Runner:
             total.copy_(sums.get(name, torch.zeros_like(total)))
         return replay
 
-    def _step(self, program: str) -> None:
+    def _step(self, step_kind: str) -> None:
         draws = self._stage.draws(self._clock)
         with matrix_precision(self._precision, self._device):
-            parts, metrics = self._gradients(program, self._sample(draws, self._rows), draws)
-        metrics |= self._update(program, reduce_together(parts, self._reduce), self._clock)
-        self._names[program] = tuple(metrics)
+            parts, metrics = self._gradients(step_kind, self._sample(draws, self._rows), draws)
+        metrics |= self._update(step_kind, reduce_together(parts, self._reduce), self._clock)
+        self._names[step_kind] = tuple(metrics)
         for name, value in metrics.items():
             if name not in self._sums:
                 self._sums[name] = torch.zeros_like(value)
@@ -137,7 +123,7 @@ def matrix_precision(precision: str, device: torch.device) -> Iterator[None]:
 
 
 def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` compiled as a whole, gradients included, with a version for every program and shape."""
+    """`function` compiled as a whole, gradients included, with a version for every step kind and shape."""
     import torch._dynamo.config as compiler  # takes seconds, which no process pays that compiles nothing
 
     compiled = torch.compile(function, dynamic=False, fullgraph=True)

@@ -18,6 +18,7 @@ from drcorl_ray.config.loading import dump_config
 from drcorl_ray.errors import UserError
 from drcorl_ray.io.files import append_text, file_lock, write_bytes
 from drcorl_ray.io.storage import local_path, reachable, storage_path
+from drcorl_ray.runs.folders import OnlineFolder, PackFolder, TrainingFolder
 
 _NOT_COMPARED = ("run.resume", "run.dir")  # the same run, however its directory is spelt
 
@@ -58,8 +59,8 @@ class RunDirectory:
         return run
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Work on a run: no other process of this machine, or of those that share its disk, may do so. UserError."""
+    def locked(self) -> Iterator[None]:
+        """Hold the run's exclusive lock; raise UserError if another process holds it."""
         lock = file_lock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -92,9 +93,9 @@ class RunDirectory:
         with suppress(OSError):
             append_text(self.notes, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
-    def states(self, training: str) -> Path:
-        """Where a training run's stage keeps its last states; a pack of a search keeps them in its own folder."""
-        return self.path / "states" / training
+    def training(self, name: str) -> TrainingFolder:
+        """The states of a stage of a training run; a pack of a search has a folder of its own."""
+        return TrainingFolder(self.path / "states" / name)
 
     def pretraining_log(self, task: str) -> Path:
         """Of one task of a search, where several are pretrained at the same time."""
@@ -106,13 +107,21 @@ class RunDirectory:
         others = (sorted(self.path.glob(pattern)) for pattern in patterns)
         return [path for path in (self.metrics, *itertools.chain(*others)) if path.exists()]
 
-    def baseline(self, task: str, algorithm: str) -> Path:
-        """Where an algorithm that is trained beside the run keeps its log, its states and its population."""
-        return self.path / "baselines" / f"{task}-{algorithm}"
+    def baseline(self, task: str, algorithm: str) -> TrainingFolder:
+        """The training of an algorithm beside the run."""
+        return TrainingFolder(self.path / "baselines" / f"{task}-{algorithm}")
+
+    def pack(self, study: str, number: int) -> PackFolder:
+        return PackFolder(self.path / "packs" / f"{study}-{number:04d}")
+
+    def packs(self) -> list[PackFolder]:
+        """All packs of a search, of all its studies."""
+        return [PackFolder(path) for path in sorted((self.path / "packs").glob("*"))]
 
     @property
-    def packs(self) -> Path:
-        return self.path / "packs"
+    def pack_size(self) -> Path:
+        """The measured number of members per pack (search.members_per_pack=auto)."""
+        return self.path / "pack_size.json"
 
     def study(self, name: str) -> Path:
         return self.path / "studies" / f"{name}.journal"
@@ -130,13 +139,17 @@ class RunDirectory:
     def policies(self) -> Path:
         return self.path / "policies"
 
-    def online(self, task: str) -> Path:
-        """What a training run's online evaluations spent and found; a pack of a search keeps them in its own folder."""
-        return self.path / "online" / task
+    def online(self, task: str) -> OnlineFolder:
+        """The online evaluations of a training run; a pack of a search keeps its own."""
+        return OnlineFolder(self.path / "online" / task)
 
-    def curve(self, name: str, step: int) -> Path:
-        """The population of a task, or of a pack of a search (STUDY-NUMBER/TASK), after `step` extraction steps."""
-        return self.path / "curves" / name / f"step-{step:08d}.safetensors"
+    def curve(self, task: str, step: int) -> Path:
+        """The population of a training run after `step` extraction steps."""
+        return self.path / "curves" / task / f"step-{step:08d}.safetensors"
+
+    def pack_curve(self, training: TrainingFolder, step: int) -> Path:
+        """The population of a pack of a search after `step` extraction steps: curves/STUDY-NUMBER/TASK/…"""
+        return self.curve(str(training.path.relative_to(self.path / "packs")), step)
 
     def population(self, task: str) -> Path:
         """The population at the end of extraction."""

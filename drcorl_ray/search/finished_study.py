@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,14 +11,15 @@ import numpy as np
 from drcorl_ray.config import Config, MemberConfig, SearchConfig, TaskConfig
 from drcorl_ray.config.loading import dump_config
 from drcorl_ray.data.task_data import TaskData
-from drcorl_ray.evaluation.curves import CurvePoint, PointAt, curve_steps, load_curve_point
+from drcorl_ray.evaluation.curves import CurvePoint, PointAt, load_curve_point
 from drcorl_ray.evaluation.scoring import Candidate, Records, Selection, member_candidate, score
 from drcorl_ray.io.files import read_json, write_bytes
 from drcorl_ray.io.storage import storage_path
 from drcorl_ray.policy.loading import load_population
 from drcorl_ray.policy.population import PopulationPolicy
 from drcorl_ray.runs.directory import RunDirectory
-from drcorl_ray.search.plan import POPULATION, RESULT, Pack, pack_folder, read_packs
+from drcorl_ray.runs.folders import TrainingFolder
+from drcorl_ray.search.plan import Pack, read_packs
 from drcorl_ray.search.study import SearchStudy
 from drcorl_ray.tasks.registry import Task
 from drcorl_ray.tasks.scores import EpisodeStats
@@ -38,18 +38,18 @@ class SearchRecord:
 
     @classmethod
     def read(cls, config: Config, run: RunDirectory, study: SearchStudy, tasks: Sequence[TaskData]) -> SearchRecord:
-        packs = list(read_packs(run.packs, study.name))
+        packs = list(read_packs(run, study.name))
         path: dict[int, list[tuple[Pack, int]]] = {}
         for pack in packs:
             for place, member in enumerate(pack.members):
                 path.setdefault(member.number, []).append((pack, place))
         return cls(config, run, study, list(tasks), packs, path)
 
-    def folder(self, pack: Pack, task: Task) -> Path:
-        return pack_folder(self.run.packs, self.study.name, pack.number) / task.name
+    def folder(self, pack: Pack, task: Task) -> TrainingFolder:
+        return self.run.pack(self.study.name, pack.number).task(task.name)
 
     def result(self, pack: Pack, task: Task) -> dict[str, Any]:
-        return read_json(self.folder(pack, task) / RESULT)
+        return read_json(self.folder(pack, task).result)
 
     def member(self, number: int) -> MemberConfig:
         pack, place = self.path[number][0]
@@ -58,22 +58,21 @@ class SearchRecord:
     def policy(self, number: int, task: Task) -> PopulationPolicy:
         """A configuration's last policy."""
         pack, place = self.path[number][-1]
-        return load_population(self.folder(pack, task) / POPULATION)[0].select([place])
+        return load_population(self.folder(pack, task).population)[0].select([place])
 
     def point_at(self, number: int, task: Task) -> PointAt:
         """A configuration along its training."""
 
         def point(step: int) -> CurvePoint:
             pack, place = next((pack, place) for pack, place in self.path[number] if step <= pack.stop)
-            name = str(self.folder(pack, task).relative_to(self.run.packs))
-            return load_curve_point(self.run.curve(name, step)).select([place])
+            return load_curve_point(self.run.pack_curve(self.folder(pack, task), step)).select([place])
 
         return point
 
     def candidate(self, number: int, task: Task, selection: Selection, **details: Any) -> Candidate:
         """What a configuration's row says of it; all the study's episodes chose a winner, and its curve's a best point."""
         charged = list(self.path) if selection == "search_winner" else [number]
-        curve = len(curve_steps(self.config)) * self.config.evaluation.curve_episodes if selection == "online_best" else 0
+        curve = len(self.config.curve_steps()) * self.config.evaluation.curve_episodes if selection == "online_best" else 0
         return member_candidate(
             self.config,
             self.member(number),
@@ -91,7 +90,7 @@ class SearchRecord:
     def _taken(self, number: int, task: Task) -> dict[str, int]:
         """What a configuration took from rollouts in its training."""
         pack, place = self.path[number][-1]
-        _, meta = load_population(self.folder(pack, task) / POPULATION)
+        _, meta = load_population(self.folder(pack, task).population)
         return {name: meta[name][place] for name in ("online_episodes", "appended_transitions")}
 
     def complete(self, number: int) -> bool:
@@ -125,7 +124,7 @@ def configuration_rows(record: SearchRecord, data: TaskData) -> Records:
             continue
         judged = [result["members"][place] for place in sound]
         returns, costs, lengths = (np.array([member[name] for member in judged]) for name in ("returns", "costs", "lengths"))
-        policies = load_population(record.folder(pack, data.task) / POPULATION)[0].select(sound)
+        policies = load_population(record.folder(pack, data.task).population)[0].select(sound)
         numbers = [pack.members[place].number for place in sound]
         candidates = [record.candidate(number, data.task, "last") for number in numbers]
         stats = EpisodeStats(returns, costs, lengths, np.array(result["seeds"]))

@@ -20,25 +20,25 @@ import torch
 from drcorl_ray.config import Config, MemberConfig
 from drcorl_ray.data.store import read_store
 from drcorl_ray.data.task_data import TaskData
-from drcorl_ray.distributed.rollout_pool import RolloutPool
+from drcorl_ray.distributed.rollout_pool import RayRolloutPool
 from drcorl_ray.errors import UserError
-from drcorl_ray.evaluation.curves import curve_steps, join_curve_points, save_curve_point
-from drcorl_ray.evaluation.rollout import evaluate
+from drcorl_ray.evaluation.curves import join_curve_points, save_curve_point
+from drcorl_ray.evaluation.pool import LocalRolloutPool, RolloutPool
 from drcorl_ray.evaluation.scoring import mean_scores
 from drcorl_ray.evaluation.seeds import SEARCH_SEEDS, episode_seeds
 from drcorl_ray.io.files import write_json
+from drcorl_ray.method.protocols import Population
 from drcorl_ray.method.replay import Replay
 from drcorl_ray.method.runner import Runner
 from drcorl_ray.policy.loading import load_population
-from drcorl_ray.policy.population import PopulationPolicy
 from drcorl_ray.runs.directory import RunDirectory
+from drcorl_ray.runs.folders import TrainingFolder
 from drcorl_ray.runs.metrics_log import MetricsLog, join_logs
-from drcorl_ray.search.plan import ONLINE, POPULATION, RESULT, Member, Pack, pack_folder, read_pack
+from drcorl_ray.search.plan import Member, Pack, read_pack
 from drcorl_ray.tasks.registry import Task
-from drcorl_ray.tasks.scores import EpisodeStats
-from drcorl_ray.training.build import Placement, Population, build_population, build_runner, sampler_of
+from drcorl_ray.training import loop
+from drcorl_ray.training.build import Placement, build_population, build_runner
 from drcorl_ray.training.checkpoint import States, save_state
-from drcorl_ray.training.loop import report_intervals, save_last
 from drcorl_ray.training.online import online_evaluation
 
 Report = Callable[[int], None]
@@ -58,15 +58,15 @@ class PackTrainer:
 
     def __call__(self, study: str, number: int, task: str, report: Report) -> None:
         """Leave the result of a pack on a task in its folder; `report` is called with the step at each report."""
-        pack = read_pack(pack_folder(self.run.packs, study, number))
-        folder = self._folder(pack.study, pack.number, task)
-        if not (folder / RESULT).exists():
+        pack = read_pack(self.run.pack(study, number))
+        folder = self.run.pack(study, number).task(task)
+        if not folder.result.exists():
             began = time.time()
             data, replay = self.open(task)
-            if not (folder / POPULATION).exists():
+            if not folder.population.exists():
                 self._train(pack, data, replay, folder, report)
             judged = self._judge(pack, data, folder)
-            write_json(folder / RESULT, judged | {"began": began, "ended": time.time()})
+            write_json(folder.result, judged | {"began": began, "ended": time.time()})
 
     def open(self, task: str) -> tuple[TaskData, Replay]:
         """A task and its resident data; a process, which is used again, keeps the last task's."""
@@ -79,11 +79,7 @@ class PackTrainer:
 
     def runner(self, learner: Population, replay: Replay) -> Runner:
         torch.set_num_threads(max(1, int(self.config.scaling.cpus_per_worker)))
-        sample, rows = sampler_of(learner, replay), self.config.training.batch_size
-        return build_runner(learner, sample, rows, self._placement, self.config.scaling)
-
-    def _folder(self, study: str, number: int, task: str) -> Path:
-        return pack_folder(self.run.packs, study, number) / task
+        return build_runner(learner, replay, self.config.training.batch_size, self._placement, self.config.scaling)
 
     def members(self, members: Sequence[Member]) -> list[MemberConfig]:
         return [self.config.member_with(member.params) for member in members]
@@ -92,13 +88,13 @@ class PackTrainer:
     def _placement(self) -> Placement:
         return Placement("cuda" if self.config.scaling.use_gpu else "cpu")
 
-    def _train(self, pack: Pack, data: TaskData, replay: Replay, folder: Path, report: Report) -> None:
+    def _train(self, pack: Pack, data: TaskData, replay: Replay, folder: TrainingFolder, report: Report) -> None:
         """Train a pack to its end; where that is too much for the device's memory, one half after the other.
 
         A member's training does not depend on those beside it, so the result is the same.
         """
         parts, name = _halves(pack, folder), _name(pack, data)
-        if not (parts[0][1] / "metrics.jsonl").exists():
+        if not parts[0][1].metrics.exists():
             try:
                 self._train_at_once(pack, data, replay, folder, report)
                 return
@@ -113,27 +109,36 @@ class PackTrainer:
             self._train(part, data, replay, half, report)
         self._join(pack, data, folder, parts)
 
-    def _train_at_once(self, pack: Pack, data: TaskData, replay: Replay, folder: Path, report: Report) -> None:
-        config, name, states = self.config, str(folder.relative_to(self.run.packs)), States(folder)
+    def _train_at_once(self, pack: Pack, data: TaskData, replay: Replay, folder: TrainingFolder, report: Report) -> None:
+        config, states, points = self.config, States(folder), self.config.curve_steps()
         learner, step = self._learner(pack, data, replay, states)
-        log = MetricsLog(folder / "metrics.jsonl", data.task.name, f"{pack.study} pack {pack.number}", pack.stop, step)
-        keep = curve_steps(config)
-        runner = self.runner(learner, replay)
-        with online_evaluation(config, learner, data.task, folder / ONLINE, pack.stop) as before:
-            for start, stop in report_intervals(step, pack.stop, config.scaling.report_steps):
-                log.write(stop, runner.advance(start, stop, before))
-                if stop in keep:
-                    save_curve_point(self.run.curve(name, stop), learner)
-                states.save(learner, stop)
-                report(stop)
-        save_last(folder / POPULATION, learner)
+        log = MetricsLog(folder.metrics, data.task.name, f"{pack.study} pack {pack.number}", pack.stop, step)
+
+        def keep_point(step: int) -> None:
+            if step in points:
+                save_curve_point(self.run.pack_curve(folder, step), learner)
+
+        with online_evaluation(
+            config.evaluation, config.training, learner, data.task, folder.online, pack.stop, self._new_pool
+        ) as before_step:
+            loop.train(
+                learner,
+                self.runner(learner, replay),
+                step,
+                pack.stop,
+                report_steps=config.scaling.report_steps,
+                log=log,
+                states=states,
+                before_step=before_step,
+                before_save=keep_point,
+                after_report=report,
+            )
+        loop.save_last(folder.population, learner)
 
     def _learner(self, pack: Pack, data: TaskData, replay: Replay, states: States) -> tuple[Population, int]:
         """The pack's learner at the step to go on from: its own last state, its members' sources, or the pretraining."""
         learner = self.build(data, self.members(pack.members))
-        step, damages = states.load(learner)
-        for damage in damages:
-            self.run.note(f"{_name(pack, data)}: {damage}; going on from step {step or pack.start}")
+        step = loop.resume(learner, states, self.run, _name(pack, data), pack.start)
         if step == 0 and pack.sources():
             sources = [self._source(pack.study, number, data, replay) for number in pack.sources()]
             for source, places in zip(sources, pack.sources().values(), strict=True):
@@ -143,7 +148,7 @@ class PackTrainer:
 
     def _source(self, study: str, number: int, data: TaskData, replay: Replay) -> Population:
         """A trained pack's learner, in the host's memory; where its last state is damaged, trained again from what is left."""
-        pack, folder = read_pack(pack_folder(self.run.packs, study, number)), self._folder(study, number, data.task.name)
+        pack, folder = read_pack(self.run.pack(study, number)), self.run.pack(study, number).task(data.task.name)
         learner = self.build(data, self.members(pack.members), "cpu")
         step, damages = States(folder).load(learner)
         if step != pack.stop:
@@ -152,24 +157,23 @@ class PackTrainer:
             States(folder).load(learner)
         return learner
 
-    def _join(self, pack: Pack, data: TaskData, folder: Path, halves: Sequence[tuple[Pack, Path]]) -> None:
+    def _join(self, pack: Pack, data: TaskData, folder: TrainingFolder, halves: Sequence[tuple[Pack, TrainingFolder]]) -> None:
         """Leave of a pack that was trained in halves what one leaves that was trained at once."""
         learners = [self.build(data, self.members(part.members), "cpu") for part, _ in halves]
         for learner, (_, half) in zip(learners, halves, strict=True):
             States(half).load(learner)
         whole = _joined(learners)
-        for step in curve_steps(self.config):
+        for step in self.config.curve_steps():
             if pack.start < step <= pack.stop:
-                names = [str(path.relative_to(self.run.packs)) for path in (folder, *(half for _, half in halves))]
-                whole_point, *points = [self.run.curve(name, step) for name in names]
+                whole_point, *points = [self.run.pack_curve(part, step) for part in (folder, *(half for _, half in halves))]
                 join_curve_points(whole_point, points)
-        join_logs(folder / "metrics.jsonl", [half / "metrics.jsonl" for _, half in halves])
-        save_state(States(folder).newest, whole, pack.stop)
-        save_last(folder / POPULATION, whole)
+        join_logs(folder.metrics, [half.metrics for _, half in halves])
+        save_state(folder.state, whole, pack.stop)
+        loop.save_last(folder.population, whole)
 
-    def _judge(self, pack: Pack, data: TaskData, folder: Path) -> dict[str, Any]:
+    def _judge(self, pack: Pack, data: TaskData, folder: TrainingFolder) -> dict[str, Any]:
         """Each member's scores on the search's episodes, None for one that is not finite."""
-        policies, meta = load_population(folder / POPULATION)
+        policies, meta = load_population(folder.population)
         finite = np.flatnonzero(meta["finite"]).tolist()
         seeds = episode_seeds(SEARCH_SEEDS, self.config.search.episodes)
         results: list[dict[str, Any]] = [
@@ -177,7 +181,8 @@ class PackTrainer:
             for member in pack.members
         ]
         if finite:
-            stats = self._roll_out(policies.select(finite), data.task, seeds)
+            with self._judging_pool() as pool:
+                stats = pool.evaluate(policies.select(finite), data.task, seeds)
             members = self.members(pack.members)
             rewards, costs = mean_scores(data, stats, [members[member].cost_limit for member in finite])
             for place, member in enumerate(finite):
@@ -190,24 +195,24 @@ class PackTrainer:
                 }
         return {"members": results, "seeds": seeds}
 
-    def _roll_out(self, policies: PopulationPolicy, task: Task, seeds: Sequence[int]) -> EpisodeStats:
-        """`evaluate`; by actors where they have CPUs of their own or where the pack keeps a GPU waiting."""
+    def _new_pool(self) -> RolloutPool:
+        return RayRolloutPool.from_config(self.config.evaluation.actors, self.config.scaling)
+
+    def _judging_pool(self) -> RolloutPool:
+        """Actors where they have CPUs of their own, or where a GPU would wait for this process; else this process."""
         scaling = self.config.scaling
-        if not scaling.use_gpu and scaling.cpus_per_actor == 0:
-            return evaluate(policies, task, seeds)
-        with RolloutPool.of(self.config) as pool:
-            return pool.evaluate(policies, task, seeds)
+        return self._new_pool() if scaling.use_gpu or scaling.cpus_per_actor else LocalRolloutPool()
 
 
 def _name(pack: Pack, data: TaskData) -> str:
     return f"{data.task.name}, {pack.study} pack {pack.number}"
 
 
-def _halves(pack: Pack, folder: Path) -> list[tuple[Pack, Path]]:
+def _halves(pack: Pack, folder: TrainingFolder) -> list[tuple[Pack, TrainingFolder]]:
     """Both halves of a pack, each with the folder where it is trained if the whole is too large."""
     middle = -(-len(pack.members) // 2)
     first, second = replace(pack, members=pack.members[:middle]), replace(pack, members=pack.members[middle:])
-    return [(first, folder / "first-half"), (second, folder / "second-half")]
+    return list(zip((first, second), folder.halves(), strict=True))
 
 
 def _joined(learners: Sequence[Population]) -> Population:

@@ -8,10 +8,9 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-import ray
 import torch
 
-from drcorl_ray.distributed.ray_tune import pack_resources
+from drcorl_ray.distributed.ray_tune import on_pack_resources
 from drcorl_ray.io.console import console
 from drcorl_ray.io.files import read_json, write_json
 from drcorl_ray.search.pack import PackTrainer
@@ -32,14 +31,11 @@ class PackCost:
 
 def pack_size(trainer: PackTrainer, configurations: int) -> int:
     """Members per pack of this run; measured once, where packs are trained, and kept in RUN/pack_size.json."""
-    settings, path = trainer.config.search, trainer.run.path / "pack_size.json"
+    settings, path = trainer.config.search, trainer.run.pack_size
     if settings.members_per_pack != "auto":
         return settings.members_per_pack
     if not path.exists():
-        resources = pack_resources(trainer.config.scaling)
-        gpus, custom = resources.get("GPU", 0), trainer.config.scaling.worker_resources
-        measure = ray.remote(num_cpus=resources["CPU"], num_gpus=gpus, resources=custom)(_measure)
-        costs = ray.get(measure.remote(trainer, configurations))
+        costs = on_pack_resources(trainer.config.scaling, _measure, trainer, configurations)
         smallest = settings.reduction_factor if settings.rungs else 1
         chosen = max(cheapest(costs).members, min(smallest, configurations))
         write_json(path, {"members_per_pack": chosen, "measured": [asdict(cost) for cost in costs]})

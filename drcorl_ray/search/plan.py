@@ -19,16 +19,13 @@ from typing import Any, Literal
 
 from drcorl_ray.errors import UserError
 from drcorl_ray.io.files import read_json, write_json
+from drcorl_ray.runs.directory import RunDirectory
+from drcorl_ray.runs.folders import PackFolder
 from drcorl_ray.search.study import Score, SearchStudy
-from drcorl_ray.training.checkpoint import STATES
-
-RESULT, POPULATION = "result.json", "population.safetensors"  # of a pack on a task, beside its states
-ONLINE = "online"  # folder of a pack on a task: what its online evaluations spent and found
-PACK, FATES = "pack.json", "fates.json"  # of a pack: what it holds; what became of each configuration after it
 
 _MEND = "restore it, or choose another run.dir"
 
-Fate = Literal["goes on", "stopped", "complete", "lost"]
+Outcome = Literal["goes on", "stopped", "complete", "lost"]
 
 
 @dataclass(frozen=True)
@@ -60,26 +57,23 @@ class Pack:
         return chosen
 
 
-def pack_folder(packs: Path, study: str, number: int) -> Path:
-    return packs / f"{study}-{number:04d}"
-
-
-def read_pack(folder: Path) -> Pack:
-    content = read_json(folder / PACK)
+def read_pack(folder: PackFolder) -> Pack:
+    """The pack in a folder; UserError where its file is missing or is not a pack's content."""
+    content = read_json(folder.content)
     try:
         members = [
             Member(m["number"], m["params"], m["source"] and (m["source"][0], m["source"][1])) for m in content["members"]
         ]
         return Pack(**content | {"tasks": tuple(content["tasks"]), "members": tuple(members)})
     except (TypeError, KeyError, IndexError) as error:
-        raise UserError(f"{folder / PACK}: not a pack's content ({error!r}); {_MEND}") from error
+        raise UserError(f"{folder.content}: not a pack's content ({error!r}); {_MEND}") from error
 
 
-def read_packs(packs: Path, study: str) -> Iterator[Pack]:
-    """All packs that were planned, in order."""
+def read_packs(run: RunDirectory, study: str) -> Iterator[Pack]:
+    """All packs of a study that were planned, in order."""
     for number in itertools.count():
-        folder = pack_folder(packs, study, number)
-        if not (folder / PACK).exists():
+        folder = run.pack(study, number)
+        if not folder.content.exists():
             return
         yield read_pack(folder)
 
@@ -90,9 +84,9 @@ class SearchPlan:
     stops: extraction steps of the rungs, the last is the end.
     """
 
-    def __init__(self, study: SearchStudy, packs: Path, tasks: Sequence[str], stops: Sequence[int], size: int) -> None:
+    def __init__(self, study: SearchStudy, run: RunDirectory, tasks: Sequence[str], stops: Sequence[int], size: int) -> None:
         self.study, self.tasks, self._size = study, tuple(tasks), size
-        self._packs, self._stops, self._settings = packs, list(stops), study.settings
+        self._run, self._stops, self._settings = run, list(stops), study.settings
         self._survivors: list[deque[Member]] = [deque() for _ in stops]
         self._under_way: deque[Pack] = deque()
         self._asked = self._planned = 0
@@ -105,11 +99,11 @@ class SearchPlan:
             (pack, task)
             for pack in self._under_way
             for task in self.tasks
-            if not (self.folder(pack.number) / task / RESULT).exists()
+            if not self.folder(pack.number).task(task).result.exists()
         ]
 
-    def folder(self, number: int) -> Path:
-        return pack_folder(self._packs, self.study.name, number)
+    def folder(self, number: int) -> PackFolder:
+        return self._run.pack(self.study.name, number)
 
     def _advance(self) -> None:
         while True:
@@ -124,11 +118,11 @@ class SearchPlan:
     def _record(self, pack: Pack) -> None:
         """Write what a pack holds; UserError where a resumed search would have it hold something else."""
         folder = self.folder(pack.number)
-        if not (folder / PACK).exists():
-            write_json(folder / PACK, asdict(pack))
+        if not folder.content.exists():
+            write_json(folder.content, asdict(pack))
         elif read_pack(folder) != pack:
             raise UserError(
-                f"{folder / PACK}: the search was begun with other tasks or by another release; "
+                f"{folder.content}: the search was begun with other tasks or by another release; "
                 "make the same tasks available again, or choose another run.dir"
             )
 
@@ -156,7 +150,7 @@ class SearchPlan:
 
     def _scores(self, pack: Pack) -> list[Score] | None:
         """Each member's mean reward and worst cost over the tasks; None while one has no result."""
-        files = [self.folder(pack.number) / task / RESULT for task in self.tasks]
+        files = [self.folder(pack.number).task(task).result for task in self.tasks]
         if not all(file.exists() for file in files):
             return None
         return [_over_tasks(scores) for scores in zip(*(_read_scores(file) for file in files), strict=True)]
@@ -165,15 +159,15 @@ class SearchPlan:
         last = pack.rung == len(self._stops) - 1
         finite = sorted((place for place, score in enumerate(scores) if score.finite), key=lambda place: scores[place].merit())
         kept = set(finite if last else finite[: -(-len(finite) // self._settings.reduction_factor)])
-        fates: dict[int, Fate] = {}
+        outcomes: dict[int, Outcome] = {}
         for place, (member, score) in enumerate(zip(pack.members, scores, strict=True)):
             if place in kept and not last:
                 self._survivors[pack.rung + 1].append(Member(member.number, member.params, (pack.number, place)))
-                fates[member.number] = "goes on"
+                outcomes[member.number] = "goes on"
             else:
                 self.study.tell(member.number, score, pack.stop, stopped=not last)
-                fates[member.number] = "lost" if not score.finite else "complete" if last else "stopped"
-        write_json(self.folder(pack.number) / FATES, fates)
+                outcomes[member.number] = "lost" if not score.finite else "complete" if last else "stopped"
+        write_json(self.folder(pack.number).outcomes, outcomes)
         self._clean(pack)
 
     def _clean(self, told: Pack) -> None:
@@ -183,7 +177,7 @@ class SearchPlan:
         needed = {member.source[0] for member in itertools.chain(waiting, under_way) if member.source is not None}
         for number in {told.number, *told.sources()} - needed:
             for task in self.tasks:
-                for state in (self.folder(number) / task).rglob(STATES):
+                for state in list(self.folder(number).task(task).states()):
                     state.unlink()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from drcorl_ray.config import Config, MemberConfig
 from drcorl_ray.config.presets import PRESETS
-from drcorl_ray.distributed.rollout_pool import RolloutPool
+from drcorl_ray.evaluation.pool import RolloutPool
 from drcorl_ray.evaluation.scoring import Records
 from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.search.finished_study import SearchRecord, configuration_rows

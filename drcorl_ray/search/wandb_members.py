@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 from drcorl_ray.config import Config
 from drcorl_ray.io.files import read_json
 from drcorl_ray.runs.directory import RunDirectory
+from drcorl_ray.runs.folders import PackFolder
 from drcorl_ray.runs.metrics_log import read_log
 from drcorl_ray.runs.tracking import Tracker
-from drcorl_ray.search.plan import FATES, RESULT, Pack, pack_folder, read_pack
+from drcorl_ray.search.plan import Pack, read_pack
 
 _POLL_S = 2.0
-_TRACKED = "tracked"  # marks a pack whose members are all written
 
 
 class MemberRuns:
@@ -48,38 +47,37 @@ class MemberRuns:
 
     def _write(self) -> None:
         try:
-            self._write_fates()
+            self._write_finished()
         except Exception as error:
             self._tracker.give_up(error)
 
-    def _write_fates(self) -> None:
-        for fates in sorted(self._run.packs.glob(f"*/{FATES}")):
-            folder = fates.parent
-            if (folder / _TRACKED).exists():
+    def _write_finished(self) -> None:
+        for folder in self._run.packs():
+            if folder.tracked.exists() or not folder.outcomes.exists():
                 continue
-            pack, fate_of = read_pack(folder), read_json(fates)
+            pack, outcomes = read_pack(folder), read_json(folder.outcomes)
             for place, member in enumerate(pack.members):
-                if (fate := fate_of[str(member.number)]) != "goes on":
-                    self._write_member(pack, place, folder, fate)
-            (folder / _TRACKED).touch()
+                if (outcome := outcomes[str(member.number)]) != "goes on":
+                    self._write_member(pack, place, folder, outcome)
+            folder.tracked.touch()
 
-    def _write_member(self, pack: Pack, place: int, folder: Path, fate: str) -> None:
+    def _write_member(self, pack: Pack, place: int, folder: PackFolder, outcome: str) -> None:
         member = pack.members[place]
         settings = self._config.member_with(member.params).model_dump()
-        for file in sorted(folder.glob(f"*/{RESULT}")):
-            task, judged = file.parent.name, read_json(file)["members"][place]
+        for task, file in folder.results():
+            judged = read_json(file)["members"][place]
             scores = {f"search/{name}": judged[name] for name in ("normalized_reward", "normalized_cost")}
             self._tracker.member(
                 f"{task}-{member.number:04d}",
                 settings | {"task": task, "configuration": member.number, "study": pack.study},
                 self._history(pack, place, task),
-                scores | {"fate": fate, "member_steps": pack.stop},
+                scores | {"outcome": outcome, "member_steps": pack.stop},
             )
 
     def _history(self, pack: Pack, place: int, task: str) -> Iterator[tuple[int, dict[str, float | None]]]:
         """(step, metrics) of a member along all packs it went through."""
         source = pack.members[place].source
         if source is not None:
-            yield from self._history(read_pack(pack_folder(self._run.packs, pack.study, source[0])), source[1], task)
-        for line in read_log(pack_folder(self._run.packs, pack.study, pack.number) / task / "metrics.jsonl"):
+            yield from self._history(read_pack(self._run.pack(pack.study, source[0])), source[1], task)
+        for line in read_log(self._run.pack(pack.study, pack.number).task(task).metrics):
             yield line["step"], {name: values[place] for name, values in line["metrics"].items()}

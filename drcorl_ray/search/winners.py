@@ -9,8 +9,8 @@ import numpy as np
 
 from drcorl_ray.config import Config
 from drcorl_ray.data.task_data import TaskData
-from drcorl_ray.distributed.rollout_pool import RolloutPool
 from drcorl_ray.evaluation.curves import roll_out_curves
+from drcorl_ray.evaluation.pool import RolloutPool
 from drcorl_ray.evaluation.scoring import Records, score
 from drcorl_ray.evaluation.seeds import FRESH_SEEDS, episode_seeds
 from drcorl_ray.io.console import console
@@ -74,7 +74,9 @@ def winner_curves(
     for number in winners:
         label = {"label": f"{record.study.name} {number}"}
         point_at = record.point_at(number, data.task)
-        curve, calibration = roll_out_curves(record.config, data, [record.member(number)], point_at, pool)
+        curve, calibration = roll_out_curves(
+            data, [record.member(number)], record.config.curve_steps(), record.config.evaluation.curve_episodes, point_at, pool
+        )
         pairs.append((curve | label | {"numbers": [number]}, calibration | label))
     return pairs
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drcorl_ray.config import Config, MemberConfig, ScalingConfig
+from drcorl_ray.config import Config, MemberConfig, PretrainConfig, ScalingConfig
 from drcorl_ray.data.store import read_store
 from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.method.baselines import Baseline, Dataset, make_baseline
@@ -21,15 +21,13 @@ from drcorl_ray.method.estimation_states import NEAREST, Footprints, trace
 from drcorl_ray.method.hyperparameters import behaviour_condition
 from drcorl_ray.method.learner import Learner
 from drcorl_ray.method.pretrainer import Pretrainer
+from drcorl_ray.method.protocols import Population, Stage
 from drcorl_ray.method.replay import Replay
-from drcorl_ray.method.runner import Runner, Sampler, cuda_graphs
+from drcorl_ray.method.runner import Runner, cuda_graphs
 from drcorl_ray.method.train_state import Reduce, alone
 from drcorl_ray.training.pretrained import Pretrained, _seed, load_artifacts
 
 ESTIMATION_STATES = 2048
-
-Population = Learner | Baseline
-Stage = Pretrainer | Population
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,9 @@ class Placement:
         return batch_size // self.workers
 
 
-def build_pretrainer(config: Config, data: TaskData, seeds: Sequence[int], placement: Placement) -> Pretrainer:
-    first_row = placement.rank * placement.rows(config.pretrain.batch_size)
-    return Pretrainer(data.spec, config.pretrain, seeds, device=placement.device, first_row=first_row)
+def build_pretrainer(config: PretrainConfig, data: TaskData, seeds: Sequence[int], placement: Placement) -> Pretrainer:
+    first_row = placement.rank * placement.rows(config.batch_size)
+    return Pretrainer(data.spec, config, seeds, device=placement.device, first_row=first_row)
 
 
 def build_population(
@@ -75,11 +73,6 @@ def _standardised(data: TaskData, rows: np.ndarray) -> Tensor:
     mean, std = (np.array(values, np.float32) for values in (data.spec.observation_mean, data.spec.observation_std))
     observations = read_store(data.store, ("observations",), wanted)["observations"]
     return torch.from_numpy(((observations - mean) / std)[place])
-
-
-def sampler_of(stage: Stage, replay: Replay) -> Sampler:
-    """What the stage's steps learn from."""
-    return stage.sampler(replay) if isinstance(stage, Baseline) else replay.sample
 
 
 def build_learner(
@@ -126,13 +119,16 @@ def _footprints(config: Config, data: TaskData) -> Footprints:
     )
 
 
-def build_runner(stage: Stage, sample: Sampler, rows: int, placement: Placement, scaling: ScalingConfig) -> Runner:
-    """How the stage is advanced here: on a GPU by CUDA graphs, unless its steps wait for other workers; else step by step."""
+def build_runner(stage: Stage, replay: Replay, batch_size: int, placement: Placement, scaling: ScalingConfig) -> Runner:
+    """What advances the stage: on a GPU by CUDA graphs, unless its steps wait for other workers; else step by step.
+
+    batch_size: of the global minibatch, which the data-parallel workers split.
+    """
     alone_on_gpu = placement.device.startswith("cuda") and placement.workers == 1
     return Runner(
         stage,
-        sample,
-        rows,
+        stage.sampler(replay),
+        placement.rows(batch_size),
         device=placement.device,
         reduce=placement.reduce,
         capture=cuda_graphs() if alone_on_gpu else None,

@@ -2,52 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from drcorl_ray.errors import UserError
 from drcorl_ray.io.files import load_arrays, save_arrays
-
-STATES = "state*.safetensors"  # the files of a `States`
-
-
-class Stateful(Protocol):
-    """What is trained: a `Pretrainer` or a `Learner`."""
-
-    def state_dict(self) -> dict[str, Tensor]: ...
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+from drcorl_ray.method.protocols import Stage
+from drcorl_ray.runs.folders import TrainingFolder
 
 
 @dataclass(frozen=True)
 class States:
     """The newest state of a training in a folder, and the one before it."""
 
-    folder: Path
+    folder: TrainingFolder
 
-    @property
-    def newest(self) -> Path:
-        return self.folder / "state.safetensors"
-
-    @property
-    def before(self) -> Path:
-        return self.folder / "state-before.safetensors"
-
-    def save(self, stage: Stateful, step: int) -> None:
+    def save(self, stage: Stage, step: int) -> None:
         """Write the state after `step` steps. Killed at any moment, or on a full disk, it leaves an intact one behind."""
-        if self.newest.exists():
-            self.newest.rename(self.before)
-        save_state(self.newest, stage, step)
+        newest = self.folder.state
+        if newest.exists():
+            newest.rename(self.folder.previous_state)
+        save_state(newest, stage, step)
 
-    def load(self, stage: Stateful) -> tuple[int, list[str]]:
+    def load(self, stage: Stage) -> tuple[int, list[str]]:
         """Take over the newest intact state: its step, 0 where there is none; and what is wrong with those that are not."""
         damages: list[str] = []
-        for path in (self.newest, self.before):
+        for path in (self.folder.state, self.folder.previous_state):
             if path.exists():
                 try:
                     return load_state(path, stage), damages
@@ -56,12 +38,12 @@ class States:
         return 0, damages
 
 
-def save_state(path: Path, stage: Stateful, step: int) -> None:
+def save_state(path: Path, stage: Stage, step: int) -> None:
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in stage.state_dict().items()}
     save_arrays(path, arrays, {"step": step})
 
 
-def load_state(path: Path, stage: Stateful) -> int:
+def load_state(path: Path, stage: Stage) -> int:
     """Take over a saved state; the step to go on from. UserError where it is damaged or of another training."""
     arrays, meta = load_arrays(path)
     try:

@@ -14,12 +14,9 @@ from drcorl_ray.evaluation.scoring import Candidate
 from drcorl_ray.method.replay import Replay
 from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.runs.metrics_log import MetricsLog
-from drcorl_ray.training.build import Placement, build_baseline, build_runner, sampler_of
+from drcorl_ray.training import loop
+from drcorl_ray.training.build import Placement, build_baseline, build_runner
 from drcorl_ray.training.checkpoint import States
-from drcorl_ray.training.loop import report_intervals, save_last
-
-POPULATION = "population.safetensors"
-
 
 _REPORTS = 200  # of a training; its state may be large
 
@@ -77,7 +74,7 @@ def train(config: Config, data: TaskData, run: RunDirectory, compared: Sequence[
     replay = Replay(data.manifest, device=device)
     replay.insert(read_store(data.store))
     for each in compared:
-        if not (run.baseline(data.task.name, each.algorithm) / POPULATION).exists():
+        if not run.baseline(data.task.name, each.algorithm).population.exists():
             _train_one(config, data, run, each, replay, Placement(device))
 
 
@@ -86,17 +83,12 @@ def _train_one(
 ) -> None:
     algorithm, folder = compared.algorithm, run.baseline(data.task.name, compared.algorithm)
     learner, states = build_baseline(config, data, algorithm, compared.members, placement), States(folder)
-    step, damages = states.load(learner)
-    for damage in damages:
-        run.note(f"{data.task.name}, {algorithm}: {damage}; going on from step {step}")
-    log = MetricsLog(folder / "metrics.jsonl", data.task.name, algorithm, learner.total_steps, step)
-    rows = config.training_of(algorithm).batch_size
-    runner = build_runner(learner, sampler_of(learner, replay), rows, placement, config.scaling)
+    step = loop.resume(learner, states, run, f"{data.task.name}, {algorithm}")
+    log = MetricsLog(folder.metrics, data.task.name, algorithm, learner.total_steps, step)
+    runner = build_runner(learner, replay, config.training_of(algorithm).batch_size, placement, config.scaling)
     interval = max(config.scaling.report_steps, learner.total_steps // _REPORTS)
-    for first, stop in report_intervals(step, learner.total_steps, interval):
-        log.write(stop, runner.advance(first, stop))
-        states.save(learner, stop)
-    save_last(folder / POPULATION, learner)
+    loop.train(learner, runner, step, learner.total_steps, report_steps=interval, log=log, states=states)
+    loop.save_last(folder.population, learner)
 
 
 def _label(candidate: Candidate) -> str:

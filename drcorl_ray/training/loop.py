@@ -1,36 +1,87 @@
-"""The training loop, and what a finished training writes."""
+"""The training loop of every stage, and what a finished training writes. Ray Train and Ray Tune run around it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
-from drcorl_ray.method.learner import Learner
-from drcorl_ray.training.build import Population
+from drcorl_ray.method.protocols import Population, Stage
+from drcorl_ray.method.runner import Runner
+from drcorl_ray.runs.directory import RunDirectory
+from drcorl_ray.runs.metrics_log import MetricsLog
+from drcorl_ray.training.checkpoint import States
+
+Hook = Callable[[int], object]
+"""Called with a step."""
+
+
+def no_hook(step: int) -> None:
+    """Do nothing at a step."""
+
+
+def train(
+    stage: Stage,
+    runner: Runner,
+    start: int,
+    stop: int,
+    *,
+    report_steps: int,
+    log: MetricsLog | None,
+    states: States | None,
+    before_step: Hook = no_hook,
+    before_save: Hook = no_hook,
+    after_report: Hook = no_hook,
+) -> None:
+    """Train steps start … stop − 1 with a report at every multiple of `report_steps` and at the end.
+
+    A report calls before_save, writes a line of the log, saves the state, calls after_report, all with the number of steps
+    done. log, states: None in a data-parallel worker other than the first.
+    """
+    for first, last in report_intervals(start, stop, report_steps):
+        metrics = runner.advance(first, last, before_step)
+        before_save(last)
+        if log is not None:
+            log.write(last, metrics)
+        if states is not None:
+            states.save(stage, last)
+        after_report(last)
 
 
 def report_intervals(step: int, total: int, report_steps: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of what is left from `step` to `total`, cut at the multiples of report_steps."""
+    """(start, stop) of the steps left from `step` to `total`, cut at the multiples of report_steps."""
     while step < total:
         stop = min(total, (step // report_steps + 1) * report_steps)
         yield step, stop
         step = stop
 
 
-def save_last(path: Path, learner: Population) -> None:
-    """Write the finished population, with which of it is finite and what it took from rollouts."""
-    finite = learner.finite()
+def resume(stage: Stage, states: States, run: RunDirectory, name: str, start: int = 0, *, quiet: bool = False) -> int:
+    """Load the newest intact state into the stage and return its step, 0 without one.
+
+    Damaged states are noted in the run unless `quiet`. name: of the training, in the notes; start: the step from which it
+    continues without a state.
+    """
+    step, damages = states.load(stage)
+    for damage in damages if not quiet else ():
+        run.note(f"{name}: {damage}; going on from step {step or start}")
+    return step
+
+
+def save_last(path: Path, population: Population) -> None:
+    """Write the finished population, with which members are finite and what they took from rollouts."""
+    finite, online = population.finite(), population.as_online()
     none = torch.zeros_like(finite, dtype=torch.int64)
-    spent, taken = (learner.online.spent, learner.online.counts) if isinstance(learner, Learner) else (none, none)
-    about = {"finite": finite, "online_episodes": spent, "appended_transitions": taken}
-    learner.policies().save_population(path, {name: values.tolist() for name, values in about.items()})
+    spent, appended = (online.online.spent, online.online.counts) if online else (none, none)
+    meta = {"finite": finite, "online_episodes": spent, "appended_transitions": appended}
+    population.policies().save_population(path, {name: values.tolist() for name, values in meta.items()})
 
 
-def save_online_best(path: Path, learner: Learner) -> None:
-    """Write the policies that did best in online evaluations, with whose they are; no file where no member had one."""
-    evaluated = learner.online.best_cost.isfinite()
-    if evaluated.any():
-        policies = learner.policies(learner.online.best).select(evaluated.nonzero().flatten().tolist())
-        policies.save_population(path, {"members": evaluated.nonzero().flatten().tolist()})
+def save_online_best(path: Path, population: Population) -> None:
+    """Write the policies that did best in online evaluations, with their members; no file where no member had one."""
+    if (learner := population.as_online()) is None:
+        return
+    members = learner.online.best_cost.isfinite().nonzero().flatten().tolist()
+    if members:
+        learner.policies(learner.online.best).select(members).save_population(path, {"members": members})

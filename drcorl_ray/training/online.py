@@ -14,49 +14,51 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from drcorl_ray.config import Config
+from drcorl_ray.config import EvaluationConfig, Training
 from drcorl_ray.data.episodes import Episodes, discounted_rates
-from drcorl_ray.distributed.rollout_pool import RolloutPool
+from drcorl_ray.evaluation.pool import RolloutPool
 from drcorl_ray.evaluation.rollout import Rollouts, Trajectory
 from drcorl_ray.evaluation.seeds import ONLINE_SEEDS
 from drcorl_ray.io.files import file_lock, load_arrays, save_arrays
-from drcorl_ray.method.baselines import Baseline
-from drcorl_ray.method.learner import Learner
 from drcorl_ray.method.online_data import Evidence
+from drcorl_ray.method.protocols import OnlineLearner, Population
 from drcorl_ray.policy.population import PopulationPolicy
+from drcorl_ray.runs.folders import OnlineFolder
 from drcorl_ray.tasks.registry import Task
 from drcorl_ray.training.episode_budget import EpisodeLedger
+from drcorl_ray.training.loop import Hook, no_hook
 
 _TRANSITIONS = "transitions"
 
 Share = Callable[[Any], Evidence]
-Before = Callable[[int], None]
 
 
 class Roller:
     """Runs the evaluations of a population one after another, and keeps them in `folder`."""
 
-    def __init__(self, config: Config, learner: Learner, task: Task, folder: Path, pool: RolloutPool) -> None:
-        self._settings, self._task, self._folder, self._pool = config.evaluation, task, folder, pool
+    def __init__(
+        self, settings: EvaluationConfig, policy_steps: int, learner: OnlineLearner, task: Task, folder: OnlineFolder,
+        pool: RolloutPool,
+    ) -> None:  # fmt: skip
+        self._settings, self._task, self._folder, self._pool = settings, task, folder, pool
         self._online, self._hybrid = learner.online.online.cpu().numpy(), bool(learner.online.hybrid.any())
         paid = self._settings.online_budget // self._settings.online_episodes
-        evaluations = min(paid, math.ceil(config.extract.steps / self._settings.online_interval))
+        evaluations = min(paid, math.ceil(policy_steps / self._settings.online_interval))
         rows = evaluations * self._settings.hybrid_episodes * task.episode_length
         self._append_every = max(1, math.ceil(rows / max(1, self._settings.hybrid_transitions)))  # so that the budget lasts
-        self._ledger = EpisodeLedger(folder / "episodes.jsonl", self._settings.online_budget, learner.online.spent.tolist())
+        self._ledger = EpisodeLedger(folder.ledger, self._settings.online_budget, learner.online.spent.tolist())
         self._future: Future[Rollouts] | None = None
         self._members: list[int] = []
 
     def begin(self, number: int, policies: PopulationPolicy) -> None:
         """Start rolling out the online members that are finite and have something left to spend."""
         self._future = None
-        if self._file(number).exists():
+        if self._folder.evaluation(number).exists():
             return
         left = self._ledger.spent < self._settings.online_budget
         self._members = np.flatnonzero(self._online & left & policies.finite()).tolist()
@@ -73,7 +75,7 @@ class Roller:
 
     def result(self, number: int) -> Evidence:
         """Wait for what `begin` started; errors as `RolloutPool.roll_out`."""
-        file = self._file(number)
+        file = self._folder.evaluation(number)
         if not file.exists():
             seeds = self._seeds(number)
             rollouts = Rollouts.empty(len(self._members), seeds) if self._future is None else self._future.result()
@@ -86,9 +88,6 @@ class Roller:
     def _seeds(self, number: int) -> range:
         first = ONLINE_SEEDS + number * self._settings.online_episodes
         return range(first, first + self._settings.online_episodes)
-
-    def _file(self, number: int) -> Path:
-        return self._folder / f"evaluation-{number:04d}.safetensors"
 
 
 def _arrays(rollouts: Rollouts) -> dict[str, np.ndarray]:
@@ -126,10 +125,13 @@ class OnlineEvaluation:
     roller: None but in one of several data-parallel workers. share: gives what that one found to all of them.
     """
 
-    def __init__(self, config: Config, learner: Learner, stop: int, roller: Roller | None, share: Share) -> None:
+    def __init__(
+        self, settings: EvaluationConfig, schedule: Training, learner: OnlineLearner, stop: int, roller: Roller | None,
+        share: Share,
+    ) -> None:  # fmt: skip
         self._learner, self._stop, self._roller, self._share = learner, stop, roller, share
-        self._first, self._total = config.extract.critic_steps, learner.total_steps
-        self._interval, self._staleness = config.evaluation.online_interval, config.evaluation.online_staleness
+        self._first, self._total = schedule.warm_up, schedule.total_steps
+        self._interval, self._staleness = settings.online_interval, settings.online_staleness
         self._under_way = False
 
     def before(self, step: int) -> None:
@@ -159,23 +161,25 @@ class OnlineEvaluation:
 
 @contextmanager
 def online_evaluation(
-    config: Config,
-    learner: Learner | Baseline,
+    settings: EvaluationConfig,
+    schedule: Training,
+    population: Population,
     task: Task,
-    folder: Path,
+    folder: OnlineFolder,
     stop: int,
+    new_pool: Callable[[], RolloutPool],
     *,
     leads: bool = True,
     share: Share = lambda evidence: evidence,
-) -> Iterator[Before]:
-    """What must be called before each step until `stop`; its actors live as long as the context.
+) -> Iterator[Hook]:
+    """Yield the hook to call before each step up to `stop`; the rollout pool lives while the context is open.
 
-    leads: whether this worker rolls out. Nothing is started where no member is online.
+    schedule: of the training. leads: whether this worker rolls out. No pool is made where no member is online.
     """
-    if not isinstance(learner, Learner) or not bool(learner.online.online.any()):
-        yield lambda step: None
+    if (learner := population.as_online()) is None:
+        yield no_hook
         return
-    ours = file_lock(folder / "episodes.lock") if leads else nullcontext()  # a killed worker's successor waits for its end
-    with RolloutPool.of(config) as pool, ours:
-        roller = Roller(config, learner, task, folder, pool) if leads else None
-        yield OnlineEvaluation(config, learner, stop, roller, share).before
+    lock = file_lock(folder.lock) if leads else nullcontext()  # a killed worker's successor waits for its end
+    with new_pool() as pool, lock:
+        roller = Roller(settings, schedule.steps, learner, task, folder, pool) if leads else None
+        yield OnlineEvaluation(settings, schedule, learner, stop, roller, share).before

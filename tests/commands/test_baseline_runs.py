@@ -13,7 +13,7 @@ from drcorl_ray.distributed import comparison
 from drcorl_ray.policy.loading import load_policy, load_population
 from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.runs.results import read_results
-from drcorl_ray.training.build import Placement, build_baseline, build_runner, sampler_of
+from drcorl_ray.training.build import Placement, build_baseline, build_runner
 from drcorl_ray.training.checkpoint import States
 from tests.helpers.tiny import Killed, tiny_config, whole_replay
 
@@ -38,8 +38,7 @@ def test_a_run_of_one_algorithm_beside_all_others(tmp_path):
     assert {row["algorithm"] for row in results["rows"]} == {*BASELINES}
     data = TaskData.open(task_store(config, "PointCircle"))
     learner = build_baseline(config, data, "cdt", config.members(), Placement())
-    sample = sampler_of(learner, whole_replay(data))
-    build_runner(learner, sample, 16, Placement(), config.scaling).advance(0, 60)
+    build_runner(learner, whole_replay(data), 16, Placement(), config.scaling).advance(0, 60)
     expected = learner.policies().arrays()
     for row in results["rows"]:
         policy = load_policy(run.path / row["policy"])
@@ -73,5 +72,5 @@ def test_a_training_beside_a_run_goes_on_after_a_kill(algorithm, tmp_path, monke
     monkeypatch.setattr(States, "save", lambda states, learner, step: (steps.append(step), save(states, learner, step)))
     comparison.train(config, data, runs[1], compared)
     assert steps == [60]
-    one, other = (load_population(run.baseline("PointCircle", algorithm) / comparison.POPULATION)[0].arrays() for run in runs)
+    one, other = (load_population(run.baseline("PointCircle", algorithm).population)[0].arrays() for run in runs)
     assert all(np.array_equal(array, other[name]) for name, array in one.items())

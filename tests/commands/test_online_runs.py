@@ -69,7 +69,7 @@ def test_killed_actors_and_a_killed_worker_change_nothing(tmp_path):
     undisturbed = learner.online.spent.tolist()
     assert undisturbed == [0, 60, 60]
     assert all(mine >= plain for mine, plain in zip(meta["online_episodes"], undisturbed, strict=True))
-    lines = read_log(run.online("PointCircle") / "episodes.jsonl")[1:]
+    lines = read_log(run.online("PointCircle").ledger)[1:]
     assert sum(sum(line["episodes"]) for line in lines) == sum(meta["online_episodes"])
 
 

@@ -26,11 +26,10 @@ from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.runs.metrics_log import read_log
 from drcorl_ray.runs.results import read_results
 from drcorl_ray.search.accounting import covered, most_at_once
-from drcorl_ray.search.plan import POPULATION, RESULT, read_packs
+from drcorl_ray.search.plan import read_packs
 from drcorl_ray.search.setup import open_studies, reference_members, stops
 from drcorl_ray.search.study import load_study
 from drcorl_ray.search.winners import best_step
-from drcorl_ray.training.checkpoint import STATES
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny import pretrain_beforehand, tiny_arguments, tiny_config
 
@@ -160,7 +159,7 @@ def test_a_search_ends_in_winners_that_train_again_to_the_same_policy(tmp_path):
     parts = [cost[name] for name in ("pretraining_s", "packs_s", "evaluation_s", "overhead_s")]
     assert sum(parts) == pytest.approx(cost["wall_s"])
     assert all(part > 0 for part in parts)
-    assert not list(run.packs.rglob(STATES))
+    assert not list((run.path / "packs").rglob("state*"))
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "shared" / "pretrained").glob("*.safetensors")}
     alone = train(load_config([str(run.path / winner["config_file"]), f"run.dir={tmp_path / 'alone'}"]))
@@ -194,7 +193,9 @@ def outcome(run: Path) -> list[tuple]:
     """What a search found: every configuration's parameters, state and scores, and every pack's policies."""
     with local_file(run / "studies" / "PointCircle.journal") as journal:
         trials = load_study(journal, "PointCircle").get_trials()
-    weights = {str(path.relative_to(run)): load_arrays(path)[0] for path in sorted((run / "packs").glob(f"*/*/{POPULATION}"))}
+    weights = {
+        str(path.relative_to(run)): load_arrays(path)[0] for path in sorted((run / "packs").glob("*/*/population.safetensors"))
+    }
     populations = [(path, {name: x.tobytes() for name, x in arrays.items()}) for path, arrays in weights.items()]
     return [(trial.params, trial.values, trial.state) for trial in trials] + populations
 
@@ -215,7 +216,7 @@ def test_kill_9_of_the_driver_and_a_resume_on_another_machine_change_nothing(tmp
     wait_for(lambda: list(run.glob("packs/*-0001/*/state.safetensors")), driver)  # the second pack is under way
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
-    first = (run / "packs" / "PointCircle-0000" / "PointCircle" / RESULT).read_bytes()
+    first = (run / "packs" / "PointCircle-0000" / "PointCircle" / "result.json").read_bytes()
     shutil.rmtree(tmp_path / "first")
 
     with pytest.raises(UserError, match=r"run\.resume=true"):
@@ -223,7 +224,7 @@ def test_kill_9_of_the_driver_and_a_resume_on_another_machine_change_nothing(tmp
     resumed = launch([*arguments, "run.resume=true"], tmp_path / "second")
     output, _ = resumed.communicate(timeout=400)
     assert resumed.returncode == 0, output
-    assert (run / "packs" / "PointCircle-0000" / "PointCircle" / RESULT).read_bytes() == first
+    assert (run / "packs" / "PointCircle-0000" / "PointCircle" / "result.json").read_bytes() == first
     assert (run / "report.html").exists()
     pretrain_beforehand(load_config(local, QUICKSTART))
     assert outcome(run) == outcome(search(load_config(local, QUICKSTART)).path)
@@ -261,8 +262,8 @@ def test_kill_9_of_a_trial_goes_on_from_its_last_report(tmp_path):
     assert steps == sorted(set(steps))  # no report twice
     assert steps[-1] == 620
     assert killed[0][1] < 620
-    [pack] = read_packs(run.packs, "PointCircle")
+    [pack] = read_packs(run, "PointCircle")
     alone = train(load_config([str(run.member("PointCircle", 0)), f"run.dir={tmp_path / 'alone'}"]))
-    whole, _ = load_population(run.packs / "PointCircle-0000" / "PointCircle" / POPULATION)
+    whole, _ = load_population(run.pack("PointCircle", 0).task("PointCircle").population)
     single, _ = load_population(alone.population("PointCircle"))
     assert whole.weights[0][pack.members[0].number].tobytes() == single.weights[0][0].tobytes()

@@ -28,7 +28,7 @@ def dead_address() -> str:
 def left_behind(monkeypatch, address: str | None) -> None:
     """What `ray start` wrote down."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("ray._private.utils.read_ray_address", lambda: address)
+    monkeypatch.setattr("drcorl_ray.distributed.ray_private.read_ray_address", lambda: address)
 
 
 def test_a_dead_cluster_of_ray_start_is_passed_over(monkeypatch):

@@ -22,7 +22,7 @@ from drcorl_ray.data.source import task_store
 from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.distributed.pretraining import _room, pretrain, pretrain_tasks
 from drcorl_ray.distributed.ray_data import Feed
-from drcorl_ray.distributed.ray_train import _all_reduce, curve_steps, extract
+from drcorl_ray.distributed.ray_train import _all_reduce, extract
 from drcorl_ray.errors import UserError
 from drcorl_ray.policy.loading import load_policy, load_population
 from drcorl_ray.policy.population import PopulationPolicy
@@ -167,7 +167,7 @@ def test_a_run_from_end_to_end_with_a_rolling_window(tmp_path):
     actions = load_policy(run.path / row["policy"]).act(np.zeros((4, 8)))
     assert actions.shape == (4, 2)
     assert (run.path / "curves.png").stat().st_size > 1000
-    assert len(results["run"]["curves"][0]["steps"]) == len(curve_steps(config)) == 3
+    assert len(results["run"]["curves"][0]["steps"]) == len(config.curve_steps()) == 3
     with pytest.raises(UserError, match="finished"):
         train(config)
 
@@ -224,7 +224,7 @@ def test_a_resumed_feed_has_moved_its_window_as_often(monkeypatch, tmp_path):
     data = SimpleNamespace(manifest=make_store(tmp_path / "store", 40), store=tmp_path / "store")
 
     def refreshes_before(step: int, resumed_at: int) -> int:
-        feed = Feed(load_config(["data.window_rows=20", "data.refresh_steps=5"]), data, Placement())
+        feed = Feed(load_config(["data.window_rows=20", "data.refresh_steps=5"]).data, data, Placement())
         feed.seek(resumed_at)
         for passed in range(resumed_at, step + 1):
             feed.move(passed)

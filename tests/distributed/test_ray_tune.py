@@ -22,7 +22,7 @@ SETTINGS = SearchConfig.model_validate(
 
 def two_plans(folder) -> list[SearchPlan]:
     studies = [SearchStudy(folder / f"{name}.journal", name, SETTINGS, [], 0) for name in ("a", "b")]
-    return [SearchPlan(study, folder / "packs", [f"task-{study.name}"], [100], 2) for study in studies]
+    return [SearchPlan(study, RunDirectory(folder), [f"task-{study.name}"], [100], 2) for study in studies]
 
 
 def job(study: str, number: int) -> dict:
@@ -74,7 +74,7 @@ def test_what_the_user_can_mend_in_a_pack_is_one_line(tmp_path):
     artifacts = {"PointCircle": (tmp_path / "absent.safetensors",)}
     trainer = PackTrainer(config, run, {"PointCircle": (data.task, data.store)}, artifacts)
     with pytest.raises(UserError) as caught:
-        run_packs(trainer, [SearchPlan(study, run.packs, ["PointCircle"], [80], 2)])
+        run_packs(trainer, [SearchPlan(study, run, ["PointCircle"], [80], 2)], config.scaling, run)
     assert f"1 packs failed ({tmp_path / 'absent.safetensors'}: cannot be read" in str(caught.value)
     assert "Traceback" not in str(caught.value)
     assert "run.resume=true" in str(caught.value)

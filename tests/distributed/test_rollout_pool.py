@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from drcorl_ray.distributed.rollout_pool import RolloutPool
+from drcorl_ray.distributed.rollout_pool import RayRolloutPool
 from drcorl_ray.errors import UserError
 from drcorl_ray.evaluation.rollout import evaluate
 from drcorl_ray.policy.population import PopulationPolicy
@@ -62,7 +62,7 @@ def hoppers() -> tuple[PopulationPolicy, list[int]]:
 @pytest.mark.parametrize("actors", [1, 3])
 def test_pool_is_plain_evaluation(ray_cluster, hoppers, actors):
     expected = evaluate(hoppers[0], "HopperVelocity", hoppers[1])
-    with RolloutPool(actors) as pool:
+    with RayRolloutPool(actors) as pool:
         assert_same(pool.evaluate(hoppers[0], "HopperVelocity", hoppers[1]), expected)
         small = random_policy(8, 2, members=2)
         assert_same(pool.evaluate(small, "PointCircle", [1, 2]), evaluate(small, "PointCircle", [1, 2]))
@@ -72,7 +72,7 @@ def test_pool_is_plain_evaluation(ray_cluster, hoppers, actors):
 def test_a_killed_actor_changes_nothing(ray_cluster):
     policies, seeds = random_policy(17, 6, members=2, hidden=256), list(range(8))
     expected = evaluate(policies, "HalfCheetahVelocity", seeds)
-    with RolloutPool(2) as pool:
+    with RayRolloutPool(2) as pool:
         thread = harm_one_actor_at_work(signal.SIGKILL, harmed := [])
         assert_same(pool.evaluate(policies, "HalfCheetahVelocity", seeds), expected)
         thread.join(timeout=5)
@@ -90,7 +90,7 @@ def test_a_hanging_actor_is_replaced(ray_cluster):
     expected = evaluate(policies, "HalfCheetahVelocity", seeds)
     harmed: list[int] = []
     try:
-        with RolloutPool(2, job_timeout_s=10) as pool:
+        with RayRolloutPool(2, job_timeout_s=10) as pool:
             harm_one_actor_at_work(signal.SIGSTOP, harmed)
             assert_same(pool.evaluate(policies, "HalfCheetahVelocity", seeds), expected)
     finally:
@@ -101,7 +101,7 @@ def test_a_hanging_actor_is_replaced(ray_cluster):
 
 @pytest.mark.ray
 def test_errors_come_through(ray_cluster):
-    with RolloutPool(2, retries=1) as pool:
+    with RayRolloutPool(2, retries=1) as pool:
         with pytest.raises(UserError, match=r"^Nowhere: gymnasium cannot make 'Nowhere-v0'") as caught:
             pool.evaluate(random_policy(1, 1), Task("Nowhere", "gymnasium", None, "Nowhere-v0", 5), [0, 1, 2])
         assert "\n" not in str(caught.value)
@@ -116,10 +116,10 @@ def test_errors_come_through(ray_cluster):
 @pytest.mark.ray
 def test_actors_without_a_cpu_hold_nothing_up(ray_cluster):
     policies, seeds = random_policy(8, 2, members=2), list(range(6))
-    with RolloutPool(4, cpus_per_actor=1.5) as pool:  # the cluster has 2 CPUs: one actor runs, three wait
+    with RayRolloutPool(4, cpus_per_actor=1.5) as pool:  # the cluster has 2 CPUs: one actor runs, three wait
         assert_same(pool.evaluate(policies, "PointCircle", seeds), evaluate(policies, get_task("PointCircle"), seeds))
     with (
-        RolloutPool(1, cpus_per_actor=3, start_timeout_s=2) as pool,
+        RayRolloutPool(1, cpus_per_actor=3, start_timeout_s=2) as pool,
         pytest.raises(UserError, match="no rollout actor started"),
     ):
         pool.evaluate(policies, "PointCircle", seeds)
@@ -139,7 +139,7 @@ def test_an_episode_that_begins_again_is_paid_for_again(ray_cluster):
             log.append(sum(granted))
             return granted
 
-        with RolloutPool(2) as pool:
+        with RayRolloutPool(2) as pool:
             thread = harm_one_actor_at_work(signal.SIGKILL, [])
             rollouts = pool.roll_out(policies, "HalfCheetahVelocity", seeds, charge=charge)
             thread.join(timeout=5)
@@ -156,7 +156,7 @@ def test_an_episode_that_begins_again_is_paid_for_again(ray_cluster):
 def test_an_idle_actor_that_hangs_is_replaced(ray_cluster):
     policies, seeds = random_policy(8, 2, members=2), list(range(4))
     expected = evaluate(policies, "PointCircle", seeds)
-    with RolloutPool(1, job_timeout_s=8) as pool:
+    with RayRolloutPool(1, job_timeout_s=8) as pool:
         assert_same(pool.evaluate(policies, "PointCircle", seeds), expected)
         [idle] = actor_processes("RolloutActor")
         os.kill(idle, signal.SIGSTOP)
@@ -170,7 +170,7 @@ def test_an_idle_actor_that_hangs_is_replaced(ray_cluster):
 def test_closing_ends_a_rollout_under_way(ray_cluster):
     """And one that was not begun yet: no actor is left. Fault: `close` waits for it, or it starts actors afterwards."""
     policies = random_policy(17, 6, members=4, hidden=256)
-    with RolloutPool(2) as pool:
+    with RayRolloutPool(2) as pool:
         under_way = pool.start(policies, "HalfCheetahVelocity", range(2000))
         queued = pool.start(policies, "HalfCheetahVelocity", range(2000))
         while not actor_processes("RolloutActor.run"):
@@ -193,7 +193,7 @@ import numpy as np
 import ray
 from ray.cluster_utils import Cluster
 from drcorl_ray.evaluation.rollout import evaluate
-from drcorl_ray.distributed.rollout_pool import RolloutPool
+from drcorl_ray.distributed.rollout_pool import RayRolloutPool
 from drcorl_ray.tasks.registry import Task
 from tests.helpers.policies import random_policy
 from tests.helpers.paths import ROOT
@@ -206,7 +206,7 @@ first = cluster.add_node(**small)
 ray.init(address=cluster.address, log_to_driver=False)
 
 policies, seeds = random_policy(8, 2, members=4), range(500)
-with RolloutPool(2, cpus_per_actor=1, resources={"rollout_node": 0.001}) as pool:
+with RayRolloutPool(2, cpus_per_actor=1, resources={"rollout_node": 0.001}) as pool:
     under_way = pool.start(policies, task, seeds)  # one actor waits until its node has joined
     while not placed.exists():
         time.sleep(0.05)

@@ -15,7 +15,6 @@ import psutil
 from drcorl_ray.config.loading import load_config
 from drcorl_ray.io.files import load_arrays, local_file
 from drcorl_ray.runs.results import read_results
-from drcorl_ray.search.plan import POPULATION
 from drcorl_ray.search.study import load_study
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny import pretrain_beforehand, tiny_arguments
@@ -76,7 +75,7 @@ class Search:
         with local_file(self.run / "studies" / "PointCircle.journal") as journal:
             trials = load_study(journal, "PointCircle").get_trials()
         found: dict[str, object] = {str(trial.number): (trial.params, trial.values, trial.state) for trial in trials}
-        for path in sorted((self.run / "packs").glob(f"*/*/{POPULATION}")):
+        for path in sorted((self.run / "packs").glob("*/*/population.safetensors")):
             found[str(path.relative_to(self.run))] = {name: x.tobytes() for name, x in load_arrays(path)[0].items()}
         rows = read_results(self.run)["rows"]
         spent = ("online_episodes", "online_cost", "policy_file")  # an episode that began again is paid for again

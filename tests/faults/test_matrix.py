@@ -18,7 +18,6 @@ import pytest
 
 from drcorl_ray.policy.loading import load_population
 from drcorl_ray.runs.metrics_log import read_log
-from drcorl_ray.training.checkpoint import States
 from tests.faults.searches import ROOT, Search, children, gone, wait_for
 from tests.helpers.tiny import tiny_arguments
 
@@ -238,7 +237,7 @@ def test_damaged_state(search, equal):
     driver = search.start()
     wait_for(lambda: under_way(search), driver)
     kill(driver)
-    newest = States(search.run / PACK).newest
+    newest = search.run / PACK / "state.safetensors"
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(bytes(content))

@@ -9,9 +9,9 @@ from optuna.trial import TrialState
 
 from drcorl_ray.config import SearchConfig
 from drcorl_ray.io.files import write_json
-from drcorl_ray.search.plan import RESULT, Pack, SearchPlan
+from drcorl_ray.runs.directory import RunDirectory
+from drcorl_ray.search.plan import Pack, SearchPlan
 from drcorl_ray.search.study import Score, SearchStudy, told_score
-from drcorl_ray.training.checkpoint import States
 
 Objective = Callable[[dict, str], Score]
 
@@ -19,19 +19,19 @@ Objective = Callable[[dict, str], Score]
 def make_plan(folder: Path, settings: SearchConfig, tasks=("task",), stops=(100,), points=(), seed: int = 0) -> SearchPlan:
     study = SearchStudy(folder / "studies" / "s.journal", "s", settings, points, seed)
     assert settings.members_per_pack != "auto"
-    return SearchPlan(study, folder / "packs", tasks, stops, settings.members_per_pack)
+    return SearchPlan(study, RunDirectory(folder), tasks, stops, settings.members_per_pack)
 
 
 def answer(plan: SearchPlan, pack: Pack, task: str, objective: Objective) -> None:
     """What a trial leaves behind."""
-    folder = plan.folder(pack.number) / task
+    folder = plan.folder(pack.number).task(task)
     for source in pack.sources():
-        assert States(plan.folder(source) / task).newest.exists(), "the states it goes on from must be there"
-    folder.mkdir(parents=True, exist_ok=True)
-    States(folder).newest.write_bytes(b"state")
+        assert plan.folder(source).task(task).state.exists(), "the states it goes on from must be there"
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.state.write_bytes(b"state")
     scores = [objective(member.params, task) for member in pack.members]
     members = [{"normalized_reward": score.reward, "normalized_cost": score.cost} for score in scores]
-    write_json(folder / RESULT, {"members": members})
+    write_json(folder.result, {"members": members})
 
 
 def states(study: SearchStudy) -> list[TrialState]:

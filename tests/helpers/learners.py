@@ -87,10 +87,10 @@ def sampler(table: dict[str, Tensor]):
 
 def take_step(stage: Stage, sample: Sampler, rows: int, step: int, reduce: Reduce = alone) -> dict[str, Tensor]:
     """A step as `Runner` takes it, in plain sight."""
-    program, draws = stage.program(step), stage.draws(step)
+    step_kind, draws = stage.step_kind(step), stage.draws(step)
     stage.prepare(step)
-    parts, metrics = stage.gradients(program, sample(draws, rows), draws)
-    return dict(metrics) | dict(stage.update(program, reduce_together(parts, reduce), torch.tensor(step)))
+    parts, metrics = stage.gradients(step_kind, sample(draws, rows), draws)
+    return dict(metrics) | dict(stage.update(step_kind, reduce_together(parts, reduce), torch.tensor(step)))
 
 
 def pretrain(config: Config, spec: DataSpec, table: dict[str, Tensor], seeds: Sequence[int], steps: int | None = None, **kw):

@@ -14,13 +14,15 @@ from drcorl_ray.data.dsrl import write_dataset
 from drcorl_ray.data.source import task_store
 from drcorl_ray.data.store import read_store
 from drcorl_ray.data.task_data import TaskData
-from drcorl_ray.evaluation.rollout import Rollouts, roll_out_in
+from drcorl_ray.evaluation.pool import BlockRunner, LocalRolloutPool
+from drcorl_ray.evaluation.rollout import Rollouts
 from drcorl_ray.method.learner import Learner
 from drcorl_ray.method.pretrainer import Pretrainer
 from drcorl_ray.method.replay import Replay
 from drcorl_ray.policy.population import PopulationPolicy
-from drcorl_ray.tasks.envs import make_simulator
+from drcorl_ray.runs.folders import OnlineFolder
 from drcorl_ray.tasks.envs.point_circle_data import generate_dataset
+from drcorl_ray.tasks.registry import Task
 from drcorl_ray.training.build import Placement, build_learner, build_pretrainer, build_runner
 from drcorl_ray.training.online import OnlineEvaluation, Roller
 from drcorl_ray.training.pretrained import Pretrained, artifact_path, pretrain_seeds, save_artifacts
@@ -65,8 +67,8 @@ def tiny_config(folder: Path, *overrides: str) -> Config:
 
 def plain_pretrainer(config: Config, data: TaskData) -> Pretrainer:
     """Pretraining without Ray: a loop in this process."""
-    pretrainer = build_pretrainer(config, data, pretrain_seeds(config.members()), Placement())
-    build_runner(pretrainer, whole_replay(data).sample, config.pretrain.batch_size, Placement(), config.scaling).advance(
+    pretrainer = build_pretrainer(config.pretrain, data, pretrain_seeds(config.members()), Placement())
+    build_runner(pretrainer, whole_replay(data), config.pretrain.batch_size, Placement(), config.scaling).advance(
         0, pretrainer.total_steps
     )
     return pretrainer
@@ -92,36 +94,44 @@ def plain_learner(config: Config, data: TaskData) -> Learner:
     seeds = pretrainer.seeds.tolist()
     learner = build_learner(config, data, members, Pretrained(tuple(seeds), pretrainer.result()), Placement())
     with tempfile.TemporaryDirectory() as folder:
-        roller = Roller(config, learner, data.task, Path(folder), HerePool())
-        online = OnlineEvaluation(config, learner, learner.total_steps, roller, lambda evidence: evidence)
-        build_runner(learner, replay.sample, config.extract.batch_size, Placement(), config.scaling).advance(
+        online = online_session(config, learner, data.task, Path(folder), HerePool(), learner.total_steps)
+        build_runner(learner, replay, config.extract.batch_size, Placement(), config.scaling).advance(
             0, learner.total_steps, online.before
         )
     return learner
 
 
-class HerePool:
-    """The pool's `start` in this process, an episode at a time; `kill_at` ends it before that many episodes have begun."""
+def online_session(config: Config, learner: Learner, task: Task, folder: Path, pool: HerePool, stop: int) -> OnlineEvaluation:
+    """Online evaluation of a learner without Ray."""
+    settings, schedule = config.evaluation, config.training
+    roller = Roller(settings, schedule.steps, learner, task, OnlineFolder(folder), pool)
+    return OnlineEvaluation(settings, schedule, learner, stop, roller, lambda evidence: evidence)
+
+
+class HerePool(LocalRolloutPool):
+    """A pool in this process, an episode at a time; `kill_at` ends it before that many episodes have begun."""
 
     def __init__(self, kill_at: int | None = None) -> None:
+        super().__init__(size=1)
         self.begun: list[tuple[int, int]] = []  # (member of the evaluated ones, seed)
         self.evaluations: list[np.ndarray] = []
-        self._kill_at = kill_at
+        self._runner = _CountingRunner(self.begun, kill_at)
 
     def start(self, policies, task, seeds, *, record, charge) -> Future[Rollouts]:
         self.evaluations.append(policies.weights[0].copy())
-        whole, simulator = Rollouts.empty(policies.members, seeds), make_simulator(task)
-        for member in range(policies.members):
-            for episode, seed in enumerate(seeds):
-                if charge([member], 1) == [1]:
-                    if self._kill_at == len(self.begun):
-                        raise Killed
-                    self.begun.append((member, seed))
-                    part = roll_out_in(simulator, policies.select([member]), task, [seed], int(episode < record))
-                    whole.store(slice(member, member + 1), slice(episode, episode + 1), part)
-        done: Future[Rollouts] = Future()
-        done.set_result(whole)
-        return done
+        return super().start(policies, task, seeds, record=record, charge=charge)
+
+
+class _CountingRunner(BlockRunner):
+    def __init__(self, begun: list[tuple[int, int]], kill_at: int | None) -> None:
+        super().__init__()
+        self._begun, self._kill_at = begun, kill_at
+
+    def run(self, policies, block, task, seeds, record) -> Rollouts:
+        if self._kill_at == len(self._begun):
+            raise Killed
+        self._begun.append((block.members.start, seeds[block.episodes.start]))
+        return super().run(policies, block, task, seeds, record)
 
 
 class Killed(BaseException):

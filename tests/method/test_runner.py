@@ -60,7 +60,7 @@ class Counted:
     def __init__(self) -> None:
         self.prepared: list[int] = []
 
-    def program(self, step: int) -> str:
+    def step_kind(self, step: int) -> str:
         return "rare" if step % 3 == 0 else "usual"
 
     def prepare(self, step: int) -> None:
@@ -69,13 +69,13 @@ class Counted:
     def draws(self, step: int | Tensor) -> Draws:
         return Draws(torch.tensor([0]), step)
 
-    def gradients(self, program: str, batch: object, draws: Draws) -> tuple[list[Tensor], dict[str, Tensor]]:
+    def gradients(self, step_kind: str, batch: object, draws: Draws) -> tuple[list[Tensor], dict[str, Tensor]]:
         assert isinstance(draws.step, Tensor)
         return [torch.ones(3)], {"step": draws.step.double()[None]}
 
-    def update(self, program: str, means: Sequence[Tensor], step: Tensor) -> dict[str, Tensor]:
+    def update(self, step_kind: str, means: Sequence[Tensor], step: Tensor) -> dict[str, Tensor]:
         assert [mean.tolist() for mean in means] == [[2.0, 2.0, 2.0]]
-        return {"rare": 10.0 * step[None]} if program == "rare" else {}
+        return {"rare": 10.0 * step[None]} if step_kind == "rare" else {}
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}
@@ -101,10 +101,10 @@ class Times(Counted):
         super().__init__()
         self.factor = factor
 
-    def gradients(self, program: str, batch: object, draws: Draws) -> tuple[list[Tensor], dict[str, Tensor]]:
+    def gradients(self, step_kind: str, batch: object, draws: Draws) -> tuple[list[Tensor], dict[str, Tensor]]:
         return [torch.ones(3)], {"factor": self.factor * torch.ones(1)}
 
-    def update(self, program: str, means: Sequence[Tensor], step: Tensor) -> dict[str, Tensor]:
+    def update(self, step_kind: str, means: Sequence[Tensor], step: Tensor) -> dict[str, Tensor]:
         return {}
 
 
@@ -224,12 +224,12 @@ def test_a_step_never_leaves_the_device(name):
     stage, clock = STAGES[name](), on_meta(torch.tensor(0))
     sample = feed(stage, TABLE, on_meta)
     stage = on_meta(stage)
-    for program in {stage.program(step) for step in range(stage.total_steps)}:
+    for step_kind in {stage.step_kind(step) for step in range(stage.total_steps)}:
         for guard in (nullcontext(), OnlyOn("meta")):  # the first step may keep constants
             with guard:
                 draws = stage.draws(clock)
-                parts, _ = stage.gradients(program, sample(draws, ROWS), draws)
-                stage.update(program, parts, clock)
+                parts, _ = stage.gradients(step_kind, sample(draws, ROWS), draws)
+                stage.update(step_kind, parts, clock)
 
 
 def test_bfloat16_rounds_products_and_nothing_that_is_kept():
@@ -267,7 +267,7 @@ def test_what_leaves_the_device_is_seen():
     "name", [name if name == "pretrain" else pytest.param(name, marks=pytest.mark.nightly) for name in STAGES]
 )
 def test_a_fused_step_does_what_its_operations_do(name):
-    """On this machine's compiler, in float64, the last program of each. Fault: fuse with the number of the first step."""
+    """On this machine's compiler, in float64, the last step kind of each. Fault: fuse with the number of the first step."""
     ends = []
     for fused in (False, True):
         stage = STAGES[name]()

@@ -229,16 +229,16 @@ def test_two_processes_do_not_work_on_one_run(tmp_path):
     run = RunDirectory(tmp_path)
     script = (
         f"from pathlib import Path\nfrom drcorl_ray.runs.directory import RunDirectory\nimport time\n"
-        f"with RunDirectory(Path({str(tmp_path)!r})).alone():\n    print('at work', flush=True)\n    time.sleep(100)"
+        f"with RunDirectory(Path({str(tmp_path)!r})).locked():\n    print('at work', flush=True)\n    time.sleep(100)"
     )
     other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None
     assert other.stdout.readline() == "at work\n"
-    with pytest.raises(UserError, match="another process is at work on this run"), run.alone():
+    with pytest.raises(UserError, match="another process is at work on this run"), run.locked():
         pass
     other.kill()
     other.communicate()
-    with run.alone():
+    with run.locked():
         pass
 
 

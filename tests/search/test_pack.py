@@ -19,9 +19,8 @@ from drcorl_ray.method.runner import Runner
 from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.runs.metrics_log import read_log
 from drcorl_ray.search.pack import PackTrainer
-from drcorl_ray.search.plan import POPULATION, RESULT, SearchPlan
+from drcorl_ray.search.plan import SearchPlan
 from drcorl_ray.search.setup import open_studies, stops
-from drcorl_ray.training.checkpoint import States
 from drcorl_ray.training.pretrained import artifact_path
 from tests.helpers.tiny import pretrain_beforehand, tiny_config
 
@@ -70,21 +69,24 @@ class Search:
         stores = {"PointCircle": (data.task, data.store)}
         self.trainer = SmallMemory(config, self.run, stores, {"PointCircle": (artifact,)}, largest)
         [(study, judges)] = open_studies(config, self.run, ["PointCircle"])
-        self.plan = SearchPlan(study, self.run.packs, judges, stops(config), 6)
+        self.plan = SearchPlan(study, self.run, judges, stops(config), 6)
 
     def step(self, report=lambda step: None) -> Path:
         """Train the next pack; its folder."""
         pack, task = self.plan.jobs()[0]
         self.trainer(pack.study, pack.number, task, report)
-        return self.plan.folder(pack.number) / task
+        return self.plan.folder(pack.number).task(task)
 
     def outcome(self) -> dict[str, object]:
         """Everything the packs left that a search goes on with or shows."""
         found: dict[str, object] = {}
-        for folder in sorted(self.run.packs.glob("*/PointCircle")):
-            name, judged = folder.parent.name, read_json(folder / RESULT)
+        for folder in sorted((self.run.path / "packs").glob("*/PointCircle")):
+            name, judged = folder.parent.name, read_json(folder / "result.json")
             found[name] = [judged["members"], judged["seeds"]]
-            populations = [folder / POPULATION, *sorted(self.run.curve(f"{name}/PointCircle", 0).parent.glob("*.safetensors"))]
+            populations = [
+                folder / "population.safetensors",
+                *sorted(self.run.curve(f"{name}/PointCircle", 0).parent.glob("*.safetensors")),
+            ]
             for file in populations:
                 arrays, meta = load_arrays(file)
                 found[f"{name} {file.name}"] = {key: array.tobytes() for key, array in arrays.items()}, meta
@@ -112,7 +114,7 @@ def test_a_pack_too_large_for_the_memory_is_trained_in_halves(tmp_path, undistur
     notes = search.run.notes.read_text().splitlines()
     assert "PointCircle pack 0: 6 members are too large for the memory; going on with half of them at a time" in notes[0]
     assert len(notes) == {4: 1, 1: 5}[largest] + {4: 0, 1: 2}[largest]
-    assert not list(search.run.packs.rglob("state*"))
+    assert not list((search.run.path / "packs").rglob("state*"))
     assert (first / "first-half").is_dir()
     assert (second / "first-half").is_dir() == (largest == 1)
 
@@ -133,18 +135,18 @@ def test_damaged_states_of_packs_cost_time_alone(tmp_path, undisturbed, largest)
     class Killed(BaseException):
         pass
 
-    first = search.plan.folder(0) / "PointCircle"
-    part = first if largest == 1000 else first / "second-half"
+    first = search.plan.folder(0).task("PointCircle")
+    part = first if largest == 1000 else first.halves()[1]
 
     def kill(step: int) -> None:
-        if step == 40 and part.is_dir():
+        if step == 40 and part.path.is_dir():
             raise Killed
 
     with pytest.raises(Killed):
         search.step(kill)
-    States(part).newest.write_bytes(b"half a state")
+    part.state.write_bytes(b"half a state")
     search.step()
-    States(first).newest.write_bytes(b"half a state")
+    first.state.write_bytes(b"half a state")
     search.step()
     assert search.outcome() == undisturbed
     notes = [line for line in search.run.notes.read_text().splitlines() if "members are too large" not in line]

@@ -10,9 +10,9 @@ from optuna.trial import TrialState
 from drcorl_ray.config import SearchConfig
 from drcorl_ray.errors import UserError
 from drcorl_ray.io.files import read_json
-from drcorl_ray.search.plan import FATES, RESULT, read_packs
+from drcorl_ray.runs.directory import RunDirectory
+from drcorl_ray.search.plan import read_packs
 from drcorl_ray.search.study import COST_CONSTRAINT, Score
-from drcorl_ray.training.checkpoint import STATES
 from tests.helpers.fakes import answer, make_plan, run, states, told
 
 SPACE = {"k": {"low": 0.0, "high": 4.0}, "beta_0": {"low": 0.0, "high": 0.1}}
@@ -37,7 +37,7 @@ def test_packs_hold_every_configuration_once(tmp_path):
     assert numbers(pack for pack, _ in run(plan, by_k)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert plan.jobs() == []
     assert states(plan.study) == [TrialState.COMPLETE] * 10
-    assert list(read_packs(tmp_path / "packs", "s")) == [pack for pack, _ in _again(plan, tmp_path)]
+    assert list(read_packs(RunDirectory(tmp_path), "s")) == [pack for pack, _ in _again(plan, tmp_path)]
 
 
 def _again(plan, folder):
@@ -72,9 +72,9 @@ def test_successive_halving_by_hand(tmp_path):
     trials = plan.study.optuna.get_trials()
     assert {trial.number for trial in trials if trial.state == TrialState.PRUNED} == stopped
     assert [trial.user_attrs["member_steps"] for trial in trials] == [40 if n in stopped else 100 for n in range(10)]
-    assert list(tmp_path.rglob(STATES)) == []  # nobody needs a state any more
-    assert read_json(plan.folder(0) / FATES) == {"0": "goes on", "1": "goes on", "2": "stopped", "3": "stopped"}
-    assert read_json(plan.folder(2) / FATES) == dict.fromkeys("0145", "complete")
+    assert list(tmp_path.rglob("state*")) == []  # nobody needs a state any more
+    assert read_json(plan.folder(0).outcomes) == {"0": "goes on", "1": "goes on", "2": "stopped", "3": "stopped"}
+    assert read_json(plan.folder(2).outcomes) == dict.fromkeys("0145", "complete")
 
 
 def test_the_unsafe_are_stopped_before_the_poor(tmp_path):
@@ -195,5 +195,5 @@ def test_results_are_read_from_disk_alone(tmp_path):
     plan = make_plan(tmp_path, settings(configurations=4))
     [(pack, task)] = plan.jobs()
     answer(plan, pack, task, by_k)
-    assert (plan.folder(0) / task / RESULT).exists()
+    assert plan.folder(0).task(task).result.exists()
     assert make_plan(tmp_path, settings(configurations=4)).jobs() == []

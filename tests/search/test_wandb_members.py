@@ -12,7 +12,7 @@ from drcorl_ray.io.files import write_json
 from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.runs.metrics_log import MetricsLog
 from drcorl_ray.runs.tracking import Tracker
-from drcorl_ray.search.plan import FATES, RESULT, SearchPlan
+from drcorl_ray.search.plan import SearchPlan
 from drcorl_ray.search.study import SearchStudy
 from drcorl_ray.search.wandb_members import MemberRuns
 from tests.helpers.tiny import tiny_config
@@ -59,13 +59,13 @@ def read_runs(folder: Path) -> dict[str, dict]:
 def train(config, run: RunDirectory, plan: SearchPlan, task: str) -> None:
     """Answer the oldest job as a trial does: a log with a number of each member's own, and its result."""
     pack, _ = plan.jobs()[0]
-    folder = plan.folder(pack.number) / task
-    log = MetricsLog(folder / "metrics.jsonl", task, "pack", pack.stop, pack.start)
+    folder = plan.folder(pack.number).task(task)
+    log = MetricsLog(folder.metrics, task, "pack", pack.stop, pack.start)
     for step in range(pack.start + 10, pack.stop + 1, 10):
         log.write(step, {"policy/beta": np.array([1000.0 * member.number + step for member in pack.members])})
-    (folder / "state.safetensors").write_bytes(b"state")
+    folder.state.write_bytes(b"state")
     scores = [{"normalized_reward": float(m.number), "normalized_cost": 0.5} for m in pack.members]
-    write_json(folder / RESULT, {"members": scores})
+    write_json(folder.result, {"members": scores})
 
 
 def test_a_run_for_every_member_with_its_own_settings_history_and_fate(tmp_path):
@@ -75,7 +75,7 @@ def test_a_run_for_every_member_with_its_own_settings_history_and_fate(tmp_path)
     )
     run = RunDirectory.prepare(config)
     study = SearchStudy(run.study("PointCircle"), "PointCircle", config.search, [], 0)
-    plan = SearchPlan(study, run.packs, ["PointCircle"], [20, 40], 2)
+    plan = SearchPlan(study, run, ["PointCircle"], [20, 40], 2)
     with Tracker(config, run) as tracker, MemberRuns(config, run, tracker):
         while plan.jobs():
             train(config, run, plan, "PointCircle")
@@ -84,16 +84,16 @@ def test_a_run_for_every_member_with_its_own_settings_history_and_fate(tmp_path)
     runs = read_runs(run.path)
     assert sorted(runs) == [f"PointCircle-{number:04d}" for number in range(4)]
     assert {found["group"] for found in runs.values()} == {run.path.name}
-    fates = {0: "stopped", 1: "complete", 2: "stopped", 3: "complete"}
-    for number, fate in fates.items():
+    outcomes = {0: "stopped", 1: "complete", 2: "stopped", 3: "complete"}
+    for number, outcome in outcomes.items():
         found = runs[f"PointCircle-{number:04d}"]
-        steps = range(10, 41 if fate == "complete" else 21, 10)
+        steps = range(10, 41 if outcome == "complete" else 21, 10)
         assert [(h["_step"], h["policy/beta"]) for h in found["history"]] == [(s, 1000.0 * number + s) for s in steps]
-        assert found["summary"]["fate"] == fate
+        assert found["summary"]["outcome"] == outcome
         assert found["summary"]["search/normalized_reward"] == float(number)
         assert found["config"]["k"] == study.ask(number)["k"]
         assert found["config"]["configuration"] == number
-    assert (plan.folder(0) / FATES).exists()
+    assert plan.folder(0).outcomes.exists()
 
 
 def test_a_tracker_that_fails_is_off_and_nothing_else(tmp_path, monkeypatch):

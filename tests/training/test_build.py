@@ -42,7 +42,7 @@ def full_replay(data: TaskData) -> Replay:
 
 def fresh(config: Config, data: TaskData, seeds: list[int]) -> Pretrained:
     """A pretraining of no steps."""
-    return Pretrained(tuple(seeds), build_pretrainer(config, data, seeds, Placement()).result())
+    return Pretrained(tuple(seeds), build_pretrainer(config.pretrain, data, seeds, Placement()).result())
 
 
 # ---- what is asked of the behaviour ------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def test_two_workers_draw_the_two_halves_of_one_workers_minibatch(tmp_path):
     pretrained = fresh(config, data, [0])
     replay = full_replay(data)
     for batch_size, build in (
-        (16, lambda placement: build_pretrainer(config, data, [0], placement)),
+        (16, lambda placement: build_pretrainer(config.pretrain, data, [0], placement)),
         (24, lambda placement: build_learner(config, data, members, pretrained, placement)),
     ):
         halves = [Placement(rank=rank, workers=2) for rank in (0, 1)]
@@ -172,15 +172,15 @@ def bits(stage: Stage) -> dict[str, bytes]:
 def test_pretraining_goes_on_through_a_file_bitwise(tmp_path, stop):
     """In each phase and at the phases' borders. Fault: leave an Adam moment or a target out of state_dict."""
     data, config = open_made(tmp_path / "store"), small_config()
-    sample, rows = full_replay(data).sample, config.pretrain.batch_size
-    straight = build_pretrainer(config, data, [1, 2], Placement())
+    replay, rows = full_replay(data), config.pretrain.batch_size
+    straight = build_pretrainer(config.pretrain, data, [1, 2], Placement())
     total = straight.total_steps
-    build_runner(straight, sample, rows, Placement(), config.scaling).advance(0, stop)
+    build_runner(straight, replay, rows, Placement(), config.scaling).advance(0, stop)
     save_state(tmp_path / "state.safetensors", straight, stop)
-    build_runner(straight, sample, rows, Placement(), config.scaling).advance(stop, total)
-    resumed = build_pretrainer(config, data, [1, 2], Placement())
+    build_runner(straight, replay, rows, Placement(), config.scaling).advance(stop, total)
+    resumed = build_pretrainer(config.pretrain, data, [1, 2], Placement())
     assert load_state(tmp_path / "state.safetensors", resumed) == stop
-    build_runner(resumed, sample, rows, Placement(), config.scaling).advance(stop, total)
+    build_runner(resumed, replay, rows, Placement(), config.scaling).advance(stop, total)
     assert bits(resumed) == bits(straight)
 
 
@@ -190,16 +190,16 @@ def test_extraction_goes_on_through_a_file_bitwise(tmp_path, stop):
     data = open_made(tmp_path / "store")
     rules = "{adaptation: lagrangian, cost_limit: 0, k: 9}, {adaptation: crpo, policy_class: gaussian}, {cost_limit: 3}"
     config = small_config(f"population=[{rules}]", "extract.update_diffusion=true")
-    members, sample, rows = config.members(), full_replay(data).sample, config.extract.batch_size
+    members, replay, rows = config.members(), full_replay(data), config.extract.batch_size
     pretrained = fresh(config, data, [0])
     straight = build_learner(config, data, members, pretrained, Placement())
-    build_runner(straight, sample, rows, Placement(), config.scaling).advance(0, stop)
+    build_runner(straight, replay, rows, Placement(), config.scaling).advance(0, stop)
     save_state(tmp_path / "state.safetensors", straight, stop)
-    metrics = build_runner(straight, sample, rows, Placement(), config.scaling).advance(stop, straight.total_steps)
+    metrics = build_runner(straight, replay, rows, Placement(), config.scaling).advance(stop, straight.total_steps)
     assert straight.multiplier.value[0] > 0.1
     resumed = build_learner(config, data, members, pretrained, Placement())
     assert load_state(tmp_path / "state.safetensors", resumed) == stop
-    again = build_runner(resumed, sample, rows, Placement(), config.scaling).advance(stop, resumed.total_steps)
+    again = build_runner(resumed, replay, rows, Placement(), config.scaling).advance(stop, resumed.total_steps)
     assert bits(resumed) == bits(straight)
     assert {name: value.tobytes() for name, value in again.items()} == {
         name: value.tobytes() for name, value in metrics.items()
@@ -262,8 +262,8 @@ def test_an_artifacts_name_follows_nothing_else(tmp_path):
 def test_artifacts_are_what_pretraining_gave(tmp_path):
     """Fault: cut an ensemble's rows between the seeds in the wrong place."""
     data, config = open_made(tmp_path / "store"), small_config()
-    pretrainer = build_pretrainer(config, data, [4, 5], Placement())
-    build_runner(pretrainer, full_replay(data).sample, 16, Placement(), config.scaling).advance(0, pretrainer.total_steps)
+    pretrainer = build_pretrainer(config.pretrain, data, [4, 5], Placement())
+    build_runner(pretrainer, full_replay(data), 16, Placement(), config.scaling).advance(0, pretrainer.total_steps)
     paths = {seed: artifact_path(tmp_path, data, config.pretrain, seed) for seed in (4, 5)}
     save_artifacts(paths, pretrainer)
     loaded, result = load_artifacts(list(paths.values())), pretrainer.result()
@@ -277,8 +277,8 @@ def test_a_seeds_artifact_is_the_same_whoever_was_pretrained_beside_it(tmp_path)
     data, config = open_made(tmp_path / "store"), small_config("pretrain.policy=score", "pretrain.noise_dropout=0.1")
     tensors = []
     for name, seeds in (("pack", [4, 5]), ("alone", [5])):
-        pretrainer = build_pretrainer(config, data, seeds, Placement())
-        build_runner(pretrainer, full_replay(data).sample, 16, Placement(), config.scaling).advance(0, pretrainer.total_steps)
+        pretrainer = build_pretrainer(config.pretrain, data, seeds, Placement())
+        build_runner(pretrainer, full_replay(data), 16, Placement(), config.scaling).advance(0, pretrainer.total_steps)
         save_artifacts({5: tmp_path / name}, pretrainer)
         tensors.append(load_artifacts([tmp_path / name]).tensors)
     assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())
@@ -287,7 +287,7 @@ def test_a_seeds_artifact_is_the_same_whoever_was_pretrained_beside_it(tmp_path)
 def test_a_damaged_artifact_is_refused(tmp_path):
     data, config = open_made(tmp_path / "store"), small_config()
     path = tmp_path / "artifact.safetensors"
-    save_artifacts({0: path}, build_pretrainer(config, data, [0], Placement()))
+    save_artifacts({0: path}, build_pretrainer(config.pretrain, data, [0], Placement()))
     content = path.read_bytes()
     flipped = bytearray(content)
     flipped[-1000] ^= 1

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import drcorl_ray.training.checkpoint
 from drcorl_ray.io.files import save_arrays
+from drcorl_ray.runs.folders import TrainingFolder
 from drcorl_ray.training.checkpoint import States, save_state
 
 
@@ -28,7 +29,7 @@ class Counter:
 
 @pytest.fixture(params=["disk", "object store"])
 def states(request, tmp_path) -> States:
-    return States(tmp_path if request.param == "disk" else request.getfixturevalue("bucket") / "states")
+    return States(TrainingFolder(tmp_path if request.param == "disk" else request.getfixturevalue("bucket") / "states"))
 
 
 def load(states: States) -> tuple[int, int, list[str]]:
@@ -48,35 +49,35 @@ def test_the_last_two_are_kept(states):
     for step in (10, 20, 30):
         states.save(Counter(step), step)
     assert load(states) == (30, 30, [])
-    states.newest.unlink()  # as a kill leaves it between the two files
+    states.folder.state.unlink()  # as a kill leaves it between the two files
     assert load(states) == (20, 20, [])
 
 
 def test_a_damaged_one_is_passed_over_and_named(states):
     for step in (10, 20):
         states.save(Counter(step), step)
-    flip(states.newest)
+    flip(states.folder.state)
     step, value, [damage] = load(states)
     assert (step, value) == (10, 10)
-    assert str(states.newest) in damage
+    assert str(states.folder.state) in damage
     assert "checksum mismatch" in damage
-    flip(states.before)
+    flip(states.folder.previous_state)
     step, value, damages = load(states)
     assert (step, value, len(damages)) == (0, -1, 2)
 
 
 @pytest.mark.parametrize("content", [{}, {"value": torch.zeros(3).numpy()}])
 def test_the_state_of_something_else_is_refused(tmp_path, content):
-    states = States(tmp_path)
-    save_state(states.before, Counter(10), 10)
-    save_arrays(states.newest, content, {"step": 20})
+    states = States(TrainingFolder(tmp_path))
+    save_state(states.folder.previous_state, Counter(10), 10)
+    save_arrays(states.folder.state, content, {"step": 20})
     step, value, [damage] = load(states)
     assert (step, value) == (10, 10)
     assert "the state of another training" in damage
 
 
 def test_a_full_disk_leaves_the_state_before(tmp_path, monkeypatch):
-    states = States(tmp_path)
+    states = States(TrainingFolder(tmp_path))
     states.save(Counter(10), 10)
 
     def full(*arguments):

@@ -18,10 +18,9 @@ from drcorl_ray.evaluation.rollout import roll_out_in
 from drcorl_ray.method.learner import Learner
 from drcorl_ray.tasks.envs import make_simulator
 from drcorl_ray.training.episode_budget import EpisodeLedger
-from drcorl_ray.training.online import OnlineEvaluation, Roller
 from tests.evaluation.test_rollout import WALK
 from tests.helpers.learners import make_learner, make_spec, make_table, pretrain, sampler, small_config, take_step
-from tests.helpers.tiny import HerePool, Killed
+from tests.helpers.tiny import HerePool, Killed, online_session
 
 TABLE = make_table(64, 1, 1)
 SPEC = make_spec(1, 1)
@@ -45,8 +44,7 @@ class Session:
         if state is not None:
             self.learner.load_state_dict(state)
         self.pool = pool or HerePool()
-        roller = Roller(config, self.learner, WALK, folder, self.pool)
-        self.evaluation = OnlineEvaluation(config, self.learner, stop, roller, lambda evidence: evidence)
+        self.evaluation = online_session(config, self.learner, WALK, folder, self.pool, stop)
 
     def go(self, start: int, stop: int) -> dict[str, torch.Tensor]:
         """The state after steps start … stop − 1."""

@@ -20,9 +20,9 @@ from drcorl_ray.method.baselines.parts import VAE
 from drcorl_ray.method.critics import episodic_cost
 from drcorl_ray.method.networks import MLP
 from drcorl_ray.method.pretrainer import Metrics, ensemble_q
+from drcorl_ray.method.protocols import Sampler
 from drcorl_ray.method.random import Draws
 from drcorl_ray.method.replay import Batch, Replay
-from drcorl_ray.method.runner import Sampler
 from drcorl_ray.method.train_state import Trainable, flat_gradients
 from drcorl_ray.policy.population import PopulationPolicy
 
@@ -153,24 +153,28 @@ class Baseline(ABC):
         """What a step learns from."""
         return replay.sample
 
+    def as_online(self) -> None:
+        """None: baselines learn offline only."""
+        return
+
     def draws(self, step: int | Tensor) -> Draws:
         return Draws(self.seeds, step, self.first_row)
 
-    def program(self, step: int) -> str:
+    def step_kind(self, step: int) -> str:
         return "step"
 
     def prepare(self, step: int) -> None:
         """Nothing is due between steps."""
         return
 
-    def gradients(self, program: str, batch: Batch, draws: Draws) -> tuple[list[Tensor], Metrics]:
+    def gradients(self, step_kind: str, batch: Batch, draws: Draws) -> tuple[list[Tensor], Metrics]:
         """All that is averaged over the workers, in the order `update` takes it, and metrics [P]; changes nothing."""
         found = self.losses(batch, draws)
         parts = flat_gradients(torch.stack(list(found.of.values())).sum(), list(self.trainables.values()))
         named = {f"baseline/{name}_loss": loss.detach() for name, loss in found.of.items()}
         return [*parts, *(found.figures[name] for name in self.figure_names)], {**found.metrics, **named}
 
-    def update(self, program: str, means: Sequence[Tensor], step: Tensor) -> Metrics:
+    def update(self, step_kind: str, means: Sequence[Tensor], step: Tensor) -> Metrics:
         """Every change of a step; metrics [P]. step: scalar, on the device."""
         for part, gradient in zip(self.trainables.values(), means, strict=False):
             self._descend(part, gradient, step)

@@ -16,7 +16,7 @@ from drcorl_ray.method.baselines.behaviour_cloning import chosen_episodes
 from drcorl_ray.method.replay import Replay
 from drcorl_ray.policy.population import PopulationPolicy
 from drcorl_ray.runs.directory import RunDirectory
-from drcorl_ray.training.build import Placement, build_baseline, build_runner, sampler_of
+from drcorl_ray.training.build import Placement, build_baseline, build_runner
 from drcorl_ray.training.loop import save_last
 from tests.helpers.baselines import baseline_config
 from tests.helpers.columns import make_columns
@@ -44,7 +44,7 @@ def clone(data: TaskData, kind: str, members: list[dict], *overrides: str) -> Po
     replay = Replay(data.manifest)
     replay.insert(read_store(data.store))
     rows = config.training_of(kind).batch_size
-    build_runner(learner, sampler_of(learner, replay), rows, Placement(), config.scaling).advance(0, learner.total_steps)
+    build_runner(learner, replay, rows, Placement(), config.scaling).advance(0, learner.total_steps)
     return learner.policies()
 
 
@@ -116,9 +116,8 @@ def test_cdt_is_trained_once_and_asked_for_each_limit(two_styles, tmp_path):
     assert (len(compared.members), compared.places) == (1, (0, 0))
     learner = build_baseline(config, two_styles, "cdt", compared.members, Placement())
     run = RunDirectory(tmp_path)
-    path = run.baseline(two_styles.task.name, "cdt")
-    path.mkdir(parents=True)
-    save_last(path / comparison.POPULATION, learner)
+    folder = run.baseline(two_styles.task.name, "cdt")
+    save_last(folder.population, learner)
 
     class Seen:
         def evaluate(self, policies, task, seeds):
@@ -126,7 +125,7 @@ def test_cdt_is_trained_once_and_asked_for_each_limit(two_styles, tmp_path):
             return Rollouts.empty(policies.members, seeds).stats
 
     pool = Seen()
-    comparison._rows(two_styles, run, compared, path / comparison.POPULATION, pool, [1])  # type: ignore[arg-type]
+    comparison._rows(two_styles, run, compared, folder.population, pool, [1])  # type: ignore[arg-type]
     returns, costs = two_styles.episodes.returns, two_styles.episodes.costs
     expected = [[limit, returns[costs <= limit].max()] for limit in (5.0, 20.0)]
     np.testing.assert_allclose(pool.policies.arrays()["target"], expected, rtol=1e-6)

@@ -1,0 +1,136 @@
+"""Who rolls out policies: one interface for a loop in this process and for Ray actors (`distributed.rollout_pool`).
+
+Both run the same blocks of episodes by the same function, so results do not depend on who ran them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from drcorl_ray.evaluation.rollout import MAX_ENVIRONMENTS, Block, Rollouts, blocks, check_evaluation, roll_out_in
+from drcorl_ray.policy.population import PopulationPolicy
+from drcorl_ray.tasks.envs import Simulator, make_simulator
+from drcorl_ray.tasks.registry import Task, get_task
+from drcorl_ray.tasks.scores import EpisodeStats
+
+Charge = Callable[[Sequence[int], int], Sequence[int]]
+"""Called with members and a number of episodes before these start; returns how many each of the members may have."""
+
+
+class RolloutPool(AbstractContextManager[Any], Protocol):
+    """Rolls out populations; one rollout at a time, a second one waits."""
+
+    def roll_out(
+        self,
+        policies: PopulationPolicy,
+        task: Task | str,
+        seeds: Sequence[int],
+        *,
+        record: int = 0,
+        charge: Charge | None = None,
+    ) -> Rollouts:
+        """One episode per member and seed, with the trajectories of each member's first `record` ones.
+
+        charge: also called for episodes that start again because their process died. Episodes that are not granted do not
+        run. UserError where the simulator cannot run or the policies are for other spaces; ValueError for weights that are
+        not finite, or no seeds.
+        """
+        ...
+
+    def evaluate(self, policies: PopulationPolicy, task: Task | str, seeds: Sequence[int]) -> EpisodeStats:
+        """`roll_out` without trajectories."""
+        ...
+
+    def start(
+        self, policies: PopulationPolicy, task: Task | str, seeds: Sequence[int], *, record: int, charge: Charge
+    ) -> Future[Rollouts]:
+        """`roll_out` beside the caller's own work."""
+        ...
+
+
+def granted(block: Block, charge: Charge | None) -> list[Block]:
+    """The block where its episodes are granted in full; else the part that each of its members may have."""
+    if charge is None:
+        return [block]
+    first, episodes = block.episodes.start, block.episodes.stop - block.episodes.start
+    members = range(block.members.start, block.members.stop)
+    counts = charge(members, episodes)
+    if all(count == episodes for count in counts):
+        return [block]
+    return [
+        Block(slice(member, member + 1), slice(first, first + count))
+        for member, count in zip(members, counts, strict=True)
+        if count
+    ]
+
+
+class BlockRunner:
+    """Runs blocks in this process. It keeps the last task's simulator, and nothing that could change a result."""
+
+    def __init__(self) -> None:
+        self._task: Task | None = None
+        self._simulator: Simulator | None = None
+
+    def run(self, policies: PopulationPolicy, block: Block, task: Task, seeds: Sequence[int], record: int) -> Rollouts:
+        """A block of the rollout of all `policies` over all `seeds`, as a rollout of its own."""
+        chosen = policies.select(range(policies.members)[block.members])
+        recorded = max(0, record - block.episodes.start)
+        return roll_out_in(self._simulator_of(task), chosen, task, seeds[block.episodes], recorded)
+
+    def _simulator_of(self, task: Task) -> Simulator:
+        if self._simulator is None or task != self._task:
+            self.close()
+            self._simulator, self._task = make_simulator(task), task
+        return self._simulator
+
+    def close(self) -> None:
+        if self._simulator is not None:
+            self._simulator.close()
+        self._simulator = self._task = None
+
+
+class LocalRolloutPool:
+    """Rolls out in this process, block by block. progress: called with the number of episodes of each finished block."""
+
+    def __init__(self, progress: Callable[[int], object] = lambda episodes: None, size: int = MAX_ENVIRONMENTS) -> None:
+        self._runner, self._progress, self._size = BlockRunner(), progress, size
+
+    def __enter__(self) -> LocalRolloutPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._runner.close()
+
+    def roll_out(
+        self,
+        policies: PopulationPolicy,
+        task: Task | str,
+        seeds: Sequence[int],
+        *,
+        record: int = 0,
+        charge: Charge | None = None,
+    ) -> Rollouts:
+        task = get_task(task) if isinstance(task, str) else task
+        check_evaluation(policies, seeds)
+        whole = Rollouts.empty(policies.members, seeds)
+        size = min(self._size, task.environments_per_process or self._size)
+        for planned in blocks(policies.members, len(seeds), size):
+            for block in granted(planned, charge):
+                part = self._runner.run(policies, block, task, seeds, record)
+                whole.store(block.members, block.episodes, part)
+                self._progress(part.ran.size)
+        return whole
+
+    def evaluate(self, policies: PopulationPolicy, task: Task | str, seeds: Sequence[int]) -> EpisodeStats:
+        return self.roll_out(policies, task, seeds).stats
+
+    def start(
+        self, policies: PopulationPolicy, task: Task | str, seeds: Sequence[int], *, record: int, charge: Charge
+    ) -> Future[Rollouts]:
+        """`roll_out` at once; the future is done when this returns."""
+        done: Future[Rollouts] = Future()
+        done.set_result(self.roll_out(policies, task, seeds, record=record, charge=charge))
+        return done
