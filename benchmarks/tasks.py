@@ -121,8 +121,9 @@ def main() -> None:
     print("# Tasks\n")
     print(f"`uv run --group metadrive python benchmarks/tasks.py > docs/tasks.md`, one core ({processor()}), ", end="")
     print(f"Python {platform.python_version()}, {datetime.datetime.now(datetime.UTC).date()}.")
-    print("CPU time, random actions, no policy; steps/s leave resets out. `side by side` is the batch simulator's sum over")
-    print(f"{BATCH} episodes. References are DSRL's extreme episode returns and costs; S observations, A actions.\n")
+    print("CPU time with random actions and no policy; steps/s exclude resets. `side by side`: total steps/s of the batch")
+    print(f"simulator with {BATCH} episodes. References: DSRL's extreme episode returns and costs. S, A: sizes of the")
+    print("observation and of the action.\n")
     print(f"| {' | '.join(COLUMNS.values())} |\n|{'---|' * len(COLUMNS)}")
     for task in all_tasks():
         cells = row(task, options.seconds)

@@ -73,7 +73,7 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 def test_driver(search, equal):
     """kill -9 of the driver (`launch/tune.py`)
-    | what it was doing ends; `run.resume=true` goes on, also on another machine with the same storage
+    | its work ends; `run.resume=true` continues, also on another machine with the same storage
     | the steps since each running pack's last report"""
     driver = search.start()
     wait_for(lambda: under_way(search), driver)
@@ -83,8 +83,8 @@ def test_driver(search, equal):
 
 
 def test_trial(search, equal):
-    """kill -9 of a trial (a pack under way)
-    | Ray Tune starts it again, up to `scaling.max_failures` times
+    """kill -9 of a trial (a running pack)
+    | Ray Tune restarts it, up to `scaling.max_failures` times
     | the steps since its last report"""
     driver = search.start()
     wait_for(lambda: under_way(search), driver)
@@ -95,8 +95,8 @@ def test_trial(search, equal):
 
 
 def test_train_worker(tmp_path, undisturbed, equal, search):
-    """kill -9 of a Ray Train worker (pretraining under way)
-    | Ray Train starts it again, up to `scaling.max_failures` times
+    """kill -9 of a Ray Train worker (during pretraining)
+    | Ray Train restarts it, up to `scaling.max_failures` times
     | the steps since its last report"""
     for artifact in search.folder.glob("shared/pretrained/*"):
         artifact.unlink()
@@ -111,8 +111,8 @@ def test_train_worker(tmp_path, undisturbed, equal, search):
 
 def test_rollout_actors(search, equal):
     """kill -9 of a rollout actor, every two seconds
-    | the pool replaces it; the episode begins again and is charged to its budget again
-    | the episodes under way"""
+    | the pool replaces it; the episode is run again and charged to its budget again
+    | the running episodes"""
     driver = search.start()
     killed, over = [], threading.Event()
 
@@ -167,7 +167,7 @@ search(config)
 
 def test_raylet(search, equal):
     """kill -9 of the raylet of a worker node (or the node itself)
-    | its packs and actors are started on other nodes, or when one joins
+    | its packs and actors restart on other nodes, or when a node joins
     | the steps since their last reports"""
     driver = search.start(script=NODES)
     assert "raylet killed" in search.finish(driver)
@@ -176,7 +176,7 @@ def test_raylet(search, equal):
 
 def test_full_disk(tmp_path, undisturbed, reliability, request):
     """the disk of the run is full while a state is written
-    | after `scaling.max_failures` tries the search ends with one line; free some and resume
+    | after `scaling.max_failures` attempts the search ends with a one-line error; free some space and resume
     | the steps since each running pack's last report"""
     if os.geteuid() != 0:
         pytest.skip("mounting a small disk needs root")
@@ -212,7 +212,7 @@ def test_full_disk(tmp_path, undisturbed, reliability, request):
 
 def test_storage_away(tmp_path, undisturbed, bucket, s3, reliability, request):
     """the object store does not answer for a minute
-    | all wait and go on when it is back; after about six minutes workers are started again, and at last the search ends
+    | all processes wait and continue when it is back; after about six minutes workers restart, and finally the search ends
     | nothing"""
     search = Search(tmp_path, pretrained=undisturbed.folder)
     there = [f"run.dir={bucket}/run", f"run.storage={bucket}/shared"]
@@ -232,7 +232,7 @@ def test_storage_away(tmp_path, undisturbed, bucket, s3, reliability, request):
 
 def test_damaged_state(search, equal):
     """the newest state of a training is damaged (half a file, a flipped bit)
-    | the one before it is taken and a line says so; without one it begins anew
+    | the state before it is used and a message says so; without one the training starts again
     | one more reporting interval"""
     driver = search.start()
     wait_for(lambda: under_way(search), driver)
@@ -273,7 +273,7 @@ sys.exit(guarded(work))
 
 def test_little_memory(search, equal):
     """a pack is too large for the GPU's memory
-    | it is trained in halves, one after the other, and a line says so
+    | it is trained in halves, one after the other, and a message says so
     | the steps since the pack began"""
     output = " ".join(search.finish(search.start(script=LITTLE_MEMORY)).split())
     assert output.count("4 members are too large for the memory; going on with half of them at a time") == 3
@@ -281,7 +281,7 @@ def test_little_memory(search, equal):
 
 
 def test_damaged_artifact(search, equal):
-    """a pretrained artifact is half a file
+    """a file of pretrained weights is truncated to half
     | it is made again
     | its pretraining"""
     [artifact] = search.folder.glob("shared/pretrained/*.safetensors")
@@ -304,7 +304,7 @@ def trained(folder: Path, name: str, population: str) -> dict[str, bytes]:
 
 def test_diverging_member(tmp_path, reliability, request):
     """one member of a population diverges (NaN)
-    | it is named and left out (`FAIL` in the study); the others do not notice
+    | it is named and left out (`FAIL` in the study); the others are not affected
     | that member"""
     with_it = trained(tmp_path, "with", "[{k: 0.5}, {actor_learning_rate: 1e30}, {k: 1.5}]")
     assert with_it == trained(tmp_path, "without", "[{k: 0.5}, {k: 1.5}]")
