@@ -54,6 +54,17 @@ def decide(
     return Decision(reward_weight, cost_weight, band, band.long() + 2 * unsafe.long())
 
 
+def combine(reward: Tensor, cost: Tensor, behaviour: Tensor, decision: Decision) -> tuple[Tensor, Tensor]:
+    """The members' ascent directions [P, N], and whether their reward and cost gradients conflict [P] (Eq. 12, 20-23).
+
+    reward, cost, behaviour: weighted ascent directions [P, N] of Q_r, of Q_c and of log μ.
+    """
+    single = decision.reward_weight[:, None] * reward - decision.cost_weight[:, None] * cost + behaviour
+    gradient_r, gradient_c = reward + behaviour, behaviour - cost
+    both = manipulate(gradient_r, gradient_c)
+    return torch.where(decision.band[:, None], both, single), (gradient_r * gradient_c).sum(-1) < 0
+
+
 def manipulate(gradient_r: Tensor, gradient_c: Tensor) -> Tensor:
     """Eq. 12 on whole policy gradients [P, N], per member: the mean of both, each freed of its conflict with the other."""
     dot = (gradient_r * gradient_c).sum(-1, keepdim=True)

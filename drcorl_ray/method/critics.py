@@ -8,6 +8,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from drcorl_ray.method.networks import Weights
+from drcorl_ray.method.train_state import Trainable
+
+
+def ensemble_q(critic: Trainable, weights: Weights, observations: Tensor, actions: Tensor) -> Tensor:
+    """Q_i(s, a) of every critic of every member, [P, E, B], for s [P, B, S] and a [P, B, A]."""
+    inputs = torch.cat([observations, actions], dim=-1)
+    inputs = inputs.unsqueeze(1).expand(-1, critic.copies, -1, -1).flatten(0, 1)
+    return critic.network(weights, inputs).squeeze(-1).unflatten(0, (-1, critic.copies))
+
 
 def expectile_loss(difference: Tensor, *, expectile: float) -> Tensor:
     """L₂^τ(u) = |τ − 1(u < 0)|·u², elementwise (Eq. 17)."""

@@ -14,18 +14,21 @@ import torch
 from torch import Tensor
 
 from drcorl_ray.data.spec import DataSpec
-from drcorl_ray.method import critics, diffusion, schedules
-from drcorl_ray.method.actor import fold_condition, snapshot, standard_deviation
-from drcorl_ray.method.adaptation import REGIONS, Decision, Multiplier, decide, manipulate
+from drcorl_ray.method import critics, schedules
+from drcorl_ray.method.actor import snapshot, standard_deviation
+from drcorl_ray.method.adaptation import REGIONS, Multiplier, combine, decide
+from drcorl_ray.method.architectures import Architectures
+from drcorl_ray.method.behaviour_model import behaviour_directions, noise_loss, row_conditions
+from drcorl_ray.method.cost_estimate import Horizon, estimate_moments, running_mean, upper_estimate
 from drcorl_ray.method.estimation_states import Footprints
 from drcorl_ray.method.hyperparameters import Hyperparameters
 from drcorl_ray.method.networks import Weights
 from drcorl_ray.method.online_data import Evidence, OnlineData
-from drcorl_ray.method.pretrainer import Architectures, Metrics, ensemble_q, noise_loss, row_conditions
-from drcorl_ray.method.protocols import Sampler
+from drcorl_ray.method.policy_gradient import action_gradients, policy_gradients
+from drcorl_ray.method.protocols import Metrics, Sampler
 from drcorl_ray.method.random import Draws, Stream
 from drcorl_ray.method.replay import Batch, Replay
-from drcorl_ray.method.train_state import Trainable, flat_gradients
+from drcorl_ray.method.train_state import Trainable, finite_members, flat_gradients, named_state
 from drcorl_ray.policy.population import PopulationPolicy
 from drcorl_ray.tasks.scores import COST_EPSILON
 
@@ -33,7 +36,6 @@ if TYPE_CHECKING:  # pydantic is for those who read settings, not for those who 
     from drcorl_ray.config import EvaluationConfig, ExtractConfig, MemberConfig, PretrainConfig
 
 _PER_MEMBER = ("sources", "conditions", "average", "estimate", "region_counts", "estimated_on")
-_ESTIMATE_ROWS = 256  # states of `offline_estimate` that are evaluated at once
 _STEP_OFFSET = 1 << 40  # extraction draws other numbers than pretraining at the same step
 
 
@@ -70,8 +72,11 @@ class Learner:
         self.footprints = footprints.to(device, dtype)
         self.nets = Architectures.of(spec, pretrain)
         self.sources = torch.tensor(list(sources), device=device)
-        self.pretrained_noise = pretrained["noise.flat"].to(device, dtype)
-        self.trainables = self._start(pretrained, device, dtype)
+        pretrained = {name: flat.to(device, dtype) for name, flat in pretrained.items()}
+        self.pretrained_noise = pretrained["noise.flat"]
+        self.trainables = self.nets.start_extraction(
+            pretrained, self.sources, self.conditions, pretrain.cost_ensemble, update_diffusion=extract.update_diffusion
+        )
         self.noise_weights = self._behaviour_model()
         self.average = self.trainables["actor"].flat.clone()
         zeros = torch.zeros_like(self.hyper.cost_limit)
@@ -80,23 +85,6 @@ class Learner:
         self.online = OnlineData(spec, evaluation, members, device, dtype)
         self.region_counts = torch.zeros(len(members), len(REGIONS), dtype=torch.int64, device=device)
         self.estimated_on = self._nearest_states()
-
-    def _start(self, pretrained: Mapping[str, Tensor], device: torch.device | str, dtype: torch.dtype) -> dict[str, Trainable]:
-        nets, ensemble = self.nets, self.pretrain.cost_ensemble
-
-        def weights(name: str, copies: int = 1) -> Tensor:
-            flat = pretrained[name].to(device, dtype)
-            return flat.unflatten(0, (-1, copies))[self.sources].flatten(0, 1)
-
-        actor = fold_condition(nets.conditioned_actor.layout, weights("actor.flat"), nets.actor.layout, self.conditions)
-        trainables = {"actor": Trainable(nets.actor, actor)}
-        for name, network, copies in (("q_reward", nets.reward_critic, 2), ("q_cost", nets.cost_critic, ensemble)):
-            part = Trainable(network, weights(f"{name}.flat", copies), copies=copies, tracked=True)
-            part.load(part.state() | {"target": weights(f"{name}.target", copies)})
-            trainables[name] = part
-        if self.extract.update_diffusion:
-            trainables["noise"] = Trainable(nets.noise, weights("noise.flat"))
-        return trainables
 
     def _behaviour_model(self) -> Weights:
         """The noise network's weights of each member; a frozen one of a single seed serves all of them without a copy."""
@@ -191,8 +179,8 @@ class Learner:
         q_reward, q_cost, used = self.trainables["q_reward"], self.trainables["q_cost"], self.used_critics
         with torch.no_grad():
             next_actions = self._act(batch.next_observations, draws, Stream.NEXT_POLICY_NOISE)[0]
-            next_q_r = ensemble_q(q_reward, q_reward.target, batch.next_observations, next_actions).amin(1)
-            next_q_c = ensemble_q(q_cost, q_cost.target, batch.next_observations, next_actions)
+            next_q_r = critics.ensemble_q(q_reward, q_reward.target, batch.next_observations, next_actions).amin(1)
+            next_q_c = critics.ensemble_q(q_cost, q_cost.target, batch.next_observations, next_actions)
             reward_target = critics.reward_target(
                 batch.rewards * self.spec.reward_scale, batch.terminals, next_q_r, discount=self.pretrain.discount
             )
@@ -205,11 +193,11 @@ class Learner:
                 ceiling=self.spec.max_cost * horizon if self.extract.clamp_cost_target else None,
                 terminal_value=self.spec.mean_cost * horizon if self.extract.terminal_cost else 0.0,
             )
-        q_r = ensemble_q(q_reward, q_reward.weights, batch.observations, batch.actions)
-        q_c = ensemble_q(q_cost, q_cost.weights, batch.observations, batch.actions)
+        q_r = critics.ensemble_q(q_reward, q_reward.weights, batch.observations, batch.actions)
+        q_c = critics.ensemble_q(q_cost, q_cost.weights, batch.observations, batch.actions)
         losses = {"q_reward": critics.q_loss(q_r, reward_target), "q_cost": critics.q_loss(q_c * used, cost_target * used)}
         if self.pessimistic:
-            q_c_policy = ensemble_q(q_cost, q_cost.weights, batch.observations, actions)
+            q_c_policy = critics.ensemble_q(q_cost, q_cost.weights, batch.observations, actions)
             losses["q_cost"] = losses["q_cost"] + critics.pessimism(q_c_policy * used, alpha=self.hyper.alpha)
         mean_cost, _ = critics.ensemble_moments(q_c.detach(), used)
         return losses, {"critic/q_reward": q_r.detach().mean((1, 2)), "critic/q_cost": mean_cost.mean(-1)}
@@ -220,36 +208,20 @@ class Learner:
 
     def _policy_gradients(self, batch: Batch, actions: Tensor, std: Tensor, draws: Draws) -> list[Tensor]:
         """The parts of Eq. 23, each an ascent direction [P, N]: of Q_r, of Q_c, of log μ; and the mean norms [P] of ∇_a Q."""
-        q_reward, q_cost = self.trainables["q_reward"], self.trainables["q_cost"]
-        at = actions.detach().requires_grad_()
-        q_r = ensemble_q(q_reward, q_reward.target, batch.observations, at).amin(1)
-        q_c = ensemble_q(q_cost, q_cost.target, batch.observations, at)
-        q_c = critics.upper_confidence_bound(q_c, self.used_critics, k=self.hyper.k)
-        (for_reward,) = torch.autograd.grad(q_r.sum(), at)
-        (for_cost,) = torch.autograd.grad(q_c.sum(), at)
-        for_behaviour, for_std = self._behaviour_directions(at.detach(), std.detach(), batch, draws)
-        directions = (
+        part, asked = self.trainables, self.conditions.unsqueeze(1).expand(-1, actions.shape[1], -1)
+        for_reward, for_cost = action_gradients(
+            part["q_reward"], part["q_cost"], self.used_critics, batch.observations, actions, k=self.hyper.k
+        )
+        for_behaviour, for_std = behaviour_directions(
+            self.nets.noise, self.noise_weights, asked, batch.observations, actions.detach(), std.detach(), draws
+        )
+        surrogates = (
             (actions * for_reward).sum(-1),
             (actions * for_cost).sum(-1),
             (actions * for_behaviour + std * for_std).sum(-1),
         )
-        leaves = list(self.trainables["actor"].weights.values())
-        gradients = [torch.autograd.grad(d.mean(-1).sum(), leaves, retain_graph=True) for d in directions]
-        flat = [torch.cat([g.flatten(1) for g in gradient], dim=1) for gradient in gradients]
-        return [*flat, for_reward.norm(dim=-1).mean(-1), for_cost.norm(dim=-1).mean(-1)]
-
-    def _behaviour_directions(self, actions: Tensor, std: Tensor, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
-        (rows, size), dtype = actions.shape[1:], actions.dtype
-        times = diffusion.spread(draws.uniform(Stream.REGULARISER_TIME, rows, dtype=dtype), diffusion.REGULARISER_TIMES)
-        noise = draws.normal(Stream.REGULARISER_NOISE, rows, size, dtype=dtype)
-        asked = self.conditions.unsqueeze(1).expand(-1, rows, -1)
-        return diffusion.behaviour_direction(
-            lambda noisy, t: self.nets.noise(self.noise_weights, noisy, t, batch.observations, asked),
-            actions,
-            std,
-            times,
-            noise,
-        )
+        norms = (for_reward.norm(dim=-1).mean(-1), for_cost.norm(dim=-1).mean(-1))
+        return [*policy_gradients(part["actor"], surrogates), *norms]
 
     def _nearest_states(self) -> Tensor:
         """Where the cost of the policies of this moment is estimated: states of the footprints, [P, K] (D15)."""
@@ -257,41 +229,34 @@ class Learner:
         return self.footprints.choose(lambda states: actor.network(actor.weights, states)[0], len(self.sources))
 
     def estimate_cost(self, draws: Draws, rows: int) -> Tensor:
-        """Offline estimate of each member's episode cost on `rows` of its estimation states (Eq. 24-25, App. B.1), [P]."""
-        q_cost, states = self.trainables["q_cost"], self.footprints.observations[self.estimated_on]
+        """Offline estimate of each member's episode cost on `rows` of its estimation states, [P]."""
+        states = self.footprints.observations[self.estimated_on]
         index = draws.integers(Stream.ESTIMATE_ROWS, rows, states.shape[1])
         with torch.no_grad():
-            observations = states.gather(1, index.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
-            actions = self._act(observations, draws, Stream.ESTIMATE_NOISE)[0]
-            q = ensemble_q(q_cost, q_cost.target, observations, actions)
-            bound = critics.upper_confidence_bound(q, self.used_critics, k=self.hyper.k)
-            return critics.episodic_cost(bound, discount=self.pretrain.cost_discount, episode_length=self.spec.episode_length)
+            chosen = states.gather(1, index.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+            actions = self._act(chosen, draws, Stream.ESTIMATE_NOISE)[0]
+            return upper_estimate(
+                self.trainables["q_cost"], self.used_critics, chosen, actions, k=self.hyper.k, **self._horizon
+            )
 
     def offline_estimate(self) -> tuple[Tensor, Tensor]:
-        """What the critics expect of the averaged policies on all estimation states: episode cost and its deviation, [P] each.
-
-        The estimate with any k (Eq. 24-25, App. B.1) is mean + k · deviation.
-        """
-        actor, q_cost = self.trainables["actor"], self.trainables["q_cost"]
+        """Episode cost of the averaged policies on all estimation states: mean and deviation over the critics, [P] each."""
+        actor, states = self.trainables["actor"].network, self.footprints.observations[self.estimated_on]
         weights = self.nets.actor.layout.split(self.average)
-        moments = []
         with torch.no_grad():
-            for states in self.footprints.observations[self.estimated_on].split(_ESTIMATE_ROWS, dim=1):
-                q = ensemble_q(q_cost, q_cost.target, states, actor.network(weights, states)[0])
-                moments.append(critics.ensemble_moments(q, self.used_critics))
-        mean, deviation = (
-            critics.episodic_cost(
-                torch.cat(parts, dim=-1), discount=self.pretrain.cost_discount, episode_length=self.spec.episode_length
+            return estimate_moments(
+                self.trainables["q_cost"], self.used_critics, states, lambda x: actor(weights, x)[0], **self._horizon
             )
-            for parts in zip(*moments, strict=True)
-        )
-        return mean, deviation
+
+    @property
+    def _horizon(self) -> Horizon:
+        return {"discount": self.pretrain.cost_discount, "episode_length": self.spec.episode_length}
 
     def _adapt(self, parts: Sequence[Tensor], policy_step: Tensor, progress: Tensor, rate: Tensor) -> Metrics:
         """Safe adaptation and the policy's update from the averaged parts of the gradient (Algorithms 2-3, Eq. 12, 20-23)."""
         toward_reward, toward_cost, toward_behaviour, norm_reward, norm_cost, offline = parts
         hyper = self.hyper
-        offline = self._smoothed(offline)
+        offline = running_mean(self.estimate, self.estimates, offline, decay=self.extract.estimate_smoothing)
         cost = self.online.known(offline) / (hyper.cost_limit + COST_EPSILON)
         self.multiplier.update(
             cost, proportional=hyper.pid_proportional, integral=hyper.pid_integral, derivative=hyper.pid_derivative
@@ -308,13 +273,12 @@ class Learner:
             cost_step_reward_weight=self.extract.cost_step_reward_weight,
         )
         beta = schedules.beta(hyper.beta_schedule, hyper.beta_0, hyper.beta_1, policy_step / self.extract.epoch_steps)
-        if self.extract.normalize_action_gradients:
-            tiny = torch.finfo(beta.dtype).tiny
-            beta_reward, beta_cost = beta / norm_reward.clamp(min=tiny), beta / norm_cost.clamp(min=tiny)
-        else:
-            beta_reward = beta_cost = beta
-        ascent, conflict = self._combine(
-            beta_reward[:, None] * toward_reward, beta_cost[:, None] * toward_cost, toward_behaviour, decision
+        weight_reward, weight_cost = (
+            beta / norm.clamp(min=torch.finfo(norm.dtype).tiny) if self.extract.normalize_action_gradients else beta
+            for norm in (norm_reward, norm_cost)
+        )
+        ascent, conflict = combine(
+            weight_reward[:, None] * toward_reward, weight_cost[:, None] * toward_cost, toward_behaviour, decision
         )
         actor = self.trainables["actor"]
         actor.descend(-ascent, hyper.actor_learning_rate * rate)
@@ -333,20 +297,6 @@ class Learner:
             "policy/gradient_norm": ascent.norm(dim=-1),
         }
 
-    def _combine(self, reward: Tensor, cost: Tensor, behaviour: Tensor, decision: Decision) -> tuple[Tensor, Tensor]:
-        """The member's ascent direction [P, N], and whether its two gradients conflict [P]."""
-        single = decision.reward_weight[:, None] * reward - decision.cost_weight[:, None] * cost + behaviour
-        gradient_r, gradient_c = reward + behaviour, behaviour - cost
-        both = manipulate(gradient_r, gradient_c)
-        return torch.where(decision.band[:, None], both, single), (gradient_r * gradient_c).sum(-1) < 0
-
-    def _smoothed(self, estimate: Tensor) -> Tensor:
-        """Bias-corrected running average of the offline estimate (D16), [P]."""
-        decay = self.extract.estimate_smoothing
-        self.estimates += 1
-        self.estimate.lerp_(estimate, 1.0 - decay)
-        return self.estimate / (1.0 - decay**self.estimates).to(self.estimate.dtype)
-
     def policies(self, parameters: Tensor | None = None) -> PopulationPolicy:
         """The averaged deterministic policies, as numpy; or those of other actor parameters [P, N]."""
         weights = self.nets.actor.layout.split(self.average if parameters is None else parameters)
@@ -354,8 +304,7 @@ class Learner:
 
     def finite(self) -> Tensor:
         """Which members hold only finite weights, [P] bool; one that does not is lost, the others are untouched by it."""
-        parts = [part.flat.isfinite().all(1).unflatten(0, (-1, part.copies)).all(1) for part in self.trainables.values()]
-        return torch.stack(parts).all(0)
+        return finite_members(self.trainables.values())
 
     def select(self, members: Sequence[int]) -> None:
         """Keep the given members, in the given order."""
@@ -385,8 +334,7 @@ class Learner:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor a resumed extraction needs beyond the constructor's arguments."""
-        state = {f"{name}.{key}": x for name, part in self.trainables.items() for key, x in part.state().items()}
-        state |= {f"multiplier.{key}": x for key, x in vars(self.multiplier).items()}
+        state = named_state(self.trainables) | {f"multiplier.{key}": x for key, x in vars(self.multiplier).items()}
         state |= {f"online.{key}": x for key, x in self.online.state_dict().items()}
         names = ("average", "estimate", "estimates", "region_counts", "estimated_on")
         return state | {name: getattr(self, name) for name in names}

@@ -6,81 +6,27 @@ Three phases of equal length, in the printed order. Each of the S seeds is a mem
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from drcorl_ray.data.spec import DataSpec
-from drcorl_ray.method import critics, diffusion
+from drcorl_ray.method import critics
 from drcorl_ray.method.actor import Actor, regression_loss
-from drcorl_ray.method.networks import MLP, NoiseNetwork, Weights
-from drcorl_ray.method.protocols import Sampler
-from drcorl_ray.method.random import Draws, Stream
+from drcorl_ray.method.architectures import Architectures
+from drcorl_ray.method.behaviour_model import behaviour_directions, noise_loss, row_conditions
+from drcorl_ray.method.networks import MLP, NoiseNetwork
+from drcorl_ray.method.protocols import Metrics, Sampler
+from drcorl_ray.method.random import Draws
 from drcorl_ray.method.replay import Batch, Replay
 from drcorl_ray.method.schedules import cosine
-from drcorl_ray.method.train_state import Trainable, flat_gradients
+from drcorl_ray.method.train_state import Trainable, flat_gradients, named_state
 
 if TYPE_CHECKING:  # pydantic is for those who read settings, not for those who use them
     from drcorl_ray.config import PretrainConfig
 
-CONDITIONS = 4
 PHASES = ("diffusion", "policy", "critics")
-
-Metrics = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Architectures:
-    """The networks of one task and pretraining configuration."""
-
-    noise: NoiseNetwork
-    conditioned_actor: Actor
-    actor: Actor
-    reward_critic: MLP
-    cost_critic: MLP
-    value: MLP
-
-    @classmethod
-    def of(cls, spec: DataSpec, config: PretrainConfig) -> Architectures:
-        s, a, hidden = spec.observation_size, spec.action_size, tuple(config.critic_hidden)
-        return cls(
-            NoiseNetwork(s, a, CONDITIONS, config.noise_width, config.noise_blocks, config.noise_expansion),
-            Actor(s + CONDITIONS, tuple(config.actor_hidden), a),
-            Actor(s, tuple(config.actor_hidden), a),
-            MLP(s + a, hidden, 1, config.critic_layer_norm),
-            MLP(s + a, hidden, 1, config.critic_layer_norm, positive=config.positive_cost),
-            MLP(s, hidden, 1, config.critic_layer_norm),
-        )
-
-
-def ensemble_q(critic: Trainable, weights: Weights, observations: Tensor, actions: Tensor) -> Tensor:
-    """Q_i(s, a) of every critic of every member, [P, E, B], for s [P, B, S] and a [P, B, A]."""
-    inputs = torch.cat([observations, actions], dim=-1)
-    inputs = inputs.unsqueeze(1).expand(-1, critic.copies, -1, -1).flatten(0, 1)
-    return critic.network(weights, inputs).squeeze(-1).unflatten(0, (-1, critic.copies))
-
-
-def row_conditions(batch: Batch, spec: DataSpec, draws: Draws, dropout: float) -> Tensor:
-    """Labels [P, B, 4] of the rows for the behaviour model, each of the two rates hidden with chance `dropout` (D7)."""
-    rows, dtype = batch.rewards.shape[1], batch.rewards.dtype
-    shown = draws.keep(Stream.CONDITION_DROPOUT, 1.0 - dropout, rows, 2).to(dtype)
-    reward = (batch.reward_rates - spec.reward_rate_mean) / spec.reward_rate_std
-    labels = torch.stack([batch.cost_rates.sqrt(), reward], dim=-1) * shown
-    return torch.stack([shown[..., 0], labels[..., 0], shown[..., 1], labels[..., 1]], dim=-1)
-
-
-def noise_loss(noise: Trainable, batch: Batch, conditions: Tensor, draws: Draws, dropout: float) -> Tensor:
-    """Eq. 5 on a minibatch, [P]."""
-    network = noise.network
-    assert isinstance(network, NoiseNetwork)
-    (rows, actions), dtype = batch.actions.shape[1:], batch.actions.dtype
-    times = diffusion.spread(draws.uniform(Stream.DIFFUSION_TIME, rows, dtype=dtype), diffusion.TRAINING_TIMES)
-    z = draws.normal(Stream.DIFFUSION_NOISE, rows, actions, dtype=dtype)
-    noisy = diffusion.perturb(batch.actions, z, times)
-    masks = network.dropout_masks(draws, rows, dropout, dtype)
-    return diffusion.diffusion_loss(network(noise.weights, noisy, times, batch.observations, conditions, masks), z)
 
 
 class Pretrainer:
@@ -130,7 +76,7 @@ class Pretrainer:
         return "returns" if returns else PHASES[phase]
 
     def prepare(self, step: int) -> None:
-        """Nothing is due between steps."""
+        """No host-side work is needed between steps."""
 
     def gradients(self, step_kind: str, batch: Batch, draws: Draws) -> tuple[list[Tensor], Metrics]:
         """Gradients [S · copies, N] of what the phase trains, and metrics [S]; changes nothing."""
@@ -172,13 +118,9 @@ class Pretrainer:
 
     def _score_loss(self, mean: Tensor, log_std: Tensor, batch: Batch, draws: Draws, conditions: Tensor) -> Tensor:
         """A loss whose gradient is minus the behaviour's ascent direction: cloning through the score, Eq. 8 with Q ≡ 0."""
-        (rows, size), dtype = mean.shape[1:], mean.dtype
-        times = diffusion.spread(draws.uniform(Stream.REGULARISER_TIME, rows, dtype=dtype), diffusion.REGULARISER_TIMES)
-        z = draws.normal(Stream.REGULARISER_NOISE, rows, size, dtype=dtype)
-        noise = self.trainables["noise"]
-        std = log_std.exp()
-        for_mean, for_std = diffusion.behaviour_direction(
-            lambda noisy, t: noise.network(noise.weights, noisy, t, batch.observations, conditions), mean, std, times, z
+        noise, std = self.trainables["noise"], log_std.exp()
+        for_mean, for_std = behaviour_directions(
+            noise.network, noise.weights, conditions, batch.observations, mean, std, draws
         )
         return -(mean * for_mean + std * for_std).sum(-1).mean(-1)
 
@@ -186,18 +128,18 @@ class Pretrainer:
         config = self.config
         value, q_reward, q_cost = (self.trainables[name] for name in ("value", "q_reward", "q_cost"))
         with torch.no_grad():
-            target_q = ensemble_q(q_reward, q_reward.target, batch.observations, batch.actions)
+            target_q = critics.ensemble_q(q_reward, q_reward.target, batch.observations, batch.actions)
             reward_target, cost_target = self._returns(batch) if returns else self._critic_targets(batch, draws)
         v = value.network(value.weights, batch.observations).squeeze(-1)
-        q_r = ensemble_q(q_reward, q_reward.weights, batch.observations, batch.actions)
-        q_c = ensemble_q(q_cost, q_cost.weights, batch.observations, batch.actions)
+        q_r = critics.ensemble_q(q_reward, q_reward.weights, batch.observations, batch.actions)
+        q_c = critics.ensemble_q(q_cost, q_cost.weights, batch.observations, batch.actions)
         loss_v = critics.value_loss(target_q, v, expectile=config.expectile)
         loss_r, loss_c = critics.q_loss(q_r, reward_target), critics.q_loss(q_c, cost_target)
         loss = loss_v + loss_r + loss_c
         if config.alpha:
             with torch.no_grad():
                 on_policy = self._act(batch.observations, self._own_conditions(batch, draws))[0]
-            q_on_policy = ensemble_q(q_cost, q_cost.weights, batch.observations, on_policy)
+            q_on_policy = critics.ensemble_q(q_cost, q_cost.weights, batch.observations, on_policy)
             loss = loss + critics.pessimism(q_on_policy, alpha=config.alpha)
         return loss, {
             "critic/value_loss": loss_v.detach(),
@@ -220,7 +162,7 @@ class Pretrainer:
         value, q_cost = self.trainables["value"], self.trainables["q_cost"]
         next_value = value.network(value.weights, batch.next_observations).squeeze(-1)
         next_actions = self._act(batch.next_observations, self._own_conditions(batch, draws))[0]
-        next_q = ensemble_q(q_cost, q_cost.target, batch.next_observations, next_actions)
+        next_q = critics.ensemble_q(q_cost, q_cost.target, batch.next_observations, next_actions)
         return (
             critics.reward_target(
                 batch.rewards * self.spec.reward_scale, batch.terminals, next_value, discount=config.discount
@@ -240,7 +182,7 @@ class Pretrainer:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor a resumed pretraining needs."""
-        return {f"{name}.{key}": x for name, part in self.trainables.items() for key, x in part.state().items()}
+        return named_state(self.trainables)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for name, part in self.trainables.items():

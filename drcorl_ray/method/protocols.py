@@ -15,6 +15,9 @@ from drcorl_ray.method.random import Draws
 from drcorl_ray.method.replay import Batch, Replay
 from drcorl_ray.policy.population import PopulationPolicy
 
+Metrics = dict[str, Tensor]
+"""Values [P] by metric name, detached."""
+
 Sampler = Callable[[Draws, int], Batch]
 """Returns a minibatch of the given number of rows. It must not wait for the host."""
 
@@ -44,11 +47,11 @@ class Stage(Protocol):
         """Return how the stage draws its minibatches from a replay."""
         ...
 
-    def gradients(self, step_kind: str, batch: Batch, draws: Draws) -> tuple[list[Tensor], dict[str, Tensor]]:
+    def gradients(self, step_kind: str, batch: Batch, draws: Draws) -> tuple[list[Tensor], Metrics]:
         """Return all tensors that are averaged over the workers, in the order of `update`, and metrics [P]; change nothing."""
         ...
 
-    def update(self, step_kind: str, means: Sequence[Tensor], step: Tensor) -> dict[str, Tensor]:
+    def update(self, step_kind: str, means: Sequence[Tensor], step: Tensor) -> Metrics:
         """Make every decision and change of a step from the averaged tensors; metrics [P]. step: scalar, on the device."""
         ...
 

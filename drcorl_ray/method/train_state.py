@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -78,6 +78,16 @@ class Trainable:
         if self.target_flat is not None and other.target_flat is not None:
             self.target_flat = torch.cat([self.target_flat, other.target_flat])
         self._bind()
+
+
+def finite_members(parts: Iterable[Trainable]) -> Tensor:
+    """Which members have only finite weights in all of their networks, [P] bool."""
+    return torch.stack([part.flat.isfinite().all(1).unflatten(0, (-1, part.copies)).all(1) for part in parts]).all(0)
+
+
+def named_state(parts: Mapping[str, Trainable]) -> dict[str, Tensor]:
+    """The state of several networks by NAME.KEY."""
+    return {f"{name}.{key}": tensor for name, part in parts.items() for key, tensor in part.state().items()}
 
 
 def flat_gradients(loss: Tensor, trainables: Sequence[Trainable]) -> list[Tensor]:

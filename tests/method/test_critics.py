@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from drcorl_ray.method import critics
-from drcorl_ray.method.pretrainer import Pretrainer, ensemble_q
+from drcorl_ray.method.critics import ensemble_q
+from drcorl_ray.method.pretrainer import Pretrainer
 from tests.helpers.learners import extract, make_learner, make_spec, pretrain, sampler, small_config, take_step
 
 F64 = {"dtype": torch.float64}

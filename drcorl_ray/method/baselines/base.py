@@ -17,10 +17,9 @@ from torch import Tensor
 from drcorl_ray.data.spec import DataSpec, Episodes
 from drcorl_ray.method.actor import snapshot
 from drcorl_ray.method.baselines.parts import VAE
-from drcorl_ray.method.critics import episodic_cost
+from drcorl_ray.method.critics import ensemble_q, episodic_cost
 from drcorl_ray.method.networks import MLP
-from drcorl_ray.method.pretrainer import Metrics, ensemble_q
-from drcorl_ray.method.protocols import Sampler
+from drcorl_ray.method.protocols import Metrics, Sampler
 from drcorl_ray.method.random import Draws
 from drcorl_ray.method.replay import Batch, Replay
 from drcorl_ray.method.train_state import Trainable, flat_gradients

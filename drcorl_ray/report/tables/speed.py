@@ -13,8 +13,8 @@ from drcorl_ray.config import BASELINES, CLONES
 from drcorl_ray.config.loading import load_config
 from drcorl_ray.errors import UserError
 from drcorl_ray.evaluation.speed import DENOISING_STEPS, STATES, diffusion_policy, seconds_per_thousand
+from drcorl_ray.method.architectures import CONDITIONS
 from drcorl_ray.method.networks import NoiseNetwork
-from drcorl_ray.method.pretrainer import CONDITIONS
 from drcorl_ray.policy.loading import Policy, load_policy
 from drcorl_ray.report.tables.core import Column, Results
 from drcorl_ray.report.tables.paper import NAMES, Cell, Table

@@ -1,0 +1,58 @@
+"""The conditional diffusion model of the data's actions: its labels, its loss, and the direction it pulls a policy in (D7).
+
+P members, B rows of a minibatch, A actions; four label inputs: (shown, √cost rate, shown, standardised reward rate).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from drcorl_ray.data.spec import DataSpec
+from drcorl_ray.method import diffusion
+from drcorl_ray.method.networks import NoiseNetwork, Weights
+from drcorl_ray.method.random import Draws, Stream
+from drcorl_ray.method.replay import Batch
+from drcorl_ray.method.train_state import Trainable
+
+
+def row_conditions(batch: Batch, spec: DataSpec, draws: Draws, dropout: float) -> Tensor:
+    """Labels [P, B, 4] of the rows, each of the two rates hidden with probability `dropout`."""
+    rows, dtype = batch.rewards.shape[1], batch.rewards.dtype
+    shown = draws.keep(Stream.CONDITION_DROPOUT, 1.0 - dropout, rows, 2).to(dtype)
+    reward = (batch.reward_rates - spec.reward_rate_mean) / spec.reward_rate_std
+    labels = torch.stack([batch.cost_rates.sqrt(), reward], dim=-1) * shown
+    return torch.stack([shown[..., 0], labels[..., 0], shown[..., 1], labels[..., 1]], dim=-1)
+
+
+def noise_loss(noise: Trainable, batch: Batch, conditions: Tensor, draws: Draws, dropout: float) -> Tensor:
+    """The diffusion loss on a minibatch (Eq. 5), [P]."""
+    network = noise.network
+    assert isinstance(network, NoiseNetwork)
+    (rows, actions), dtype = batch.actions.shape[1:], batch.actions.dtype
+    times = diffusion.spread(draws.uniform(Stream.DIFFUSION_TIME, rows, dtype=dtype), diffusion.TRAINING_TIMES)
+    z = draws.normal(Stream.DIFFUSION_NOISE, rows, actions, dtype=dtype)
+    noisy = diffusion.perturb(batch.actions, z, times)
+    masks = network.dropout_masks(draws, rows, dropout, dtype)
+    return diffusion.diffusion_loss(network(noise.weights, noisy, times, batch.observations, conditions, masks), z)
+
+
+def behaviour_directions(
+    network: NoiseNetwork,
+    weights: Weights,
+    conditions: Tensor,
+    observations: Tensor,
+    actions: Tensor,
+    std: Tensor,
+    draws: Draws,
+) -> tuple[Tensor, Tensor]:
+    """Ascent directions of log μ for actions and standard deviations [P, B, A] at drawn times and noise (Eq. 8-9).
+
+    conditions: [P, B, 4]; observations: [P, B, S].
+    """
+    (rows, size), dtype = actions.shape[1:], actions.dtype
+    times = diffusion.spread(draws.uniform(Stream.REGULARISER_TIME, rows, dtype=dtype), diffusion.REGULARISER_TIMES)
+    noise = draws.normal(Stream.REGULARISER_NOISE, rows, size, dtype=dtype)
+    return diffusion.behaviour_direction(
+        lambda noisy, t: network(weights, noisy, t, observations, conditions), actions, std, times, noise
+    )
