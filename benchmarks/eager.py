@@ -25,7 +25,7 @@ CONDITIONS, FEATURES, EMBEDDING = 4, 64, 128
 class Perceptron(nn.Module):
     """ReLU layers, with a LayerNorm before each activation where asked."""
 
-    def __init__(self, inputs: int, hidden: list[int], outputs: int, layer_norm: bool = False, positive: bool = False):
+    def __init__(self, inputs: int, hidden: list[int], outputs: int, layer_norm: bool = False, positive: bool = False) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise([inputs, *hidden, outputs]))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in hidden) if layer_norm else None
@@ -40,7 +40,7 @@ class Perceptron(nn.Module):
 
 
 class Policy(nn.Module):
-    def __init__(self, hidden: list[int]):
+    def __init__(self, hidden: list[int]) -> None:
         super().__init__()
         self.mlp = Perceptron(OBSERVATIONS, hidden, 2 * ACTIONS)
 
@@ -49,7 +49,7 @@ class Policy(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, width: int, expansion: int):
+    def __init__(self, width: int, expansion: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.widen, self.narrow = nn.Linear(width, expansion * width), nn.Linear(expansion * width, width)
@@ -59,7 +59,7 @@ class Block(nn.Module):
 
 
 class Noise(nn.Module):
-    def __init__(self, width: int, blocks: int, expansion: int):
+    def __init__(self, width: int, blocks: int, expansion: int) -> None:
         super().__init__()
         self.time = nn.Sequential(nn.Linear(FEATURES, EMBEDDING), nn.Mish(), nn.Linear(EMBEDDING, EMBEDDING))
         self.input = nn.Linear(EMBEDDING + OBSERVATIONS + ACTIONS + CONDITIONS, width)
@@ -79,7 +79,7 @@ class Noise(nn.Module):
 class EagerLearner:
     """One member's extraction. conditions: [4]; states: [K, S], where the cost is estimated."""
 
-    def __init__(self, settings: Settings, conditions: Tensor, states: Tensor, device: str, dtype: torch.dtype):
+    def __init__(self, settings: Settings, conditions: Tensor, states: Tensor, device: str, dtype: torch.dtype) -> None:
         pretrain, self.extract, self.member = settings.pretrain, settings.extract, settings.member
         self.pretrain = pretrain
         inputs, hidden, norm = OBSERVATIONS + ACTIONS, list(pretrain.critic_hidden), pretrain.critic_layer_norm

@@ -95,7 +95,7 @@ class Replay:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         capacity: int | None = None,
-    ):
+    ) -> None:
         if capacity is not None and capacity < 1:
             raise UserError(f"replay capacity {capacity} is too small; it must be at least 1 row")
         self.resident = capacity is None or capacity >= manifest.rows
