@@ -78,9 +78,9 @@ class PopulationPolicy(ABC):
         """Which members' weights are all finite, [P] bool."""
         return np.all([np.isfinite(x).reshape(self.members, -1).all(1) for x in self.arrays().values()], axis=0)
 
-    def begin(self, episodes: int) -> Acting:
+    def begin(self, episodes: int) -> PolicyRunner:
         """What acts in that many episodes of every member, stepped side by side."""
-        return Acting(self)
+        return PolicyRunner(self)
 
     def save_population(self, path: Path, meta: dict[str, Any]) -> None:
         """Write all members into one file, to be read by `load_population`."""
@@ -98,7 +98,7 @@ class PopulationPolicy(ABC):
         return (np.asarray(observations, np.float32) - self.observation_mean) / self.observation_std
 
 
-class Acting:
+class PolicyRunner:
     """A population at work in episodes that are stepped side by side."""
 
     def __init__(self, policies: PopulationPolicy) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from drcorl_ray.errors import UserError
-from drcorl_ray.policy.population import TRANSFORMER, Acting, PopulationPolicy
+from drcorl_ray.policy.population import TRANSFORMER, PolicyRunner, PopulationPolicy
 
 _TOKENS = ("cost", "return", "state", "action")
 _TARGET = "target"
@@ -46,8 +46,8 @@ class TransformerPolicy(PopulationPolicy):
         self.begin(observations.shape[1]).act(observations, np.ones(observations.shape[:2], bool), actions)
         return actions
 
-    def begin(self, episodes: int) -> Acting:
-        return _Remembering(self, episodes)
+    def begin(self, episodes: int) -> PolicyRunner:
+        return HistoryRunner(self, episodes)
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {**self.weights, _TARGET: self.target}
@@ -93,7 +93,7 @@ class TransformerPolicy(PopulationPolicy):
         return x + _linear(w, f"{name}.1", _gelu(_linear(w, f"{name}.0", _norm(w, f"{name}.norm.1", x))))
 
 
-class _Remembering(Acting):
+class HistoryRunner(PolicyRunner):
     """Keeps each episode's last steps, and what of the targets is left."""
 
     def __init__(self, policies: TransformerPolicy, episodes: int) -> None:
