@@ -18,7 +18,7 @@ from benchmarks.population import ACTIONS, OBSERVATIONS, SPEC, Settings, make_pr
 from benchmarks.timing import interleaved, machine, table, write
 from drcorl_ray.evaluation.speed import DENOISING_STEPS, STATES, Act, diffusion_policy, one_by_one
 from drcorl_ray.policy.loading import Policy
-from drcorl_ray.policy.mlp import PerceptronPolicy
+from drcorl_ray.policy.mlp import MLPPolicy
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def our_policy() -> Policy:
     weights = tuple(generator.normal(0.0, size[0] ** -0.5, (1, *size)).astype(np.float32) for size in sizes)
     biases = tuple(np.zeros((1, size), np.float32) for _, size in sizes)
     mean, std = (np.asarray(values, np.float32) for values in (SPEC.observation_mean, SPEC.observation_std))
-    return Policy(PerceptronPolicy(mean, std, weights, biases), {})
+    return Policy(MLPPolicy(mean, std, weights, biases), {})
 
 
 def bare_mlp(device: str) -> Act:

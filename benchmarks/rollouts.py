@@ -29,7 +29,7 @@ from drcorl_ray.distributed.cluster import connect, prepare_environment
 from drcorl_ray.distributed.rollout_pool import RolloutPool
 from drcorl_ray.errors import UserError
 from drcorl_ray.evaluation.rollout import evaluate_in
-from drcorl_ray.policy.mlp import PerceptronPolicy
+from drcorl_ray.policy.mlp import MLPPolicy
 from drcorl_ray.tasks.envs import make_env, make_simulator
 from drcorl_ray.tasks.registry import Task, get_task
 from drcorl_ray.tasks.scores import EpisodeStats
@@ -44,15 +44,15 @@ TASKS = [
 SCALING_EPISODES = {"HalfCheetahVelocity": 192, "AntVelocity": 32, "DroneRun": 48}
 
 
-def random_policy(observations: int, actions: int, hidden: int = 256) -> PerceptronPolicy:
+def random_policy(observations: int, actions: int, hidden: int = 256) -> MLPPolicy:
     rng = np.random.default_rng(0)
     sizes = [(observations, hidden), (hidden, hidden), (hidden, actions)]
     weights = tuple((rng.standard_normal((1, *size)) / np.sqrt(size[0])).astype(np.float32) for size in sizes)
     biases = tuple(np.zeros((1, size[1]), np.float32) for size in sizes)
-    return PerceptronPolicy(np.zeros(observations, np.float32), np.ones(observations, np.float32), weights, biases)
+    return MLPPolicy(np.zeros(observations, np.float32), np.ones(observations, np.float32), weights, biases)
 
 
-def bare_loop(policy: PerceptronPolicy, env: gymnasium.Env[Any, Any], seeds: Sequence[int]) -> EpisodeStats:
+def bare_loop(policy: MLPPolicy, env: gymnasium.Env[Any, Any], seeds: Sequence[int]) -> EpisodeStats:
     """What everybody writes: one environment, one state at a time through the same network."""
     layers = [(weight[0], bias[0]) for weight, bias in zip(policy.weights, policy.biases, strict=True)]
     rows = []

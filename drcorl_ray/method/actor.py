@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from drcorl_ray.method.networks import MLP, Layout, Weights
-from drcorl_ray.policy.mlp import PerceptronPolicy
+from drcorl_ray.policy.mlp import MLPPolicy
 from drcorl_ray.policy.population import PopulationPolicy
 
 POLICY_CLASSES = ("dirac", "gaussian", "gaussian_constant")
@@ -77,7 +77,7 @@ def snapshot(
         return tensor.to("cpu", torch.float32, copy=True).contiguous().numpy()
 
     layers = range(len(actor.hidden) + 1)
-    return PerceptronPolicy(
+    return MLPPolicy(
         np.asarray(observation_mean, np.float32),
         np.asarray(observation_std, np.float32),
         tuple(layer("weight", index) for index in layers),

@@ -22,7 +22,7 @@ class Perturbation:
 
 
 @dataclass(frozen=True)
-class PerceptronPolicy(PopulationPolicy):
+class MLPPolicy(PopulationPolicy):
     """Multi-layer perceptrons, ReLU between layers, tanh at the end.
 
     weights: per layer [P, in, out]; biases: per layer [P, out]. perturbation: changes the actions, within [-1, 1].
@@ -51,7 +51,7 @@ class PerceptronPolicy(PopulationPolicy):
             arrays |= _named(own.weights, own.biases, _PERTURBATION) | {_PERTURBATION + "reach": own.reach}
         return arrays
 
-    def with_arrays(self, arrays: Mapping[str, np.ndarray]) -> PerceptronPolicy:
+    def with_arrays(self, arrays: Mapping[str, np.ndarray]) -> MLPPolicy:
         return _assembled(self.observation_mean, self.observation_std, arrays)
 
     def about(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def _named(weights: Sequence[np.ndarray], biases: Sequence[np.ndarray], prefix: 
     return {f"{prefix}layers.{i}.{part}": x for i, pair in pairs for part, x in zip(("weight", "bias"), pair, strict=True)}
 
 
-def _assembled(mean: np.ndarray, std: np.ndarray, arrays: Mapping[str, np.ndarray]) -> PerceptronPolicy:
+def _assembled(mean: np.ndarray, std: np.ndarray, arrays: Mapping[str, np.ndarray]) -> MLPPolicy:
     """From what `arrays` returned."""
 
     def layers(prefix: str) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
@@ -84,7 +84,7 @@ def _assembled(mean: np.ndarray, std: np.ndarray, arrays: Mapping[str, np.ndarra
         return weights, biases
 
     reach = arrays.get(_PERTURBATION + "reach")
-    return PerceptronPolicy(mean, std, *layers(""), None if reach is None else Perturbation(*layers(_PERTURBATION), reach))
+    return MLPPolicy(mean, std, *layers(""), None if reach is None else Perturbation(*layers(_PERTURBATION), reach))
 
 
 def _fits(mean: np.ndarray, std: np.ndarray, counts: Mapping[str, int], own: Mapping[str, np.ndarray]) -> bool:

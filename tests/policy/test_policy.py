@@ -18,20 +18,20 @@ from drcorl_ray.errors import UserError
 from drcorl_ray.evaluation.policy_files import load_entries
 from drcorl_ray.io.files import load_arrays, save_arrays, write_json
 from drcorl_ray.policy.loading import load_policy, load_population
-from drcorl_ray.policy.mlp import PerceptronPolicy
+from drcorl_ray.policy.mlp import MLPPolicy
 from tests.helpers.paths import ROOT
 
 S, A = 5, 2
 
 
-def make_population(members: int = 3, hidden: tuple[int, ...] = (16, 8), seed: int = 0) -> PerceptronPolicy:
+def make_population(members: int = 3, hidden: tuple[int, ...] = (16, 8), seed: int = 0) -> MLPPolicy:
     rng = np.random.default_rng(seed)
     sizes = (S, *hidden, A)
 
     def draw(*shape: int) -> np.ndarray:
         return rng.normal(size=shape).astype(np.float32)
 
-    return PerceptronPolicy(
+    return MLPPolicy(
         draw(S),
         rng.uniform(0.5, 2.0, S).astype(np.float32),
         tuple(draw(members, a, b) / np.float32(np.sqrt(a)) for a, b in pairwise(sizes)),
@@ -43,7 +43,7 @@ def observations(rows: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).normal(1.0, 2.0, (rows, S)).astype(np.float32)
 
 
-def perceptron(population: PerceptronPolicy, member: int, states: np.ndarray) -> np.ndarray:
+def perceptron(population: MLPPolicy, member: int, states: np.ndarray) -> np.ndarray:
     """The same network, written apart, in float64: one state at a time, one unit at a time."""
     actions = []
     for state in states.astype(np.float64):
