@@ -25,7 +25,7 @@ from drcorl_ray.errors import UserError
 from drcorl_ray.evaluation.curves import curve_steps, save_curve_point
 from drcorl_ray.io.storage import ray_storage
 from drcorl_ray.method.learner import Learner
-from drcorl_ray.method.online_data import Evidence
+from drcorl_ray.method.online_data import OnlineResult
 from drcorl_ray.method.pretrainer import Pretrainer
 from drcorl_ray.method.train_state import alone
 from drcorl_ray.policy.loading import load_population
@@ -169,7 +169,7 @@ def _rollouts(config: Config, stage: Stage, data: TaskData, run: RunDirectory, r
     return online_evaluation(config, stage, data.task, folder, stage.total_steps, leads=rank == 0, share=_from_first_worker)
 
 
-def _from_first_worker(evidence: Evidence | None) -> Evidence:
+def _from_first_worker(evidence: OnlineResult | None) -> OnlineResult:
     """The first worker's evidence, in every worker. A broadcast takes 1 kB at most, hence a reference to Ray's store."""
     if ray.train.get_context().get_world_size() == 1:
         assert evidence is not None

@@ -20,7 +20,7 @@ from drcorl_ray.method.adaptation import REGIONS, Decision, Multiplier, decide, 
 from drcorl_ray.method.estimation_states import Footprints
 from drcorl_ray.method.hyperparameters import Hyperparameters
 from drcorl_ray.method.networks import Weights
-from drcorl_ray.method.online_data import Evidence, OnlineData
+from drcorl_ray.method.online_data import OnlineData, OnlineResult
 from drcorl_ray.method.pretrainer import Architectures, Metrics, ensemble_q, noise_loss, row_conditions
 from drcorl_ray.method.random import Draws, Stream
 from drcorl_ray.method.replay import Batch
@@ -116,7 +116,7 @@ class Learner:
     def draws(self, step: int | Tensor) -> Draws:
         return Draws(self.hyper.seed, step + _STEP_OFFSET, self.first_row)
 
-    def observe(self, evidence: Evidence) -> None:
+    def observe(self, evidence: OnlineResult) -> None:
         """Take in what rollouts found of the held policies, or else of those of this moment.
 
         From now on their cost estimate holds, and minibatches mix in what was appended.

@@ -26,7 +26,7 @@ _PARAMETERS = ("pending", "best")  # [P, N], or [P, 0] while there are none
 
 
 @dataclass(frozen=True)
-class Evidence:
+class OnlineResult:
     """What one online evaluation found out about P members.
 
     costs, returns: [P] means over the episodes [P] it had, 0 of none. spent: [P] episodes begun so far, repeated ones too.
@@ -79,7 +79,7 @@ class OnlineData:
         rows = self.config.hybrid_transitions if bool(self.hybrid.any()) else 0
         return self.estimate.new_zeros(len(self.counts), rows, sum(self._widths.values()))
 
-    def take(self, evidence: Evidence, policies: Tensor, cost_limit: Tensor) -> None:
+    def take(self, evidence: OnlineResult, policies: Tensor, cost_limit: Tensor) -> None:
         """Replace the online members' estimates, and append transitions as far as the budget reaches.
 
         policies: [P, N] that were evaluated; each member's best is kept: the highest return within its cost limit [P], and

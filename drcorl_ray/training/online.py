@@ -29,14 +29,14 @@ from drcorl_ray.io.files import load_arrays, save_arrays
 from drcorl_ray.io.storage import file_lock
 from drcorl_ray.method.baselines import Baseline
 from drcorl_ray.method.learner import Learner
-from drcorl_ray.method.online_data import Evidence
+from drcorl_ray.method.online_data import OnlineResult
 from drcorl_ray.policy.population import PopulationPolicy
 from drcorl_ray.tasks.registry import Task
 from drcorl_ray.training.episode_budget import EpisodeLedger
 
 _TRANSITIONS = "transitions"
 
-Share = Callable[[Any], Evidence]
+Share = Callable[[Any], OnlineResult]
 Before = Callable[[int], None]
 
 
@@ -72,7 +72,7 @@ class Roller:
             charge=lambda members, count: self._ledger.charge([self._members[member] for member in members], count),
         )
 
-    def result(self, number: int) -> Evidence:
+    def result(self, number: int) -> OnlineResult:
         """Wait for what `begin` started; errors as `RolloutPool.roll_out`."""
         file = self._file(number)
         if not file.exists():
@@ -110,7 +110,7 @@ def _transitions(trajectory: Trajectory) -> dict[str, np.ndarray]:
     return trajectory | {f"{name}_rates": discounted_rates(trajectory[f"{name}s"], episode) for name in ("reward", "cost")}
 
 
-def _evidence(arrays: Mapping[str, np.ndarray]) -> Evidence:
+def _evidence(arrays: Mapping[str, np.ndarray]) -> OnlineResult:
     ran, transitions = arrays["ran"], {}
     for name, array in arrays.items():
         if name.startswith(_TRANSITIONS):
@@ -118,7 +118,7 @@ def _evidence(arrays: Mapping[str, np.ndarray]) -> Evidence:
             transitions.setdefault(int(member), {})[column] = array
     episodes = ran.sum(axis=1)
     costs, returns = (np.where(ran, arrays[x], 0.0).sum(axis=1) / np.maximum(episodes, 1) for x in ("costs", "returns"))
-    return Evidence(costs, returns, episodes, arrays["spent"], transitions)
+    return OnlineResult(costs, returns, episodes, arrays["spent"], transitions)
 
 
 class OnlineEvaluation:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from drcorl_ray.method.learner import Learner
-from drcorl_ray.method.online_data import Evidence
+from drcorl_ray.method.online_data import OnlineResult
 from drcorl_ray.method.random import Draws
 from drcorl_ray.method.replay import Batch
 from tests.helpers.learners import extract, make_learner, make_spec, make_table, pretrain, sampler, small_config
@@ -30,10 +30,10 @@ def columns(rows: int, value: float = 1.0) -> dict[str, np.ndarray]:
     return named | {name: numbers.copy() for name in ("rewards", "costs", "terminals", "reward_rates", "cost_rates")}
 
 
-def evidence(costs, spent=(0, 0, 0), transitions=None, episodes=5, returns=(0.0, 0.0, 0.0)) -> Evidence:
+def evidence(costs, spent=(0, 0, 0), transitions=None, episodes=5, returns=(0.0, 0.0, 0.0)) -> OnlineResult:
     count = len(costs)
     means = np.array(costs, np.float64), np.array(returns[:count], np.float64)
-    return Evidence(*means, np.full(count, episodes), np.array(spent), transitions or {})
+    return OnlineResult(*means, np.full(count, episodes), np.array(spent), transitions or {})
 
 
 def batch_of(learner: Learner, step: int, rows: int = 16, first_row: int = 0) -> tuple[Batch, Batch]:
