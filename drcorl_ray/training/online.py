@@ -80,7 +80,7 @@ class Roller:
             rollouts = Rollouts.empty(len(self._members), seeds) if self._future is None else self._future.result()
             whole = Rollouts.empty(len(self._online), seeds)
             for place, member in enumerate(self._members):
-                whole.store(slice(member, member + 1), slice(0, len(seeds)), rollouts.of(place))
+                whole.store(slice(member, member + 1), slice(0, len(seeds)), rollouts.member(place))
             save_arrays(file, _arrays(whole) | {"spent": self._ledger.spent}, {"evaluation": number})
         return _evidence(load_arrays(file)[0])
 
