@@ -45,7 +45,7 @@ def train(config: Config) -> RunDirectory:
         progress_bars() as bars,
         Tracker(config, run) as tracker,
         Watcher(run, bars, tracker.log),
-        RolloutPool.of(config) as pool,
+        RolloutPool.from_config(config) as pool,
     ):
         waits = config.scaling.use_gpu  # for the GPU that the main job holds, and would wait for
         pending = None if waits else comparison.start(config, data, run, members)

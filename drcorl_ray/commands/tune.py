@@ -47,7 +47,7 @@ def search(config: Config) -> RunDirectory:
         Tracker(config, run) as tracker,
         Watcher(run, bars, lambda line: tracker.log(line) if line["stage"] == "pretrain" else None),
         MemberRuns(config, run, tracker),
-        RolloutPool.of(config) as pool,
+        RolloutPool.from_config(config) as pool,
     ):
         with ledger.phase("pretraining"):
             artifacts = pretrain_tasks(config, tasks, run, pretrain_seeds(reference_members(config)))

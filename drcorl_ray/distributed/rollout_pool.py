@@ -109,7 +109,7 @@ class RolloutPool:
         self._busy, self._closed = threading.Lock(), threading.Event()
 
     @classmethod
-    def of(cls, config: Config) -> RolloutPool:
+    def from_config(cls, config: Config) -> RolloutPool:
         scaling = config.scaling
         return cls(config.evaluation.actors, cpus_per_actor=scaling.cpus_per_actor, resources=scaling.actor_resources)
 

@@ -49,7 +49,7 @@ class Hyperparameters:
     seed: Tensor
 
     @classmethod
-    def of(
+    def from_config(
         cls, members: Sequence[MemberConfig], pretrain: PretrainConfig, device: torch.device | str, dtype: torch.dtype
     ) -> Hyperparameters:
         """UserError where a member asks for more cost critics than were pretrained."""

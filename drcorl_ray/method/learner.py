@@ -61,13 +61,13 @@ class Learner:
     ) -> None:
         self.spec, self.pretrain, self.extract = spec, pretrain, extract
         self.first_row = first_row
-        self.hyper = Hyperparameters.of(members, pretrain, device, dtype)
+        self.hyper = Hyperparameters.from_config(members, pretrain, device, dtype)
         # What no member of the pack needs is not computed; where one does, the others' part is an exact zero.
         self.stochastic = any(member.policy_class != "dirac" for member in members)
         self.pessimistic = any(member.alpha > 0.0 for member in members)
         self.conditions = conditions.to(device, dtype)
         self.footprints = footprints.to(device, dtype)
-        self.nets = Architectures.of(spec, pretrain)
+        self.nets = Architectures.from_config(spec, pretrain)
         self.sources = torch.tensor(list(sources), device=device)
         self.pretrained_noise = pretrained["noise.flat"].to(device, dtype)
         self.trainables = self._start(pretrained, device, dtype)

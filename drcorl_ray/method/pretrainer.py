@@ -42,7 +42,7 @@ class Architectures:
     value: MLP
 
     @classmethod
-    def of(cls, spec: DataSpec, config: PretrainConfig) -> Architectures:
+    def from_config(cls, spec: DataSpec, config: PretrainConfig) -> Architectures:
         s, a, hidden = spec.observation_size, spec.action_size, tuple(config.critic_hidden)
         return cls(
             NoiseNetwork(s, a, CONDITIONS, config.noise_width, config.noise_blocks, config.noise_expansion),
@@ -97,7 +97,7 @@ class Pretrainer:
     ) -> None:
         self.spec, self.config, self.first_row = spec, config, first_row
         self.seeds = torch.tensor(list(seeds), dtype=torch.int64, device=device)
-        nets = Architectures.of(spec, config)
+        nets = Architectures.from_config(spec, config)
 
         def trainable(network: NoiseNetwork | Actor | MLP, number: int, copies: int = 1, tracked: bool = False) -> Trainable:
             return Trainable(

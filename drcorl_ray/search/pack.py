@@ -195,7 +195,7 @@ class PackTrainer:
         scaling = self.config.scaling
         if not scaling.use_gpu and scaling.cpus_per_actor == 0:
             return evaluate(policies, task, seeds)
-        with RolloutPool.of(self.config) as pool:
+        with RolloutPool.from_config(self.config) as pool:
             return pool.evaluate(policies, task, seeds)
 
 

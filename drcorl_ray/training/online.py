@@ -177,6 +177,6 @@ def online_evaluation(
         yield lambda step: None
         return
     ours = file_lock(folder / "episodes.lock") if leads else nullcontext()  # a killed worker's successor waits for its end
-    with RolloutPool.of(config) as pool, ours:
+    with RolloutPool.from_config(config) as pool, ours:
         roller = Roller(config, learner, task, folder, pool) if leads else None
         yield OnlineEvaluation(config, learner, stop, roller, share).before
