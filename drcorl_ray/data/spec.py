@@ -34,7 +34,7 @@ class DataSpec:
 
 
 @dataclass(frozen=True)
-class Episodes:
+class EpisodeTotals:
     """A dataset's episodes in row order: undiscounted returns and costs, lengths, and the rows behind their last; [E] each."""
 
     returns: np.ndarray

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from drcorl_ray.data.spec import DataSpec, Episodes
+from drcorl_ray.data.spec import DataSpec, EpisodeTotals
 from drcorl_ray.data.store import Manifest, load_manifest, read_store
 from drcorl_ray.errors import UserError
 from drcorl_ray.tasks.registry import Task, get_task
@@ -21,7 +21,7 @@ class TaskData:
     store: Path
     manifest: Manifest
     spec: DataSpec
-    episodes: Episodes
+    episodes: EpisodeTotals
     reward_rates: np.ndarray
 
     @classmethod
@@ -48,7 +48,7 @@ class TaskData:
             reward_rate_mean=float(rates.mean()),
             reward_rate_std=float(rates.std()) + 1e-6,
         )
-        episodes = Episodes(
+        episodes = EpisodeTotals(
             np.array(manifest.episode_returns), np.array(manifest.episode_costs), np.array(manifest.episode_lengths)
         )
         return cls(task, store, manifest, spec, episodes, rates)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drcorl_ray.data.spec import DataSpec, Episodes
+from drcorl_ray.data.spec import DataSpec, EpisodeTotals
 from drcorl_ray.method.actor import POLICY_CLASSES
 from drcorl_ray.method.adaptation import ADAPTATIONS
 from drcorl_ray.method.schedules import BETA_SCHEDULES
@@ -72,7 +72,7 @@ class Hyperparameters:
 
 
 def behaviour_condition(
-    spec: DataSpec, quantile: float | None, cost_limit: float, episodes: Episodes, reward_rates: np.ndarray
+    spec: DataSpec, quantile: float | None, cost_limit: float, episodes: EpisodeTotals, reward_rates: np.ndarray
 ) -> np.ndarray:
     """What a member asks of the behaviour model: [shown, √cost rate, shown, standardised reward rate], zeros for nothing (D7).
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drcorl_ray.data.spec import Episodes
+from drcorl_ray.data.spec import EpisodeTotals
 from drcorl_ray.method.random import Draws, Stream
 from drcorl_ray.method.replay import Batch
 
@@ -33,7 +33,7 @@ class History:
     rewards, costs: [N] in row order. steps: T. augmented: share of the windows that are asked for what no episode reached.
     """
 
-    def __init__(self, episodes: Episodes, rewards: Tensor, costs: Tensor, *, steps: int, augmented: float) -> None:
+    def __init__(self, episodes: EpisodeTotals, rewards: Tensor, costs: Tensor, *, steps: int, augmented: float) -> None:
         device = rewards.device
         self._steps, self._augmented = steps, augmented
         self._rows = int(episodes.ends[-1])
