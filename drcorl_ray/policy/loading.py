@@ -12,7 +12,7 @@ import numpy as np
 from drcorl_ray.errors import UserError
 from drcorl_ray.io.files import load_arrays, read_json
 from drcorl_ray.io.storage import named_file, storage_path
-from drcorl_ray.policy.mlp import _PERTURBATION, _assembled, _fits
+from drcorl_ray.policy.mlp import _PERTURBATION, PERTURBATION_SCALE, _assembled, _fits
 from drcorl_ray.policy.population import POLICY_SCHEMA, STATISTICS, TRANSFORMER, PopulationPolicy
 
 
@@ -103,7 +103,7 @@ def _population(file: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any],
             raise ValueError(f"layers: {counts}")
         mean, std = (arrays[name] for name in STATISTICS)
         names = [f"{p}layers.{i}.{part}" for p, count in counts.items() for i in range(count) for part in ("weight", "bias")]
-        names += [_PERTURBATION + "reach"] * (counts[_PERTURBATION] > 0)
+        names += [PERTURBATION_SCALE] * (counts[_PERTURBATION] > 0)
         own = {name: arrays[name] for name in names}
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{file}: not a complete policy ({error!r} is missing or wrong)") from error

@@ -14,11 +14,14 @@ from drcorl_ray.policy.population import PopulationPolicy
 
 @dataclass(frozen=True)
 class Perturbation:
-    """BCQ's: perceptrons on [observation, action], with a policy's layers; reach [P] times their output is added to it."""
+    """BCQ's perturbation network: MLPs on [observation, action]; `scale` [P] times their output is added to the action.
+
+    weights, biases: per layer, as in `MLPPolicy`. In files `scale` is named "perturbation.reach".
+    """
 
     weights: tuple[np.ndarray, ...]
     biases: tuple[np.ndarray, ...]
-    reach: np.ndarray
+    scale: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,13 @@ class MLPPolicy(PopulationPolicy):
         actions = _perceptrons(self.weights, self.biases, rows)
         if (own := self.perturbation) is not None:
             change = _perceptrons(own.weights, own.biases, np.concatenate([rows, actions], axis=-1))
-            actions = np.clip(actions + own.reach[:, None, None, None] * change, -1.0, 1.0)
+            actions = np.clip(actions + own.scale[:, None, None, None] * change, -1.0, 1.0)
         return actions[:, :, 0, :]
 
     def arrays(self) -> dict[str, np.ndarray]:
         arrays = _named(self.weights, self.biases, "")
         if (own := self.perturbation) is not None:
-            arrays |= _named(own.weights, own.biases, _PERTURBATION) | {_PERTURBATION + "reach": own.reach}
+            arrays |= _named(own.weights, own.biases, _PERTURBATION) | {PERTURBATION_SCALE: own.scale}
         return arrays
 
     def with_arrays(self, arrays: Mapping[str, np.ndarray]) -> MLPPolicy:
@@ -60,6 +63,7 @@ class MLPPolicy(PopulationPolicy):
 
 
 _PERTURBATION = "perturbation."
+PERTURBATION_SCALE = "perturbation.reach"  # the array's name in policy files of every release
 
 
 def _perceptrons(weights: Sequence[np.ndarray], biases: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
@@ -83,8 +87,8 @@ def _assembled(mean: np.ndarray, std: np.ndarray, arrays: Mapping[str, np.ndarra
         weights, biases = (tuple(arrays[f"{prefix}layers.{i}.{part}"] for i in range(count)) for part in ("weight", "bias"))
         return weights, biases
 
-    reach = arrays.get(_PERTURBATION + "reach")
-    return MLPPolicy(mean, std, *layers(""), None if reach is None else Perturbation(*layers(_PERTURBATION), reach))
+    scale = arrays.get(PERTURBATION_SCALE)
+    return MLPPolicy(mean, std, *layers(""), None if scale is None else Perturbation(*layers(_PERTURBATION), scale))
 
 
 def _fits(mean: np.ndarray, std: np.ndarray, counts: Mapping[str, int], own: Mapping[str, np.ndarray]) -> bool:
@@ -99,6 +103,6 @@ def _fits(mean: np.ndarray, std: np.ndarray, counts: Mapping[str, int], own: Map
             expected |= {f"{prefix}layers.{i}.weight": inputs + outputs, f"{prefix}layers.{i}.bias": outputs}
         if count and (len(sizes[-1]) != 1 or (prefix and sizes[-1] != action)):
             return False
-    expected |= {_PERTURBATION + "reach": ()} if counts[_PERTURBATION] else {}
+    expected |= {PERTURBATION_SCALE: ()} if counts[_PERTURBATION] else {}
     members = own["layers.0.bias"].shape[:1]
     return all(own[name].shape == members + shape for name, shape in expected.items())

@@ -133,6 +133,26 @@ def test_actions_do_not_depend_on_the_number_of_threads():
     assert len(printed) == 1
 
 
+def test_a_perturbed_policy_is_stored_by_the_names_of_every_release(tmp_path):
+    """A file written array by array acts as computed apart, and is written again with the same names. Fault: rename an array."""
+    rng = np.random.default_rng(0)
+    shapes = {"layers.0.weight": (S, A), "layers.0.bias": (A,)}
+    shapes |= {"perturbation.layers.0.weight": (S + A, A), "perturbation.layers.0.bias": (A,)}
+    arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    stored = arrays | {"observation_mean": np.zeros(S, np.float32), "observation_std": np.ones(S, np.float32)}
+    stored["perturbation.reach"] = np.array(0.3, np.float32)
+    save_arrays(tmp_path / "old.safetensors", stored, {"policy_schema": 1, "layers": 1, "perturbation_layers": 1})
+    policy, states = load_policy(tmp_path / "old.safetensors"), observations(4)
+    action = np.tanh(states @ arrays["layers.0.weight"] + arrays["layers.0.bias"])
+    inputs = np.concatenate([states, action], axis=1)
+    change = np.tanh(inputs @ arrays["perturbation.layers.0.weight"] + arrays["perturbation.layers.0.bias"])
+    np.testing.assert_allclose(policy.act(states), (action + 0.3 * change).clip(-1, 1), atol=2e-6)
+    policy.population.save(tmp_path / "new.safetensors", 0, {})
+    written, meta = load_arrays(tmp_path / "new.safetensors")
+    assert {name: array.tobytes() for name, array in written.items()} == {n: a.tobytes() for n, a in stored.items()}
+    assert meta == {"policy_schema": 1, "layers": 1, "perturbation_layers": 1}
+
+
 def test_select_takes_members_in_order():
     population = make_population(4)
     states = np.stack([observations(3)] * 4)

@@ -133,13 +133,13 @@ class BCQLag(Lagrangian):
 
         first, *others = layers("decoder", "weight")
         first = np.ascontiguousarray(first[:, : spec.observation_size])
-        reach = array(self.hyper["bcq_perturbation"])
+        scale = array(self.hyper["bcq_perturbation"])
         return MLPPolicy(
             np.asarray(spec.observation_mean, np.float32),
             np.asarray(spec.observation_std, np.float32),
             (first, *others),
             layers("decoder", "bias"),
-            Perturbation(layers("actor", "weight"), layers("actor", "bias"), reach),
+            Perturbation(layers("actor", "weight"), layers("actor", "bias"), scale),
         )
 
 
