@@ -6,16 +6,19 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING
 
 import h5py
 import requests
 from requests.adapters import HTTPAdapter
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from urllib3.util import Retry
 
 from drcorl_ray.errors import UserError
+from drcorl_ray.io.console import download_bars
 from drcorl_ray.io.files import file_sha256
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 TIMEOUT_S = (3.0, 30.0)  # to connect, between bytes
 CHUNK_BYTES = 1 << 16
@@ -71,13 +74,11 @@ def _one_line(error: Exception) -> str:
 def _download(url: str, part: Path, sha256: str | None) -> str | None:
     """Complete `part` from one mirror; why its content cannot be used, if so. A part that proves bad is dropped."""
     retry = Retry(total=2, connect=0, read=0, status_forcelist=[429, 500, 502, 503, 504], backoff_factor=0.3)
-    columns = TextColumn(part.stem), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-    console = Console(stderr=True)
     reason = None
-    with requests.Session() as session, Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with requests.Session() as session, download_bars() as progress:
         for scheme in ("http://", "https://"):
             session.mount(scheme, HTTPAdapter(max_retries=retry))
-        task = progress.add_task(url, total=None)
+        task = progress.add_task(part.stem, total=None)
         for fresh in (not part.exists(), True):  # an old part may stem from another file: begin again once
             announced = _resume_while_it_moves(session, url, part, progress, task)
             reason = _flaw(part, sha256 or announced)

@@ -134,7 +134,7 @@ def test_actions_do_not_depend_on_the_number_of_threads():
 
 
 def test_a_perturbed_policy_is_stored_by_the_names_of_every_release(tmp_path):
-    """A file written array by array acts as computed apart, and is written again with the same names. Fault: rename an array."""
+    """A file written array by array loads, acts as computed here, and is saved with the same names. Fault: rename an array."""
     rng = np.random.default_rng(0)
     shapes = {"layers.0.weight": (S, A), "layers.0.bias": (A,)}
     shapes |= {"perturbation.layers.0.weight": (S + A, A), "perturbation.layers.0.bias": (A,)}
