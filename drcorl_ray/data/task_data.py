@@ -1,4 +1,4 @@
-"""One task's store, opened for training and evaluation."""
+"""A task's store, opened for training and evaluation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from drcorl_ray.tasks.registry import Task, get_task
 
 @dataclass(frozen=True)
 class TaskData:
-    """One task's store, opened: its manifest, its statistics, its episodes, and the reward rates [N] per step."""
+    """A task's opened store: its manifest, statistics and episode totals, and the reward rate of each row [N]."""
 
     task: Task
     store: Path
@@ -26,7 +26,11 @@ class TaskData:
 
     @classmethod
     def open(cls, store: Path, task: Task | None = None) -> TaskData:
-        """task: the store's own, given where it may not be registered (in another process)."""
+        """Open a store.
+
+        task: the store's task, for a process in which a user's task may not be registered; looked up by name if None. Raise
+        UserError if the store is damaged or all episodes have the same return.
+        """
         manifest = load_manifest(store)
         task = task or get_task(manifest.task)
         scalars = read_store(store, ("reward_rates", "costs"))
