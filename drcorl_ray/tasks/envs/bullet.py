@@ -59,6 +59,6 @@ def _builder(task: Task) -> Any:
 
 @contextmanager
 def _plain_streams() -> Iterator[None]:
-    """Use the process's own stdout and stderr: bullet-safety-gym hides pybullet's banner in these, and fails on other streams."""
+    """Use the process's own stdout and stderr: bullet-safety-gym hides pybullet's banner there, and fails on other streams."""
     with open(1, "w", closefd=False) as out, open(2, "w", closefd=False) as err, redirect_stdout(out), redirect_stderr(err):
         yield

@@ -231,7 +231,7 @@ def test_an_episode_is_acted_from_its_own_history(tmp_path):
     assert np.stack(acted).tobytes() == np.stack(expected).tobytes()
     frozen = history_actions(policy, observations, [0.0] * 6, [0.0] * 6)
     assert np.abs(np.stack(frozen) - np.stack(expected)).max() > 1e-3
-    with pytest.warns(UserWarning, match=r"without its memory here: ask policy\.episode"):
+    with pytest.warns(UserWarning, match=r"ignores this policy's memory; call policy\.episode"):
         first = policy.act(np.stack(observations))
     assert first[0].tobytes() == acted[0].tobytes()
     assert first[3].tobytes() == policy.episode().act(observations[3]).tobytes()
