@@ -274,7 +274,7 @@ def test_hostile_contents_with_a_right_checksum(saved, fault):
 
 
 def test_a_policy_acts_where_torch_and_ray_cannot_be_imported(saved):
-    """In a fresh interpreter that refuses both; no simulator and no HDF5 are imported either. Fault: import torch in policy/."""
+    """In a fresh interpreter that refuses both; it imports no simulator and no HDF5. Fault: import torch in policy/."""
     _, path = saved
     np.save(path.with_name("states.npy"), observations(6))
     code = """
