@@ -1,8 +1,8 @@
-"""Seconds for 1,000 single-state actions: our policy, a bare MLP, sampling from the diffusion (as the paper's Fig. 2).
+"""Seconds for 1,000 single-state actions of our policy, a plain MLP and diffusion sampling (Fig. 2 of the paper).
 
 python -m benchmarks.inference [--device cuda] [--output FILE.json]
 
-Needs torch, numpy and safetensors alone. A saved policy is numpy and never leaves the CPU; the others run where asked.
+Needs only torch, numpy and safetensors. A saved policy runs in numpy on the CPU; the others run on --device.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def our_policy() -> Policy:
 
 
 def bare_mlp(device: str) -> Act:
-    """What one would write in torch: a state there, an action back."""
+    """Return the plain torch policy: copy a state to the device, run the network, copy the action back."""
     layers = (nn.Linear(OBSERVATIONS, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, ACTIONS), nn.Tanh())
     network = nn.Sequential(*layers).to(device)
     return lambda state: network(torch.from_numpy(state).to(device)).cpu().numpy()
