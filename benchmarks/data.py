@@ -1,9 +1,9 @@
-"""From the store to the learner: rows per second through Ray Data, waiting, and memory with a window smaller than the store.
+"""Data path from the store to the learner: rows per second of Ray Data, waiting time, and memory of a rolling window.
 
 python -m benchmarks.data [--rows 1200000] [--window 200000] [--steps 1500] [--output FILE.json]
 
-Makes a store in a temporary folder and starts Ray. A bare pyarrow read of the same files and Ray Data's pass take turns; then
-a learner trains out of a rolling window. Two minutes and 1 GB of disk with the numbers above.
+Makes a store in a temporary folder and starts Ray. Reads by plain pyarrow and by Ray Data take turns; then a learner trains
+from a rolling window that is smaller than the store. The defaults take two minutes and 1 GB of disk.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from drcorl_ray.method.replay import Replay
 
 EPISODE = 1000
 REFRESH_STEPS = 50
-CHUNK_SHARE = 8  # a window is refreshed by this part of it, as train.Feed does
+CHUNK_SHARE = 8  # a window is refreshed by this part of it, as ray_data.Feed does
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def make_store(folder: Path, rows: int) -> None:
 
 
 def measure_pass(store: Path) -> dict[str, float]:
-    """Rows per second of a bare pyarrow read of a store, of that and the insertion into a replay, and of Ray Data's pass."""
+    """Return rows per second of reading a store by plain pyarrow, of also inserting into a replay, and of Ray Data's pass."""
     from drcorl_ray.distributed.ray_data import StoredColumns, fill, stream_dataset
 
     manifest = load_manifest(store)
@@ -73,7 +73,7 @@ def measure_pass(store: Path) -> dict[str, float]:
         for shard in manifest.shards:
             read_shard(store / shard.file_name)
 
-    def alone() -> None:
+    def one_process() -> None:
         replay = Replay(manifest)
         for shard in manifest.shards:
             replay.insert(StoredColumns()(read_shard(store / shard.file_name)))
@@ -81,12 +81,12 @@ def measure_pass(store: Path) -> dict[str, float]:
     def by_ray() -> None:
         fill(Replay(manifest), stream_dataset(store))
 
-    seconds = interleaved({"pyarrow": bare, "one process": alone, "ray data": by_ray}, 5)
+    seconds = interleaved({"pyarrow": bare, "one process": one_process, "ray data": by_ray}, 5)
     return {name: manifest.rows / took for name, took in seconds.items()}
 
 
 def measure_window(store: Path, rows: int, steps: int) -> dict[str, Any]:
-    """A pretraining's critics phase out of a rolling window: the share of its time that it waited, and the memory it took."""
+    """Train pretraining's critic phase from a rolling window; return the time, the waiting time and the added memory."""
     from drcorl_ray.distributed.ray_data import Share, Window
     from drcorl_ray.method.runner import Runner
 
@@ -119,7 +119,7 @@ def measure_window(store: Path, rows: int, steps: int) -> dict[str, Any]:
 
 
 class PeakMemory:
-    """Highest resident memory of this process above what it had at the start."""
+    """Measures the peak of this process's resident memory above its value at the start."""
 
     def __enter__(self) -> PeakMemory:
         self._process, self._stop = psutil.Process(), threading.Event()
@@ -143,14 +143,18 @@ class PeakMemory:
 
 def show(results: dict[str, Any]) -> None:
     rates, run = results["pass"], results["window_run"]
-    ray, bare, alone = rates["ray data"], rates["pyarrow"], rates["one process"]
+    ray, bare, one_process = rates["ray data"], rates["pyarrow"], rates["one process"]
     table(
         f"{results['rows']:,} rows of {OBSERVATIONS} observations and {ACTIONS} actions",
         ("what", "measured", "target"),
         [
             ("bare pyarrow read", f"{bare:,.0f} rows/s", ""),
-            ("store → replay in this process", f"{alone:,.0f} rows/s", ""),
-            ("store → replay by Ray Data", f"{ray:,.0f} rows/s, {ray / bare:.2f} and {ray / alone:.2f} of these", "≥ 0.50"),
+            ("store → replay in this process", f"{one_process:,.0f} rows/s", ""),
+            (
+                "store → replay by Ray Data",
+                f"{ray:,.0f} rows/s, {ray / bare:.2f} and {ray / one_process:.2f} of these",
+                "≥ 0.50",
+            ),
             (
                 f"learner waiting, {run['refreshes']} refreshes in {run['steps']} steps",
                 f"{run['waited_s']:.2f} of {run['seconds']:.1f} s, {run['waited_s'] / run['seconds']:.1%}",

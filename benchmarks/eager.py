@@ -1,7 +1,8 @@
-"""What we measure against: the extraction of DRCORL for one member as one would write it, in nn.Modules and torch.optim.
+"""The reference of the benchmarks: DRCORL's extraction for one member in plain nn.Modules and torch.optim.
 
-The default configuration's mathematics (a Dirac policy, gradient manipulation, a frozen behaviour model, offline), which
-tests/test_benchmarks.py compares with the population's, weight by weight. Nothing is batched over members or critics.
+It has the mathematics of the default configuration (a Dirac policy, gradient manipulation, a frozen behaviour model, offline
+estimates). tests/benchmarks/test_benchmarks.py compares it with the population weight by weight. Nothing is batched over
+members or critics. Shapes: B rows of a minibatch, K estimation states, S observation, A action.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from drcorl_ray.tasks.scores import COST_EPSILON
 CONDITIONS, FEATURES, EMBEDDING = 4, 64, 128
 
 
-class Perceptron(nn.Module):
-    """ReLU layers, with a LayerNorm before each activation where asked."""
+class MLP(nn.Module):
+    """An MLP with ReLU, optional LayerNorm before each activation and an optional softplus output."""
 
     def __init__(self, inputs: int, hidden: list[int], outputs: int, layer_norm: bool = False, positive: bool = False) -> None:
         super().__init__()
@@ -42,7 +43,7 @@ class Perceptron(nn.Module):
 class Policy(nn.Module):
     def __init__(self, hidden: list[int]) -> None:
         super().__init__()
-        self.mlp = Perceptron(OBSERVATIONS, hidden, 2 * ACTIONS)
+        self.mlp = MLP(OBSERVATIONS, hidden, 2 * ACTIONS)
 
     def forward(self, observations: Tensor) -> Tensor:
         return self.mlp(observations).chunk(2, dim=-1)[0].tanh()
@@ -77,15 +78,15 @@ class Noise(nn.Module):
 
 
 class EagerLearner:
-    """One member's extraction. conditions: [4]; states: [K, S], where the cost is estimated."""
+    """Extraction of one member. conditions: [4]. states: estimation states [K, S]."""
 
     def __init__(self, settings: Settings, conditions: Tensor, states: Tensor, device: str, dtype: torch.dtype) -> None:
         pretrain, self.extract, self.member = settings.pretrain, settings.extract, settings.member
         self.pretrain = pretrain
         inputs, hidden, norm = OBSERVATIONS + ACTIONS, list(pretrain.critic_hidden), pretrain.critic_layer_norm
 
-        def critic(positive: bool) -> Perceptron:
-            return Perceptron(inputs, hidden, 1, norm, positive)
+        def critic(positive: bool) -> MLP:
+            return MLP(inputs, hidden, 1, norm, positive)
 
         self.policy = Policy(list(pretrain.actor_hidden))
         self.rewards = nn.ModuleList(critic(False) for _ in range(2))
@@ -102,7 +103,7 @@ class EagerLearner:
         self.estimate, self.policy_steps = torch.zeros((), device=device, dtype=dtype), 0
 
     def step(self, batch: dict[str, Tensor], times: Tensor, noise: Tensor, rows: Tensor) -> Tensor:
-        """One policy step on columns [B, …], times [B], noise [B, A] and rows [B] of `states`; the cost estimate."""
+        """Take a policy step on columns [B, …], times [B], noise [B, A] and rows [B] of `states`; return the cost estimate."""
         progress = self.policy_steps / self.extract.steps
         final = self.extract.final_learning_rate
         rate = final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
@@ -144,7 +145,7 @@ class EagerLearner:
         self.critic_optimiser.step()
 
     def _policy_gradients(self, observations: Tensor, actions: Tensor, times: Tensor, noise: Tensor) -> list[Any]:
-        """Of Q_r, of Q_c and of log μ, each a list of tensors; and the mean norms of ∇_a Q."""
+        """Return the gradients of Q_r, Q_c and log μ, each a list of tensors, and the mean norms of ∇_a Q_r and ∇_a Q_c."""
         at = actions.detach().requires_grad_()
         inputs = torch.cat([observations, at], dim=-1)
         q_r = torch.stack([critic(inputs).squeeze(-1) for critic in self.reward_targets]).amin(0)
@@ -166,7 +167,7 @@ class EagerLearner:
         return [*gradients, for_reward.norm(dim=-1).mean(), for_cost.norm(dim=-1).mean()]
 
     def _estimate(self, rows: Tensor) -> Tensor:
-        """The smoothed estimate of the episode cost."""
+        """Update and return the smoothed estimate of the episode cost."""
         with torch.no_grad():
             states = self.states[rows]
             inputs = torch.cat([states, self.policy(states)], dim=-1)
@@ -188,7 +189,7 @@ class EagerLearner:
         progress: float,
         rate: float,
     ) -> None:
-        """Algorithm 3; a Python branch, as one would write it, waits for the device."""
+        """Take a policy step by Algorithm 3; its Python branch waits for the device, as in usual code."""
         shrink = 1.0 - self.member.slack_shrink * progress
         level = (estimate / (self.member.cost_limit + COST_EPSILON)).item()
         beta = self.member.beta_0
@@ -214,7 +215,7 @@ class EagerLearner:
 
 
 def take_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Copy one network's weights, named as in the population's layouts, into a module."""
+    """Copy a network's weights, named as in the population's layout, into a module."""
     state = {key: value for key, value in module.state_dict().items() if key == "frequencies"}
     for name, tensor in weights.items():
         name = name.replace(".gain", ".weight").replace(".shift", ".bias").replace("time.1.", "time.2.")

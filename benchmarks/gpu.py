@@ -1,8 +1,8 @@
-"""Every benchmark that needs a GPU, in one command and under eight minutes; torch, numpy, pyarrow and safetensors are enough.
+"""Run every GPU benchmark in less than eight minutes; needs only torch, numpy, pyarrow and safetensors.
 
 python -m benchmarks.gpu [FOLDER]
 
-Writes FOLDER/learner.json and FOLDER/inference.json (FOLDER: $OUT, else gpu_results).
+Writes FOLDER/learner.json and FOLDER/inference.json (default FOLDER: $OUT, or gpu_results).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Seconds for 1,000 single-state actions: our policy, a bare MLP, sampling from the diffusion (as the paper's Fig. 2).
+"""Seconds for 1,000 single-state actions of our policy, a plain MLP and diffusion sampling (Fig. 2 of the paper).
 
 python -m benchmarks.inference [--device cuda] [--output FILE.json]
 
-Needs torch, numpy and safetensors alone. A saved policy is numpy and never leaves the CPU; the others run where asked.
+Needs only torch, numpy and safetensors. A saved policy runs in numpy on the CPU; the others run on --device.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks.population import ACTIONS, OBSERVATIONS, SPEC, Settings, make_pr
 from benchmarks.timing import interleaved, machine, table, write
 from drcorl_ray.evaluation.speed import DENOISING_STEPS, STATES, Act, diffusion_policy, one_by_one
 from drcorl_ray.policy.loading import Policy
-from drcorl_ray.policy.mlp import PerceptronPolicy
+from drcorl_ray.policy.mlp import MLPPolicy
 
 
 def main() -> None:
@@ -49,11 +49,11 @@ def our_policy() -> Policy:
     weights = tuple(generator.normal(0.0, size[0] ** -0.5, (1, *size)).astype(np.float32) for size in sizes)
     biases = tuple(np.zeros((1, size), np.float32) for _, size in sizes)
     mean, std = (np.asarray(values, np.float32) for values in (SPEC.observation_mean, SPEC.observation_std))
-    return Policy(PerceptronPolicy(mean, std, weights, biases), {})
+    return Policy(MLPPolicy(mean, std, weights, biases), {})
 
 
 def bare_mlp(device: str) -> Act:
-    """What one would write in torch: a state there, an action back."""
+    """Return the plain torch policy: copy a state to the device, run the network, copy the action back."""
     layers = (nn.Linear(OBSERVATIONS, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, ACTIONS), nn.Tanh())
     network = nn.Sequential(*layers).to(device)
     return lambda state: network(torch.from_numpy(state).to(device)).cpu().numpy()

@@ -1,8 +1,8 @@
-"""Member-steps per second of a population's extraction and pretraining, against one eager learner and the machine's limits.
+"""Member-steps per second of extraction and pretraining, compared with one eager learner and the limits of the machine.
 
 python -m benchmarks.learner [--device cuda] [--members 1 4 16] [--output FILE.json]
 
-Needs torch, numpy and safetensors alone. A CPU takes two to three minutes, a GPU six by estimate.
+Needs only torch, numpy and safetensors. Takes two to three minutes on a CPU, about six (estimated) on a GPU.
 """
 
 from __future__ import annotations
@@ -54,7 +54,11 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--members", type=int, nargs="+")
-    parser.add_argument("--minutes", type=float, help="for the extraction (4, on a CPU 1.5); later variants are left out")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="limit of the extraction part (4, on a CPU 1.5); later variants are skipped",
+    )
     parser.add_argument("--output")
     options = parser.parse_args()
     options.minutes = options.minutes or (4.0 if options.device.startswith("cuda") else 1.5)
@@ -63,17 +67,17 @@ def parse() -> argparse.Namespace:
 
 
 def limits(device: str) -> dict[str, float]:
-    """The machine's: bytes copied and FLOPs of the critics' products per second."""
+    """Measure the machine's limits: bytes copied per second, and FLOPs per second of products in the critics' sizes."""
     batches = 1024 if device.startswith("cuda") else 8
-    found = {"copy_bytes_per_s": copy_bandwidth(device)}
+    measured = {"copy_bytes_per_s": copy_bandwidth(device)}
     for precision in PRECISIONS:
         with matrix_precision(precision, torch.device(device)):
-            found[f"{precision}_flops_per_s"] = matrix_rate(device, batches, ROWS, 256)
-    return found
+            measured[f"{precision}_flops_per_s"] = matrix_rate(device, batches, ROWS, 256)
+    return measured
 
 
 def eager_steps(replay: Replay, device: str) -> Callable[[], object]:
-    """A call takes EAGER_STEPS steps of the eager single learner, minibatches included."""
+    """Return a function that takes EAGER_STEPS steps of the eager learner, minibatch sampling included."""
     settings = Settings(extract=POLICY_ONLY)
     states = replay.observations[:128]
     learner = EagerLearner(settings, torch.tensor([1.0, 0.0, 1.0, 0.5]), states, device, torch.float32)
@@ -91,19 +95,19 @@ def eager_steps(replay: Replay, device: str) -> Callable[[], object]:
 
 
 def variants(members: Sequence[int], on_gpu: bool) -> list[tuple[int, str, str]]:
-    """(members, execution, precision), what matters most first; a CPU has no TF32 and no graph.
+    """Return (members, execution, precision) of each variant, most important first; a CPU has neither TF32 nor graphs.
 
-    What has a target on a GPU is measured as a graph and compiled before all else; the other compiled steps come last, since
-    each takes half a minute to compile.
+    On a GPU, graph variants with a target come first; the other compiled ones come last, because each takes half a minute to
+    compile.
     """
     if on_gpu:
         order = [("graph", "fp32"), ("eager", "fp32"), ("graph", "tf32"), ("graph", "bf16")]
         order += [("graph, fused", precision) for precision in PRECISIONS]
     else:
         order = [("eager", "fp32"), ("eager", "bf16"), ("fused", "fp32")]
-    found = [(count, *variant) for variant in order for count in members]
+    combinations = [(count, *variant) for variant in order for count in members]
     return sorted(
-        found, key=lambda one: not (on_gpu and ("gpu", one[0]) in TARGETS and "graph" in one[1] and one[2] == "fp32")
+        combinations, key=lambda one: not (on_gpu and ("gpu", one[0]) in TARGETS and "graph" in one[1] and one[2] == "fp32")
     )
 
 
@@ -113,7 +117,7 @@ def runner(stage: Stage, replay: Replay, device: str, execution: str, precision:
 
 
 def measure_variants(options: argparse.Namespace, replay: Replay, limit: Mapping[str, float]) -> Iterator[dict[str, Any]]:
-    """A row of numbers, or with an error, for each variant that was begun in time."""
+    """Yield a row of results, or of the error, for each variant that starts within the time limit."""
     device = options.device
     baseline = eager_steps(replay, device)
     work = step_work(make_learner(Settings(extract=POLICY_ONLY), 1, device, footprints=2000), "policy", replay)
@@ -121,12 +125,12 @@ def measure_variants(options: argparse.Namespace, replay: Replay, limit: Mapping
     for members, execution, precision in variants(options.members, device.startswith("cuda")):
         name = f"{members} members, {execution}, {precision}"
         if time.perf_counter() - began > 60 * options.minutes:
-            print(f"{name}: left out after {options.minutes} minutes")
+            print(f"{name}: skipped after {options.minutes} minutes")
             continue
         row = {"members": members, "execution": execution, "precision": precision}
         try:
             seconds, peak = measure_extraction(members, replay, device, baseline, execution, precision)
-        except Exception as error:  # what this machine cannot run must not cost the table of the rest
+        except Exception as error:  # a variant that fails on this machine must not lose the others' results
             print(f"{name}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
             yield row | {"error": repr(error)}
             continue
@@ -138,11 +142,11 @@ def measure_variants(options: argparse.Namespace, replay: Replay, limit: Mapping
 def measure_extraction(
     members: int, replay: Replay, device: str, baseline: Callable[[], object], execution: str, precision: str
 ) -> tuple[tuple[float, float], int | None]:
-    """Seconds of a step of the eager learner and of a member's step in a population; the most device memory."""
+    """Return the seconds of a step of the eager learner and of a member-step in a population, and the peak device memory."""
     peak_bytes(device)
     steps = max(5, (400 if device.startswith("cuda") else 40) // members)
     learner = make_learner(Settings(extract=POLICY_ONLY), members, device)
-    # From 1 on: the estimation states are chosen before step 0, and then before every fiftieth.
+    # Starts at step 1, because the estimation states are selected before step 0 and then before every 50th step.
     call = partial(runner(learner, replay, device, execution, precision).advance, 1, 1 + steps)
     seconds = interleaved({"eager learner": baseline, "population": call}, 5, device)
     return (seconds["eager learner"] / EAGER_STEPS, seconds["population"] / (members * steps)), peak_bytes(device)
@@ -158,7 +162,7 @@ def rates(work: Work, precision: str, eager: float, member: float, limit: Mappin
 
 
 def peak_bytes(device: str) -> int | None:
-    """The most device memory since the last call; what is no longer used is given back."""
+    """Return the peak device memory in bytes since the last call, and release unused memory; None on a CPU."""
     gc.collect()
     if not device.startswith("cuda"):
         return None
@@ -169,7 +173,7 @@ def peak_bytes(device: str) -> int | None:
 
 
 def step_work(stage: Any, step_kind: str, replay: Replay) -> Work:
-    """Of one step of a population of one."""
+    """Count the work of one step of a population of one."""
     clock = torch.zeros((), dtype=torch.int64, device=replay.rewards.device)
 
     def step() -> None:
@@ -203,7 +207,7 @@ def show(rows: list[dict[str, Any]], kind: str) -> None:
 
 
 def measure_pretraining(members: Sequence[int], replay: Replay, device: str) -> list[dict[str, Any]]:
-    """Steps of each phase, by the number of seeds; on a GPU as graphs."""
+    """Measure member-steps per second of each phase by the number of seeds; on a GPU with CUDA graphs."""
     settings = Settings(pretrain={"steps": 10**6, "monte_carlo_steps": 0})
     execution, rows = "graph" if device.startswith("cuda") else "eager", []
     for seeds, (phase, step_kind) in itertools.product(members, enumerate(("diffusion", "policy", "critics"))):
@@ -228,9 +232,9 @@ def measure_pretraining(members: Sequence[int], replay: Replay, device: str) -> 
 
 
 def precision_errors(replay: Replay, device: str) -> list[dict[str, Any]]:
-    """Relative error of each part of a step against the same weights and minibatch in float64.
+    """Return the relative errors of the parts of a step, compared with the same weights and minibatch in float64.
 
-    The gradients of the losses, then what moves the policy.
+    The parts are the gradients of the losses and the terms of the policy step.
     """
     settings = Settings(extract=POLICY_ONLY)
     names = ("Q_r loss", "Q_c loss", "∇ Q_r", "∇ Q_c", "∇ log μ", "|∇_a Q_r|", "|∇_a Q_c|", "cost estimate")
@@ -244,9 +248,9 @@ def precision_errors(replay: Replay, device: str) -> list[dict[str, Any]]:
             return learner.gradients("policy", source.sample(Draws(draws.seeds, draws.step), ROWS), draws)[0]
 
     exact = parts("fp32", torch.float64, exact_replay)
-    tried = PRECISIONS if device.startswith("cuda") else ("fp32", "bf16")
+    precisions = PRECISIONS if device.startswith("cuda") else ("fp32", "bf16")
     rows = []
-    for precision in tried:
+    for precision in precisions:
         rounded = parts(precision, torch.float32, rounded_replay)
         errors = [((r.double() - e).norm() / e.norm()).item() for r, e in zip(rounded, exact, strict=True)]
         rows.append({"precision": precision, "errors": dict(zip(names, errors, strict=True))})

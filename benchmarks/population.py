@@ -1,6 +1,6 @@
-"""Populations of the paper's sizes on made-up transitions, for programs that measure; without pydantic, Ray or a simulator.
+"""Populations of the paper's sizes on random transitions, for the benchmarks; runs without pydantic, Ray and simulators.
 
-`settings.json` holds the sections of `Config` that a learner reads; `python -m benchmarks.population` writes it anew.
+`settings.json` holds the sections of `Config` that a learner reads; `python -m benchmarks.population` regenerates it.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ SPEC = DataSpec(
 
 
 class Settings:
-    """The sections `pretrain`, `extract`, `member` and `evaluation`, each with the given keys changed."""
+    """The sections `pretrain`, `extract`, `member` and `evaluation`, with the given keys of each replaced."""
 
     def __init__(self, **sections: dict[str, Any]) -> None:
         stored = json.loads(SETTINGS.read_text())
         for name in stored:
             setattr(self, name, SimpleNamespace(**(stored[name] | sections.get(name, {}))))
-        self.pretrain.cost_critics_for = lambda asked: asked or self.pretrain.cost_ensemble
+        self.pretrain.cost_critics_for = lambda count: count or self.pretrain.cost_ensemble
 
 
 def make_replay(rows: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Replay:
@@ -67,7 +67,7 @@ def make_pretrainer(settings: Settings, seeds: Sequence[int], device: str = "cpu
 def make_learner(
     settings: Settings, members: int, device: str = "cpu", dtype: torch.dtype = torch.float32, footprints: int = ROWS
 ) -> Learner:
-    """Members of one pretraining, with other seeds; untrained weights."""
+    """Make members of one pretraining that differ in their seeds; the weights are untrained."""
     pretrained = make_pretrainer(settings, [0], dtype=torch.float32).result()
     varied = [SimpleNamespace(**vars(settings.member) | {"seed": seed}) for seed in range(members)]
     return Learner(
@@ -87,12 +87,12 @@ def make_footprints(rows: int) -> Footprints:
 
 
 def named(learner: Learner, part: str) -> dict[str, Tensor]:
-    """A trainable's weights by name, [G, *shape]."""
+    """Return a trainable's weights by name, [G, *shape]."""
     return {name: weight.detach() for name, weight in learner.trainables[part].weights.items()}
 
 
 def stored_settings() -> dict[str, dict[str, Any]]:
-    """What `settings.json` must hold: the default configuration with the paper's sizes."""
+    """Return the content of `settings.json`: the default configuration with the paper's sizes."""
     from drcorl_ray.config.loading import load_config
 
     config = load_config(list(PAPER_SIZES))

@@ -1,9 +1,9 @@
-"""What a search costs beside its work: configurations × tasks with tiny budgets, wall time split.
+"""The overhead of a search: the wall time of many configurations with tiny budgets, by part.
 
 python benchmarks/search.py HalfCheetahVelocity=FILE.hdf5 HopperVelocity=FILE.hdf5 [section.key=value …]
 
-Prints pretraining, packs, evaluation and overhead in seconds and as shares of the wall time; writes RUN/results.json as every
-search does. Target (design.md §6): overhead ≤ 10 %.
+Prints the seconds of pretraining, packs, evaluation and overhead, and their shares of the wall time; writes RUN/results.json
+like every search. Target: overhead ≤ 10 %.
 """
 
 from __future__ import annotations

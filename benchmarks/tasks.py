@@ -1,9 +1,9 @@
-"""The table of tasks in docs/tasks.md, printed as markdown. Needs the group metadrive, or prints "not installed" there.
+"""Print docs/tasks.md, the table of tasks, as Markdown; tasks whose package is missing are marked "not installed".
 
     uv run --group metadrive python benchmarks/tasks.py > docs/tasks.md
 
-One core: CPU time of this process, random actions, no policy. A step's time leaves resets out, they have their own column.
-Where a task has a batch simulator, `side by side` is its steps/s summed over 32 episodes. 2 s a measurement, 3 min in all.
+CPU time of this process on one core, random actions, no policy. Steps/s exclude resets, which have their own column. `side by
+side` is the total steps/s of 32 episodes in the task's batch simulator, if it has one. Each measurement takes 2 s, all 3 min.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ BATCH = 32
 
 
 def measure_env(task: Task, seconds: float) -> dict[str, str]:
-    """S, A, steps/s and ms per reset of the task's environment."""
+    """Measure the task's environment: S, A, steps/s and ms per reset."""
     env = make_env(task)
     rng = np.random.default_rng(0)
     actions = rng.uniform(-1, 1, (1000, *env.action_space.shape)).astype(np.float32)
-    env.reset(seed=0)  # imports and first-time work are not counted
+    env.reset(seed=0)  # imports and other first-time work are not measured
     stepping, resetting, steps, episodes, ended = 0.0, 0.0, 0, 0, True
     while stepping < seconds:
         if ended:
@@ -97,7 +97,7 @@ def row(task: Task, seconds: float) -> dict[str, str]:
         "length": str(task.episode_length),
         "returns": f"{task.return_min:.2f} … {task.return_max:.2f}",
         "costs": f"{task.cost_min:.4g} … {task.cost_max:.4g}",
-        "file": f"`{task.dataset_file}`" if task.dataset_file else "made on the spot",
+        "file": f"`{task.dataset_file}`" if task.dataset_file else "generated",
     }
     try:
         measured = measure_env(task, seconds)
@@ -116,7 +116,7 @@ def processor() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of stepping for each measurement")
+    parser.add_argument("--seconds", type=float, default=2.0, help="stepping time of each measurement")
     options = parser.parse_args()
     print("# Tasks\n")
     print(f"`uv run --group metadrive python benchmarks/tasks.py > docs/tasks.md`, one core ({processor()}), ", end="")

@@ -1,4 +1,4 @@
-"""Timing of variants against each other within one run, and the limits of the machine they run on."""
+"""Timing of variants that take turns, and the limits of the machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 
 def interleaved(variants: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu") -> dict[str, float]:
-    """Median seconds of a call of each variant; they take turns, so that a noisy neighbour meets them all."""
+    """Return the median seconds of a call of each variant; the variants take turns, so that other load affects all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for call in variants.values():
         call()
@@ -34,7 +34,7 @@ def synchronize(device: str) -> None:
 
 
 def copy_bandwidth(device: str) -> float:
-    """Bytes per second that a copy reads and writes, of a tensor far larger than any cache."""
+    """Measure the bytes per second that copying a tensor much larger than any cache reads and writes."""
     source = torch.empty(2**28 if device.startswith("cuda") else 2**25, device=device)
     target = torch.empty_like(source)
     seconds = interleaved({"copy": lambda: target.copy_(source)}, 5, device)["copy"]
@@ -42,7 +42,7 @@ def copy_bandwidth(device: str) -> float:
 
 
 def matrix_rate(device: str, batches: int, rows: int, width: int) -> float:
-    """FLOPs per second of batched products [batches, rows, width] × [batches, width, width]."""
+    """Measure the FLOPs per second of batched products [batches, rows, width] × [batches, width, width]."""
     left, right = torch.randn(batches, rows, width, device=device), torch.randn(batches, width, width, device=device)
     seconds = interleaved({"bmm": lambda: torch.bmm(left, right)}, 20, device)["bmm"]
     return 2 * batches * rows * width * width / seconds
@@ -54,7 +54,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a Markdown table that can be pasted."""
+    """Print a Markdown table."""
     print(f"\n{title}\n\n| {' | '.join(head)} |\n|{' --- |' * len(head)}")
     for row in rows:
         print(f"| {' | '.join(str(cell) for cell in row)} |", flush=True)

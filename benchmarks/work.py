@@ -1,4 +1,4 @@
-"""How much a step computes and moves: FLOPs of its matrix products, bytes of its operations, and how many these are."""
+"""The work of a step: FLOPs of its matrix products, bytes of its operations, and the number of operations."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ _FREE = {"aten::detach", "aten::alias", "aten::lift_fresh", "aten::_unsafe_view"
 
 @dataclass(frozen=True)
 class Work:
-    """flops: of matrix products, a multiplication and an addition each. bytes: read and written, every operation on its own.
+    """The counted work.
 
-    operations: those that touch memory; on a GPU a kernel or more each.
+    flops: of matrix products; a multiplication and an addition count 1 each. bytes: read and written, summed over all
+    operations. operations: number of operations that access memory; on a GPU each is one or more kernels.
     """
 
     flops: int
@@ -27,7 +28,7 @@ class Work:
 
 
 def count_work(step: Callable[[], object]) -> Work:
-    """What a call of `step` computes, by counting its operations as they are dispatched; it is executed once."""
+    """Execute `step` once and count its operations as they are dispatched."""
     counter = _Counter()
     with counter:
         step()
@@ -52,7 +53,7 @@ class _Counter(TorchDispatchMode):
 
 
 def _bytes(tensor: Tensor) -> int:
-    """Of the memory behind a tensor: what is expanded is read once."""
+    """Return the size of a tensor's memory; an expanded dimension counts once."""
     elements = 1
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
         elements *= size if stride else min(size, 1)

@@ -1,1 +1,1 @@
-"""Logged transitions: DSRL files read and validated, the Parquet store, and what is known of a task's data."""
+"""Logged transitions: reading and validating DSRL files, the Parquet store, and a task's dataset statistics."""

@@ -1,4 +1,4 @@
-"""DSRL-layout HDF5 files: read and validate, filter as DSRL does, write."""
+"""HDF5 files in DSRL's layout: reading, validation, DSRL's filters, and writing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MEMORY_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True)
 class Dataset:
-    """Validated transitions in episode order: `columns` holds every name of `schema.TRANSITION`."""
+    """Validated transitions in episode order; `columns` has one array for each name in `schema.TRANSITION`."""
 
     columns: dict[str, np.ndarray]
     episodes: Episodes
@@ -38,10 +38,10 @@ class Dataset:
 
 
 def read_dataset(path: Path) -> Dataset:
-    """Read and validate a DSRL-layout HDF5 file.
+    """Read and validate an HDF5 file in DSRL's layout.
 
-    Floats are read as float32 and flags as bool whatever their stored type; the last row is closed as a timeout when the
-    file ends within an episode. UserError, with file, key and row, for anything that is not a usable data set.
+    Floats become float32 and flags bool, whatever their stored type. If the file ends within an episode, its last row becomes
+    a timeout. Raise UserError with the file, key and row for anything that is not a usable dataset.
     """
     columns = {key: _as_column(path, key, array) for key, array in _read_arrays(path).items()}
     _check_columns(path, columns)
@@ -49,7 +49,7 @@ def read_dataset(path: Path) -> Dataset:
 
 
 def make_dataset(columns: Mapping[str, np.ndarray]) -> Dataset:
-    """Close the last episode of validated columns, clip the actions' rounding and recover the episodes."""
+    """Make a dataset of validated columns: clip rounding errors of the actions, end the last episode and find the episodes."""
     columns = {key: np.ascontiguousarray(columns[key], dtype=column.dtype) for key, column in TRANSITION.items()}
     columns["actions"] = columns["actions"].clip(-1.0, 1.0)
     columns["timeouts"] = columns["timeouts"].copy()
@@ -67,7 +67,7 @@ def make_dataset(columns: Mapping[str, np.ndarray]) -> Dataset:
 
 
 def write_dataset(path: Path, columns: Mapping[str, np.ndarray]) -> None:
-    """Write transition columns as a DSRL-layout HDF5 file (gzip), complete under its name or absent."""
+    """Write transition columns as a gzip-compressed HDF5 file in DSRL's layout; the file appears only when complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -80,10 +80,10 @@ def write_dataset(path: Path, columns: Mapping[str, np.ndarray]) -> None:
 
 
 def filter_dataset(dataset: Dataset, task: str, filters: Filters) -> Dataset:
-    """Apply the `dsrl` package's own `pre_process_data`, seeded, with the task's entries of its tables.
+    """Apply `pre_process_data` of the `dsrl` package, seeded, with the task's entries in dsrl's tables.
 
-    A task unknown to its tables takes the reference extremes of the data and the function's default grid.
-    UserError where dsrl is not installed, or where the filters cannot be applied to these data.
+    A task that is not in the tables uses the extremes of its own data and the function's default grid. Raise UserError if
+    dsrl is not installed or the filters cannot be applied to these data.
     """
     if filters == Filters(seed=filters.seed):
         return dataset
@@ -107,12 +107,14 @@ def filter_dataset(dataset: Dataset, task: str, filters: Filters) -> Dataset:
         try:
             filtered = pre_process(stand_in, dict(dataset.columns), **settings, **grid)
         except (ValueError, AssertionError, KeyError, IndexError) as error:
-            raise UserError(f"data filters {filters} cannot be applied to this {task} data set ({error})") from error
+            raise UserError(
+                f"data.filters {filters} cannot be applied to this {task} dataset ({error}); change data.filters"
+            ) from error
     return make_dataset(filtered)
 
 
 def _density_grid(table: Mapping[str, Mapping[str, int]], task: str, density: float) -> dict[str, int]:
-    """DSRL's grid for a task and a density; its keys read like OfflineCarCircle-v0_density0.5."""
+    """Return DSRL's grid for a task and a density; the table's keys look like OfflineCarCircle-v0_density0.5."""
     for key, grid in table.items():
         name, _, value = key.rpartition("_density")
         name = name.removeprefix("Offline").removeprefix("Metadrive-").rpartition("-v")[0]
@@ -123,12 +125,12 @@ def _density_grid(table: Mapping[str, Mapping[str, int]], task: str, density: fl
 
 @contextlib.contextmanager
 def _contained(seed: int) -> Iterator[None]:
-    """Hold dsrl's side effects in: it prints, saves a figure in the working directory and uses the global `random`."""
+    """Contain dsrl's side effects: it prints, saves a figure in the working directory and uses the global `random`."""
     import matplotlib.pyplot as plt
 
     state = random.getstate()
     random.seed(seed)
-    opened = set(plt.get_fignums())
+    open_before = set(plt.get_fignums())
     try:
         with (
             tempfile.TemporaryDirectory() as folder,
@@ -139,7 +141,7 @@ def _contained(seed: int) -> Iterator[None]:
             yield
     finally:
         random.setstate(state)
-        for number in set(plt.get_fignums()) - opened:
+        for number in set(plt.get_fignums()) - open_before:
             plt.close(number)
 
 
@@ -155,7 +157,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
                 if not isinstance(item, h5py.Dataset):
                     raise UserError(f"{path}: key '{key}' is missing; a DSRL file has {', '.join(TRANSITION)}")
                 if item.is_virtual or item.external:
-                    raise UserError(f"{path}: key '{key}' points to another file; a data file must hold its own numbers")
+                    raise UserError(f"{path}: key '{key}' points to another file; a data file must contain its own numbers")
                 if item.dtype.kind not in "fiub":
                     raise UserError(f"{path}: key '{key}' does not hold an array of numbers")
                 if item.size * item.dtype.itemsize > _MEMORY_BYTES:
@@ -164,11 +166,11 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             return arrays
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not a readable HDF5 file, or a truncated one ({reason}); fetch it again") from error
+        raise UserError(f"{path}: not a readable HDF5 file, or a truncated one ({reason}); download it again") from error
 
 
 def _as_column(path: Path, key: str, array: np.ndarray) -> np.ndarray:
-    """One array in the schema's rank and dtype, finite; [N, 1] scalars are flattened as DSRL's loader does."""
+    """Return a finite array in the schema's rank and dtype; [N, 1] columns are flattened as in DSRL's loader."""
     column = TRANSITION[key]
     rank = 2 if column.width else 1
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
@@ -176,25 +178,25 @@ def _as_column(path: Path, key: str, array: np.ndarray) -> np.ndarray:
     if rank == 1 and array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != rank or (rank == 2 and array.shape[1] == 0):
-        wanted = "[rows, width]" if rank == 2 else "[rows]"
-        raise UserError(f"{path}: key '{key}' has shape {list(array.shape)}, {wanted} is needed")
+        expected = "[rows, width]" if rank == 2 else "[rows]"
+        raise UserError(f"{path}: key '{key}' has shape {list(array.shape)}, expected {expected}")
     with np.errstate(over="ignore"):
         values = array.astype(column.dtype if column.dtype.kind == "f" else array.dtype)
     finite = np.isfinite(values)
     if not finite.all():
         row = np.argwhere(~finite)[0][0]
-        raise UserError(f"{path}: key '{key}', row {row} is not a finite float32 number; remove or mend that row")
+        raise UserError(f"{path}: key '{key}', row {row} is not a finite float32 number; remove or fix that row")
     return values.astype(column.dtype)
 
 
 def _check_columns(path: Path, columns: Mapping[str, np.ndarray]) -> None:
-    """What holds between arrays, and the ranges of actions and costs."""
+    """Check that the arrays agree in length and width, and the ranges of actions and costs."""
     rows = len(columns["observations"])
     for key, values in columns.items():
         if len(values) != rows:
             raise UserError(f"{path}: key '{key}' has {len(values)} rows, 'observations' has {rows}; they must agree")
     if rows == 0:
-        raise UserError(f"{path}: the file holds no rows")
+        raise UserError(f"{path}: the file has no rows")
     widths = columns["observations"].shape[1], columns["next_observations"].shape[1]
     if widths[0] != widths[1]:
         raise UserError(f"{path}: key 'next_observations' has width {widths[1]}, 'observations' has {widths[0]}")

@@ -11,9 +11,10 @@ from drcorl_ray.data.schema import RATE_DISCOUNT
 
 @dataclass(frozen=True)
 class Episodes:
-    """One entry an episode, in file order, all [E].
+    """The E episodes of a dataset in file order; all arrays are [E].
 
-    starts: first row. lengths: rows. returns, costs: undiscounted sums. terminated: ended by a terminal, not by a cut.
+    starts: first row. lengths: number of rows. returns, costs: undiscounted sums. terminated: whether the episode ended with
+    a terminal, not with a timeout.
     """
 
     starts: np.ndarray
@@ -23,15 +24,15 @@ class Episodes:
     terminated: np.ndarray
 
     def of_rows(self) -> np.ndarray:
-        """Number of the episode each row belongs to, [N] int64."""
+        """Return the index of each row's episode, [N] int64."""
         return np.repeat(np.arange(len(self.starts)), self.lengths)
 
 
 def discounted_rates(values: np.ndarray, episodes: Episodes) -> np.ndarray:
-    """Discounted average of `values` [N] over the rest of each row's episode, [N] float32.
+    """Return the discounted average of `values` [N] over the rest of each row's episode, [N] float32.
 
-    rateᵢ = Σⱼ γʲ⁻ⁱ xⱼ / Σⱼ γʲ⁻ⁱ, j from i to the end of the episode. After a terminal zeros follow for ever, so that the
-    denominator is 1/(1-γ); after a timeout nothing is assumed.
+    rateᵢ = Σⱼ γʲ⁻ⁱ xⱼ / Σⱼ γʲ⁻ⁱ, with j from i to the end of the episode. A terminal is followed by zeros for ever, so the
+    denominator is 1/(1-γ); a timeout ends both sums.
     """
     rates = np.empty(len(values), np.float64)
     total = np.zeros(len(episodes.starts))

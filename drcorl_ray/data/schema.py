@@ -1,4 +1,4 @@
-"""The one definition of a transition: DSRL's columns and the columns the store derives from them."""
+"""The columns of a transition: those of DSRL's files, and those that the store derives from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RATE_DISCOUNT = 0.99
 
 
 class Column(NamedTuple):
-    """dtype: as held in memory. width: "S" (observation), "A" (action), or "" for one value a row."""
+    """A column. dtype: in memory. width: "S" (observation size), "A" (action size), or "" for one value per row."""
 
     dtype: np.dtype
     width: str = ""
@@ -27,16 +27,16 @@ TRANSITION = MappingProxyType(
         "next_observations": Column(_FLOAT, "S"),
         "rewards": Column(_FLOAT),
         "costs": Column(_FLOAT),  # ≥ 0
-        "terminals": Column(_FLAG),  # the environment ended the episode: nothing follows
-        "timeouts": Column(_FLAG),  # the episode was cut: something would have followed
+        "terminals": Column(_FLAG),  # the environment ended the episode: no step follows
+        "timeouts": Column(_FLAG),  # the episode was cut off: more steps would have followed
     }
 )
 DERIVED = MappingProxyType(
     {
-        "rows": Column(_INTEGER),  # global row number, 0 … N-1 in episode order
+        "rows": Column(_INTEGER),  # global row number 0 … N-1, in episode order
         "reward_rates": Column(_FLOAT),  # discounted average reward over the rest of the episode
         "cost_rates": Column(_FLOAT),
-        "episode_returns": Column(_FLOAT),  # undiscounted sums over the row's episode
+        "episode_returns": Column(_FLOAT),  # undiscounted sum over the row's episode
         "episode_costs": Column(_FLOAT),
     }
 )

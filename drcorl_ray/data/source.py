@@ -1,4 +1,4 @@
-"""Where a task's transitions come from: the user's file, the built-in generator, or DSRL's collection."""
+"""The source of a task's transitions: the user's file, the built-in generator, or DSRL's download."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from drcorl_ray.tasks.registry import get_task
 
 
 def task_store(config: Config, task_name: str) -> Path:
-    """The Parquet store of a task's dataset under run.storage, made now unless it is there."""
+    """Return the Parquet store of a task's dataset under run.storage; make it if it does not exist."""
     task = get_task(task_name)
     root = reachable(config.run.storage_folder)
     return store_for(_dataset_file(config, task_name, root), root / "stores", task.name, config.data.filters)

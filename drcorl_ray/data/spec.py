@@ -1,4 +1,4 @@
-"""What a learner must know of a task's dataset: sizes, statistics, and the totals of its episodes."""
+"""The properties of a dataset that a learner needs: sizes, statistics, and the totals of the episodes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-REWARD_RANGE = 1000.0  # the data's return range after scaling, so that β does not depend on the task's reward unit
+REWARD_RANGE = 1000.0  # the range of returns after scaling, so that β does not depend on the task's reward unit
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Sizes, units and statistics of one task's dataset.
+    """Sizes and statistics of a task's dataset.
 
-    return_min, return_max: extreme episode returns. mean_cost, max_cost: per step. reward_rate_*: of the reward rates.
+    episode_length: in steps. observation_mean, observation_std: [S]. return_min, return_max: smallest and largest episode
+    return. mean_cost, max_cost: per step. reward_rate_mean, reward_rate_std: of the column `reward_rates`.
     """
 
     observation_size: int
@@ -34,8 +35,11 @@ class DataSpec:
 
 
 @dataclass(frozen=True)
-class Episodes:
-    """A dataset's episodes in row order: undiscounted returns and costs, lengths, and the rows behind their last; [E] each."""
+class EpisodeTotals:
+    """The totals of a dataset's E episodes in row order.
+
+    returns, costs: undiscounted sums [E]. lengths: in rows [E]. ends: the row after each episode's last row [E].
+    """
 
     returns: np.ndarray
     costs: np.ndarray

@@ -1,7 +1,7 @@
-"""The store: a data set as Parquet shards and a manifest in one directory, complete under its name or absent.
+"""The store: a dataset as a directory of Parquet shards and a manifest. The directory appears only when it is complete.
 
-Vector columns are `fixed_size_binary` (raw float32, little-endian): no repetition levels, so they read several times faster
-than lists and their buffer is the tensor. The manifest carries a checksum of itself and of every shard.
+Vector columns are `fixed_size_binary` (raw little-endian float32). They have no repetition levels, so they read several times
+faster than lists, and their buffer is the tensor. The manifest contains checksums of itself and of every shard.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from drcorl_ray.io.storage import storage_of, storage_path
 
 MANIFEST = "manifest.json"
 OBSERVATION_STD_FLOOR = 1e-3
-_MEND = "delete the store's folder and run again"
+_FIX = "delete the store's folder and run again"
 
 
 class _Record(BaseModel):
@@ -35,7 +35,7 @@ class _Record(BaseModel):
 
 
 class Source(_Record):
-    """What a store was made from."""
+    """The file and the filters that a store was made from."""
 
     file_name: str
     sha256: str
@@ -52,10 +52,11 @@ class Shard(_Record):
 
 
 class Manifest(_Record):
-    """Everything about a store but its rows.
+    """A store's description: source, sizes, statistics, episodes and shards.
 
-    observation_mean, observation_std: [S], the deviation with 1e-3 added. episode_*: one entry an episode, in row order;
-    returns and costs are undiscounted sums. mean_cost: per step. rate_discount: of the *_rates columns.
+    observation_mean, observation_std: [S]; 1e-3 is added to the standard deviation. mean_cost: per step. min_*, max_*:
+    smallest and largest episode return and episode cost. episode_*: one entry per episode, in row order; returns and costs
+    are undiscounted sums. rate_discount: the discount of the *_rates columns.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -83,9 +84,9 @@ class Manifest(_Record):
 
 
 def store_for(path: Path, root: Path, task: str, filters: Filters | None = None) -> Path:
-    """Folder below `root` of the store of a DSRL-layout file, converted now unless a sound one is there.
+    """Return the folder of a DSRL file's store below `root`; convert the file unless an intact store exists.
 
-    Its name stands for the content: source checksum, schema version, task and filters.
+    The folder's name is a hash of the source's checksum, the schema version, the task and the filters.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such data file; set data.dataset or put the file there")
@@ -101,7 +102,7 @@ def store_for(path: Path, root: Path, task: str, filters: Filters | None = None)
 
 
 def convert(dataset: Dataset, folder: Path, *, task: str, source: Source, rows_per_shard: int = 131072) -> Manifest:
-    """Write a data set as a store; an existing sound store of the same content is kept, anything else replaced.
+    """Write a dataset as a store; keep an existing intact store with the same content, replace any other.
 
     The store appears complete or not at all: without its manifest, which is stored last, there is no store.
     """
@@ -123,7 +124,7 @@ def _write(dataset: Dataset, folder: Path, task: str, source: Source, rows_per_s
     shards: list[Shard] = []
     for first in range(0, dataset.rows, rows_per_shard):
         path, part = folder / f"rows-{first:012d}.parquet", table.slice(first, rows_per_shard)
-        # Raw floats gain nothing from dictionaries or compression; plain pages are the fastest to read.
+        # Dictionaries and compression do not shrink raw floats; plain pages are the fastest to read.
         pq.write_table(part, path, compression="none", use_dictionary=False, write_statistics=False)
         size = path.stat().st_size
         shards.append(Shard(file_name=path.name, rows=len(part), size_bytes=size, sha256=file_sha256(path)))
@@ -133,12 +134,12 @@ def _write(dataset: Dataset, folder: Path, task: str, source: Source, rows_per_s
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """Read a store's manifest; UserError unless it is byte for byte what was written and every shard has its full size."""
+    """Read a store's manifest; UserError unless its bytes are those that were written and every shard has its full size."""
     path = folder / MANIFEST
     content = read_json(path)
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
-        raise UserError(f"{path}: not a store of schema version {SCHEMA_VERSION}; {_MEND}")
-    damaged = UserError(f"{path}: checksum mismatch, the manifest was altered or damaged; {_MEND}")
+        raise UserError(f"{path}: not a store of schema version {SCHEMA_VERSION}; {_FIX}")
+    damaged = UserError(f"{path}: checksum mismatch, the manifest was altered or damaged; {_FIX}")
     content.pop("checksum", None)
     try:
         manifest = Manifest.model_validate(content)
@@ -149,50 +150,53 @@ def load_manifest(folder: Path) -> Manifest:
     for shard in manifest.shards:
         shard_path = folder / shard.file_name
         if not shard_path.is_file() or shard_path.stat().st_size != shard.size_bytes:
-            raise UserError(f"{shard_path}: the shard is missing or cut short; {_MEND}")
+            raise UserError(f"{shard_path}: the shard is missing or cut short; {_FIX}")
     return manifest
 
 
 def verify(folder: Path) -> Manifest:
-    """`load_manifest`, and every shard's checksum; UserError names the damaged file."""
+    """Read the manifest as `load_manifest` does, and check every shard's checksum; the UserError names the damaged file."""
     manifest = load_manifest(folder)
     for shard in manifest.shards:
         path = folder / shard.file_name
         if file_sha256(path) != shard.sha256:
-            raise UserError(f"{path}: checksum mismatch, the shard was altered or damaged; {_MEND}")
+            raise UserError(f"{path}: checksum mismatch, the shard was altered or damaged; {_FIX}")
     return manifest
 
 
 def read_store(folder: Path, names: Sequence[str] = tuple(STORED), rows: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Columns in row order, read by plain pyarrow, one shard at a time; of given row numbers (ascending) alone, if any."""
+    """Read columns in row order with plain pyarrow, one shard at a time.
+
+    rows: ascending row numbers to read; None reads all rows.
+    """
     manifest = load_manifest(folder)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     first = 0
     for shard in manifest.shards:
         last = first + shard.rows
-        here = slice(None) if rows is None else rows[(first <= rows) & (rows < last)] - first
+        index = slice(None) if rows is None else rows[(first <= rows) & (rows < last)] - first
         for name, (values, shape) in primitives(read_shard(folder / shard.file_name, names)).items():
-            parts[name].append(values.to_numpy().reshape(shape)[here].astype(STORED[name].dtype, copy=False))
+            parts[name].append(values.to_numpy().reshape(shape)[index].astype(STORED[name].dtype, copy=False))
         first = last
     return {name: np.concatenate(blocks) for name, blocks in parts.items()}
 
 
 def read_shard(path: Path, names: Sequence[str] = tuple(STORED)) -> pa.Table:
-    """One Parquet file of a store; UserError where it cannot be read."""
+    """Read one Parquet file of a store; UserError if it cannot be read."""
     try:
         return pq.read_table(storage_of(path).source(path), columns=list(names))
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot be read as Parquet ({' '.join(str(error).split())}); {_MEND}") from error
+        raise UserError(f"{path}: cannot be read as Parquet ({' '.join(str(error).split())}); {_FIX}") from error
 
 
 def read_block(batch: Any) -> Any:
-    """The shard named by a Ray Data batch of one path."""
+    """Read the shard whose path is the only item of a Ray Data batch."""
     [path] = batch["item"]
     return read_shard(storage_path(path))
 
 
 def primitives(table: pa.Table) -> dict[str, tuple[pa.Array, tuple[int, ...]]]:
-    """Each stored column as one flat primitive array with its shape; numbers are not copied, flags become uint8."""
+    """Return each column as a flat primitive array and its shape; numbers are not copied, flags become uint8."""
     result: dict[str, tuple[pa.Array, tuple[int, ...]]] = {}
     for name in table.column_names:
         column = table.column(name)
@@ -253,7 +257,7 @@ def _describe(dataset: Dataset, task: str, source: Source, shards: list[Shard]) 
 
 
 def _encode(manifest: Manifest) -> bytes:
-    """The one text of a manifest, with a checksum over the rest in front."""
+    """Encode a manifest as JSON; its first entry is the checksum of the others."""
     content = manifest.model_dump(mode="json")
     checksum = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return (json.dumps({"checksum": checksum, **content}) + "\n").encode()

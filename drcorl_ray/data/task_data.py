@@ -1,4 +1,4 @@
-"""One task's store, opened for training and evaluation."""
+"""A task's store, opened for training and evaluation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from drcorl_ray.data.spec import DataSpec, Episodes
+from drcorl_ray.data.spec import DataSpec, EpisodeTotals
 from drcorl_ray.data.store import Manifest, load_manifest, read_store
 from drcorl_ray.errors import UserError
 from drcorl_ray.tasks.registry import Task, get_task
@@ -15,18 +15,22 @@ from drcorl_ray.tasks.registry import Task, get_task
 
 @dataclass(frozen=True)
 class TaskData:
-    """One task's store, opened: its manifest, its statistics, its episodes, and the reward rates [N] per step."""
+    """A task's opened store: its manifest, statistics and episode totals, and the reward rate of each row [N]."""
 
     task: Task
     store: Path
     manifest: Manifest
     spec: DataSpec
-    episodes: Episodes
+    episodes: EpisodeTotals
     reward_rates: np.ndarray
 
     @classmethod
     def open(cls, store: Path, task: Task | None = None) -> TaskData:
-        """task: the store's own, given where it may not be registered (in another process)."""
+        """Open a store.
+
+        task: the store's task, for a process in which a user's task may not be registered; looked up by name if None. Raise
+        UserError if the store is damaged or all episodes have the same return.
+        """
         manifest = load_manifest(store)
         task = task or get_task(manifest.task)
         scalars = read_store(store, ("reward_rates", "costs"))
@@ -48,7 +52,7 @@ class TaskData:
             reward_rate_mean=float(rates.mean()),
             reward_rate_std=float(rates.std()) + 1e-6,
         )
-        episodes = Episodes(
+        episodes = EpisodeTotals(
             np.array(manifest.episode_returns), np.array(manifest.episode_costs), np.array(manifest.episode_lengths)
         )
         return cls(task, store, manifest, spec, episodes, rates)

@@ -25,7 +25,7 @@ from drcorl_ray.distributed.ray_private import StageTrainer
 from drcorl_ray.distributed.rollout_pool import RayRolloutPool
 from drcorl_ray.errors import UserError
 from drcorl_ray.evaluation.curves import save_curve_point
-from drcorl_ray.method.online_data import Evidence
+from drcorl_ray.method.online_data import OnlineResult
 from drcorl_ray.method.protocols import Population, Stage
 from drcorl_ray.method.train_state import alone
 from drcorl_ray.policy.loading import load_population
@@ -189,12 +189,12 @@ def _worker_loop(train_loop_config: dict[str, StageJob[Any]]) -> None:
         job.finish(stage)
 
 
-def _from_first_worker(evidence: Evidence | None) -> Evidence:
-    """The first worker's evidence, in every worker. A broadcast takes 1 kB at most, hence a reference to Ray's store."""
+def _from_first_worker(result: OnlineResult | None) -> OnlineResult:
+    """Return the first worker's result in every worker. A broadcast takes 1 kB at most, hence a reference to Ray's store."""
     if ray.train.get_context().get_world_size() == 1:
-        assert evidence is not None
-        return evidence
-    sent = ray.train.collective.broadcast_from_rank_zero([ray.put(evidence)] if evidence else [])
+        assert result is not None
+        return result
+    sent = ray.train.collective.broadcast_from_rank_zero([ray.put(result)] if result else [])
     return ray.get(sent[0])
 
 

@@ -47,7 +47,7 @@ class Rollouts:
         stats = EpisodeStats(np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64), np.asarray(seeds, np.int64))
         return cls(stats, np.zeros(shape, bool), {})
 
-    def of(self, member: int) -> Rollouts:
+    def member(self, member: int) -> Rollouts:
         """One member's, as a population of one."""
         row = slice(member, member + 1)
         stats = EpisodeStats(self.stats.returns[row], self.stats.costs[row], self.stats.lengths[row], self.stats.seeds)

@@ -7,9 +7,8 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import gymnasium
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -18,6 +17,9 @@ from drcorl_ray.policy.loading import Policy
 from drcorl_ray.tasks.envs import make_env
 from drcorl_ray.tasks.envs.point_circle import ARENA, CORRIDOR, RADIUS
 from drcorl_ray.tasks.registry import Task
+
+if TYPE_CHECKING:
+    import gymnasium
 
 FRAMES, SIDE = 100, 320  # at most; pixels
 _FRAME_MS, _COLOURS = 60, 64

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from rich.console import Console, ConsoleDimensions
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 _WIDTH = 118
 
@@ -19,7 +27,7 @@ console = wide_console(stderr=True)
 
 
 def progress_bars() -> Progress:
-    """Bars on a terminal that can draw them, nothing elsewhere."""
+    """Return progress bars for counted steps; nothing is drawn unless stderr is a terminal that can draw them."""
     drawn = console.is_terminal and not console.is_dumb_terminal
     columns = (
         TextColumn("{task.description:<34}"),
@@ -30,3 +38,10 @@ def progress_bars() -> Progress:
     )
     columns = (*columns, TextColumn("{task.fields[note]}"))
     return Progress(*columns, console=console, refresh_per_second=4, disable=not drawn)
+
+
+def download_bars() -> Progress:
+    """Return progress bars for downloads in bytes; nothing is drawn unless stderr is a terminal."""
+    terminal = Console(stderr=True)  # not the shared console: rich allows one live display a console
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=terminal, disable=not terminal.is_terminal)

@@ -1,4 +1,7 @@
-"""The three policy classes (App. D.1): N(m, diag σ(s)²), N(m, σ²I) and Dirac, with the mean squashed to the action box."""
+"""The three policy classes (App. D.1): N(m, diag σ(s)²), N(m, σ²I) and Dirac, with the mean squashed to the action box.
+
+Shapes: P members, G networks, B rows of a minibatch, A action, C condition.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import torch
 from torch import Tensor
 
 from drcorl_ray.method.networks import MLP, Layout, Weights
-from drcorl_ray.policy.mlp import PerceptronPolicy
+from drcorl_ray.policy.mlp import MLPPolicy
 from drcorl_ray.policy.population import PopulationPolicy
 
 POLICY_CLASSES = ("dirac", "gaussian", "gaussian_constant")
@@ -22,7 +25,7 @@ _LOG_STD_RANGE = (-5.0, 0.5)
 
 @dataclass(frozen=True)
 class Actor:
-    """Mean and log σ(s) from one perceptron on the observation (and, while pretraining, the condition beside it)."""
+    """An MLP from the observation (in pretraining also the condition) to the mean and log σ(s)."""
 
     inputs: int
     hidden: tuple[int, ...]
@@ -37,27 +40,30 @@ class Actor:
         return self.mlp.layout
 
     def __call__(self, weights: Weights, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean in [-1, 1] and the state-dependent log σ, [G, B, A] each, for inputs [G, B, inputs]."""
+        """Return the mean in [-1, 1] and the state-dependent log σ, [G, B, A] each, for inputs [G, B, inputs]."""
         raw_mean, raw_log_std = self.mlp(weights, x).chunk(2, dim=-1)
         return raw_mean.tanh(), (raw_log_std + _LOG_STD_START).clamp(*_LOG_STD_RANGE)
 
 
 def standard_deviation(log_std: Tensor, policy_class: Tensor) -> Tensor:
-    """σ [P, B, A] of each member's class (policy_class [P] indexes POLICY_CLASSES): 0, σ(s) or the constant."""
+    """Return σ [P, B, A] by policy class [P] (an index into POLICY_CLASSES): 0, σ(s) or CONSTANT_STD."""
     kind = policy_class[:, None, None]
     constant = torch.where(kind == 2, CONSTANT_STD, 0.0).to(log_std.dtype)
     return torch.where(kind == 1, log_std.exp(), constant)
 
 
 def regression_loss(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
-    """Behaviour cloning (D6): squared error of the mean plus the likelihood of σ(s) around the fixed mean; [P, B, A] → [P]."""
+    """Return the behaviour-cloning loss [P] (D6) for inputs [P, B, A].
+
+    It is the squared error of the mean plus the negative log-likelihood of σ(s), in which the mean is fixed.
+    """
     squared_error = (mean - actions).square()
     negative_log_likelihood = 0.5 * squared_error.detach() * (-2.0 * log_std).exp() + log_std
     return (squared_error + negative_log_likelihood).sum(-1).mean(-1)
 
 
 def fold_condition(layout: Layout, flat: Tensor, folded: Layout, conditions: Tensor) -> Tensor:
-    """Weights of an actor on observations alone, from one on [observation, condition] with the condition [G, C] held fixed."""
+    """Fix the conditions [G, C] of an actor on [observation, condition]; return the weights of an actor on observations."""
     views = dict(layout.split(flat))
     weight, size = views["layers.0.weight"], folded["layers.0.weight"].shape[0]
     constant = torch.bmm(conditions.unsqueeze(1), weight[:, size:])
@@ -69,7 +75,7 @@ def fold_condition(layout: Layout, flat: Tensor, folded: Layout, conditions: Ten
 def snapshot(
     actor: Actor, weights: Mapping[str, Tensor], observation_mean: Sequence[float], observation_std: Sequence[float]
 ) -> PopulationPolicy:
-    """The population's deterministic policies as numpy arrays: the mean's half of the actor, float32."""
+    """Copy the population's deterministic policies to float32 numpy arrays: the half of the actor that computes the mean."""
 
     def layer(kind: str, index: int) -> np.ndarray:
         tensor = weights[f"layers.{index}.{kind}"].detach()
@@ -77,7 +83,7 @@ def snapshot(
         return tensor.to("cpu", torch.float32, copy=True).contiguous().numpy()
 
     layers = range(len(actor.hidden) + 1)
-    return PerceptronPolicy(
+    return MLPPolicy(
         np.asarray(observation_mean, np.float32),
         np.asarray(observation_std, np.float32),
         tuple(layer("weight", index) for index in layers),

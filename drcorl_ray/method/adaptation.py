@@ -1,7 +1,7 @@
-"""Safe adaptation: which gradient a member follows, decided by its cost estimate (Algorithms 2 and 3, Eq. 12, Eq. 22).
+"""Safe adaptation: each member's cost estimate decides which gradient it follows (Algorithms 2 and 3, Eq. 12, Eq. 22).
 
-Control flow is masks over the population: every rule yields weights of the reward and cost gradients and a mask of the
-members whose two gradients are to be manipulated.
+Control flow is expressed by masks over the population: every rule yields weights of the reward and cost gradients, and a mask
+of the members that combine the two by gradient manipulation. Shapes: P members, N policy weights.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ REGIONS = ("safe", "band", "unsafe")
 
 @dataclass(frozen=True)
 class Decision:
-    """reward_weight, cost_weight [P]: the step follows weight_r·∇Q_r − weight_c·∇Q_c, or Eq. 12 where `band` [P] is true.
+    """The policy step of each member.
 
-    region: [P] index into REGIONS.
+    reward_weight, cost_weight: the step follows reward_weight·∇Q_r − cost_weight·∇Q_c, [P]. band: members that follow Eq. 12
+    instead, [P] bool. region: index into REGIONS, [P].
     """
 
     reward_weight: Tensor
@@ -37,20 +38,20 @@ def decide(
     slack_minus: Tensor,
     cost_step_reward_weight: float,
 ) -> Decision:
-    """The step of each member for its normalised cost C [P] (Eq. 26); rule [P] indexes ADAPTATIONS.
+    """Choose each member's step by its normalised cost C [P] (Eq. 26); rule [P] is an index into ADAPTATIONS.
 
-    gradient_manipulation: reward while C ≤ 1 − h⁻, Eq. 12 while C ≤ 1 + h⁺, cost beyond. crpo: reward while C ≤ 1 + h, cost
-    beyond. lagrangian: Q_r − λQ_c always; its region only reports C ≤ 1. A cost step keeps `cost_step_reward_weight` of the
-    reward's gradient (0 in the print, D13).
+    gradient_manipulation: a reward step if C ≤ 1 − h⁻, Eq. 12 if C ≤ 1 + h⁺, else a cost step. crpo: a reward step if
+    C ≤ 1 + h⁺, else a cost step. lagrangian: always Q_r − λQ_c; its region only reports whether C ≤ 1. A cost step keeps the
+    reward's gradient with the weight `cost_step_reward_weight` (0 in the paper, D13). A NaN cost counts as unsafe.
     """
     manipulation, crpo, lagrangian = (rule == index for index in range(len(ADAPTATIONS)))
     upper = torch.where(lagrangian, torch.ones_like(cost), 1.0 + slack_plus)
     lower = torch.where(manipulation, 1.0 - slack_minus, upper)
     unsafe = ~(cost <= upper)
     band = ~unsafe & ~(cost <= lower)
-    pays_cost = unsafe & (manipulation | crpo)
-    reward_weight = torch.where(pays_cost, torch.full_like(cost, cost_step_reward_weight), torch.ones_like(cost))
-    cost_weight = torch.where(lagrangian, multiplier, pays_cost.to(cost.dtype))
+    cost_step = unsafe & (manipulation | crpo)
+    reward_weight = torch.where(cost_step, torch.full_like(cost, cost_step_reward_weight), torch.ones_like(cost))
+    cost_weight = torch.where(lagrangian, multiplier, cost_step.to(cost.dtype))
     return Decision(reward_weight, cost_weight, band, band.long() + 2 * unsafe.long())
 
 
@@ -66,7 +67,10 @@ def combine(reward: Tensor, cost: Tensor, behaviour: Tensor, decision: Decision)
 
 
 def manipulate(gradient_r: Tensor, gradient_c: Tensor) -> Tensor:
-    """Eq. 12 on whole policy gradients [P, N], per member: the mean of both, each freed of its conflict with the other."""
+    """Combine each member's whole policy gradients [P, N] by Eq. 12.
+
+    If they conflict, each loses its projection on the other; the result is their mean [P, N].
+    """
     dot = (gradient_r * gradient_c).sum(-1, keepdim=True)
     conflict = dot < 0
     tiny = torch.finfo(dot.dtype).tiny
@@ -78,7 +82,7 @@ def manipulate(gradient_r: Tensor, gradient_c: Tensor) -> Tensor:
 
 @dataclass
 class Multiplier:
-    """The PID-controlled multiplier λ ≥ 0 of Eq. 22 (Stooke et al. 2020); all tensors [P]."""
+    """The PID-controlled multiplier λ ≥ 0 of Eq. 22 (Stooke et al. 2020); all tensors are [P]."""
 
     value: Tensor
     integral: Tensor
@@ -86,11 +90,11 @@ class Multiplier:
 
     @classmethod
     def start(cls, like: Tensor) -> Multiplier:
-        """λ = 0 with an empty history (no cost seen: nothing has risen yet)."""
+        """Return λ = 0 with an empty history; the first cost counts as not risen."""
         return cls(torch.zeros_like(like), torch.zeros_like(like), torch.full_like(like, torch.inf))
 
     def update(self, cost: Tensor, *, proportional: Tensor, integral: Tensor, derivative: Tensor) -> None:
-        """One control step on the normalised cost: error C − 1, integral kept ≥ 0, derivative of a rising cost alone."""
+        """Take a control step on the normalised cost C [P]: error C − 1, integral ≥ 0, derivative only of a rising cost."""
         error = cost - 1.0
         rise = (cost - self.previous_cost).clamp(min=0.0)
         self.integral.add_(error).clamp_(min=0.0)

@@ -31,7 +31,7 @@ class Architectures:
     value: MLP
 
     @classmethod
-    def of(cls, spec: DataSpec, config: PretrainConfig) -> Architectures:
+    def from_config(cls, spec: DataSpec, config: PretrainConfig) -> Architectures:
         s, a, hidden = spec.observation_size, spec.action_size, tuple(config.critic_hidden)
         return cls(
             NoiseNetwork(s, a, CONDITIONS, config.noise_width, config.noise_blocks, config.noise_expansion),

@@ -1,6 +1,8 @@
-"""Critic losses, per member and pure: IQL for the reward (Eq. 17-18), a pessimistic ensemble for the cost (Eq. 19, 24-25).
+"""Critic losses as pure functions, per member: IQL for the reward (Eq. 17-18), a pessimistic ensemble for the cost (Eq. 19,
+24-25).
 
-Shapes: values and rewards [P, B], ensembles [P, E, B]. There is no [B, 1] anywhere. Targets must be detached by the caller.
+Shapes: P members, E critics of an ensemble, B rows of a minibatch; values and rewards are [P, B], ensembles [P, E, B]. The
+caller must detach the targets.
 """
 
 from __future__ import annotations
@@ -20,32 +22,32 @@ def ensemble_q(critic: Trainable, weights: Weights, observations: Tensor, action
 
 
 def expectile_loss(difference: Tensor, *, expectile: float) -> Tensor:
-    """L₂^τ(u) = |τ − 1(u < 0)|·u², elementwise (Eq. 17)."""
+    """Return L₂^τ(u) = |τ − 1(u < 0)|·u², elementwise (Eq. 17)."""
     return torch.where(difference < 0, 1.0 - expectile, expectile) * difference.square()
 
 
 def value_loss(target_q: Tensor, value: Tensor, *, expectile: float) -> Tensor:
-    """Eq. 17: expectile regression of V(s) [P, B] on min of the two target Qs [P, 2, B]; → [P]."""
+    """Return the loss of Eq. 17 [P]: expectile regression of V(s) [P, B] on the minimum of the two target Qs [P, 2, B]."""
     return expectile_loss(target_q.amin(1) - value, expectile=expectile).mean(-1)
 
 
 def q_loss(q: Tensor, target: Tensor) -> Tensor:
-    """Squared error of an ensemble [P, E, B] to targets [P, E, B] or [P, 1, B], averaged over B, summed over E; → [P]."""
+    """Return the squared error [P] of an ensemble [P, E, B] to targets [P, E, B] or [P, 1, B]: mean over B, sum over E."""
     return (target - q).square().mean(-1).sum(-1)
 
 
 def reward_target(rewards: Tensor, terminals: Tensor, next_values: Tensor, *, discount: float) -> Tensor:
-    """R + γ(1 − d)V(s'), [P, 1, B] for the twin Qs (Eq. 18): a terminal cuts the bootstrap, a timeout does not."""
+    """Return R + γ(1 − d)V(s') [P, 1, B] for the twin Qs (Eq. 18): a terminal stops the bootstrap, a timeout does not."""
     return (rewards + discount * (1.0 - terminals) * next_values).unsqueeze(1)
 
 
 def cost_target(
     costs: Tensor, terminals: Tensor, next_q: Tensor, *, discount: float, ceiling: float | None, terminal_value: float
 ) -> Tensor:
-    """C + γ(1 − d)Q_c(s', a'), each critic on its own target [P, E, B] (Eq. 19, whose print says r).
+    """Return C + γ(1 − d)Q_c(s', a') [P, E, B]: each critic has its own target (Eq. 19, where the paper has r for C).
 
-    ceiling: upper end of the clamp [0, ceiling] on the bootstrap, None for no clamp (D10). terminal_value: what follows a
-    terminal, 0 in the print (D11).
+    ceiling: upper end of the clamp [0, ceiling] of the bootstrap, None for no clamp (D10). terminal_value: the value of the
+    state after a terminal, 0 in the paper (D11).
     """
     if ceiling is not None:
         next_q = next_q.clamp(0.0, ceiling)
@@ -54,29 +56,32 @@ def cost_target(
 
 
 def pessimism(q_of_policy: Tensor, *, alpha: Tensor | float) -> Tensor:
-    """−α·Q_c(s, π(s)), the loss's second term (Eq. 19): minimising it raises the estimate on the policy's actions; → [P]."""
+    """Return −α·Q_c(s, π(s)) [P], the second term of Eq. 19; minimising it raises the estimate at the policy's actions."""
     return -alpha * q_of_policy.mean(-1).sum(-1)
 
 
 def in_use(counts: Tensor, critics: int) -> Tensor:
-    """Which of E critics a member uses: its first `counts` [P]; → [P, E, 1] bool."""
+    """Return which of the E critics each member uses, [P, E, 1] bool: its first `counts` [P]."""
     return (torch.arange(critics, device=counts.device) < counts[:, None]).unsqueeze(-1)
 
 
 def ensemble_moments(q: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and population std of an ensemble [P, E, B] over the critics in use [P, E, 1]; → [P, B] each, of one critic 0."""
+    """Return the mean and the population std, [P, B] each, of an ensemble [P, E, B] over the critics in use [P, E, 1].
+
+    The std of a single critic is 0.
+    """
     counts = used.sum(1, dtype=q.dtype)
     mean = (q * used).sum(1) / counts
-    q = torch.where(used, q, mean.unsqueeze(1))  # leaves the mean, and adds nothing to the sum of squared deviations
+    q = torch.where(used, q, mean.unsqueeze(1))  # keeps the mean and the sum of squared deviations
     return q.mean(1), q.std(1, correction=0) * (q.shape[1] / counts).sqrt()
 
 
 def upper_confidence_bound(q: Tensor, used: Tensor, *, k: Tensor) -> Tensor:
-    """Eq. 24: mean + k·std over the critics in use [P, E, 1] of an ensemble [P, E, B], k [P]; → [P, B]."""
+    """Return Eq. 24, mean + k·std [P, B], of an ensemble [P, E, B] over the critics in use [P, E, 1]; k [P]."""
     mean, std = ensemble_moments(q, used)
     return mean + k[:, None] * std
 
 
 def episodic_cost(q_cost: Tensor, *, discount: float, episode_length: int) -> Tensor:
-    """App. B.1: V̂_c·(1 − γ)·L, the mean of [P, B] state estimates as an undiscounted episode cost; → [P]."""
+    """Return V̂_c·(1 − γ)·L [P] (App. B.1): the mean of state estimates [P, B], scaled to an undiscounted episode cost."""
     return q_cost.mean(-1) * (1.0 - discount) * episode_length

@@ -1,6 +1,7 @@
-"""The behaviour diffusion: a variance-preserving SDE on actions (§3.1, Eq. 3-5) and its score (Eq. 9).
+"""The behaviour model: a variance-preserving diffusion SDE on actions (§3.1, Eq. 3-5) and its score (Eq. 9).
 
-Time t ∈ (0, 1]; t = 0 is data. a_t = α(t)·a + σ(t)·z with z ~ N(0, I), α² + σ² = 1.
+Time t ∈ (0, 1]; t = 0 is data. a_t = α(t)·a + σ(t)·z with z ~ N(0, I) and α² + σ² = 1.
+Shapes: P members, B rows of a minibatch, A action.
 """
 
 from __future__ import annotations
@@ -19,35 +20,36 @@ NoisePrediction = Callable[[Tensor, Tensor], Tensor]
 
 
 def marginal(times: Tensor) -> tuple[Tensor, Tensor]:
-    """α(t) = exp(−t²(β₁ − β₀)/4 − tβ₀/2) and σ(t) = √(1 − α²), the shape of `times`."""
+    """Return α(t) = exp(−t²(β₁ − β₀)/4 − tβ₀/2) and σ(t) = √(1 − α²), both in the shape of `times`."""
     log_alpha = -0.25 * times.square() * (BETA_MAX - BETA_MIN) - 0.5 * times * BETA_MIN
     return log_alpha.exp(), (-torch.expm1(2.0 * log_alpha)).sqrt()
 
 
 def perturb(actions: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-    """a_t = α(t)·a + σ(t)·z; actions and noise [..., A], times [...]."""
+    """Return a_t = α(t)·a + σ(t)·z [..., A]; actions and noise [..., A], times [...]."""
     alpha, sigma = marginal(times)
     return alpha.unsqueeze(-1) * actions + sigma.unsqueeze(-1) * noise
 
 
 def spread(uniform: Tensor, interval: tuple[float, float]) -> Tensor:
-    """Uniform numbers on [0, 1) spread over an interval of times."""
+    """Scale uniform numbers on [0, 1) to an interval of times."""
     return interval[0] + (interval[1] - interval[0]) * uniform
 
 
 def diffusion_loss(noise_prediction: Tensor, noise: Tensor) -> Tensor:
-    """Eq. 5 with w(t) = 1: ‖ε_ψ − z‖² summed over actions, averaged over the batch; [P, B, A] → [P]."""
+    """Return Eq. 5 with w(t) = 1, [P]: ‖ε_ψ − z‖² of predictions and noise [P, B, A], summed over A, averaged over B."""
     return (noise_prediction - noise).square().sum(-1).mean(-1)
 
 
 def behaviour_direction(
     predict: NoisePrediction, actions: Tensor, std: Tensor, times: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Ascent directions on the negative reverse KL to the behaviour (Eq. 8-9), for actions and for their std; [P, B, A] each.
+    """Return ascent directions on the negative reverse KL to the behaviour (Eq. 8-9) for the actions and their std, [P, B, A].
 
-    "t → 0" of Eq. 23 is estimated over random t with weight w(t) = σ(t)². The score is −ε_ψ/σ (the print's + is a slip) and z
-    is a zero-mean baseline: the direction for a is −w·(ε_ψ(a_t, t) − z). The entropy's part is exact at the same t and weight,
-    w·α·σ·s/(α²s² + σ²), so that a Gaussian behaviour is a fixed point in mean and std (D18). Nothing here is differentiated.
+    The limit t → 0 of Eq. 23 is estimated over random t with the weight w(t) = σ(t)². The score is −ε_ψ/σ (the + in the paper
+    is a typo), and z is a zero-mean baseline, so the direction for the actions is −w·(ε_ψ(a_t, t) − z). The entropy term is
+    exact at the same t and weight: w·α·σ·s/(α²s² + σ²). A Gaussian behaviour is thereby a fixed point in mean and std (D18).
+    No gradient is recorded.
     """
     with torch.no_grad():
         alpha, sigma = (scale.unsqueeze(-1) for scale in marginal(times))
@@ -58,7 +60,7 @@ def behaviour_direction(
 
 
 def sample(predict: NoisePrediction, noise: Tensor, steps: int) -> Tensor:
-    """Actions from the behaviour model by DDIM: deterministic denoising of noise [P, B, A] from t = 1 in `steps` steps."""
+    """Sample actions [P, B, A] by DDIM: denoise `noise` [P, B, A] deterministically from t = 1 in `steps` steps."""
     grid = torch.linspace(TRAINING_TIMES[1], TRAINING_TIMES[0], steps + 1, dtype=noise.dtype, device=noise.device)
     noisy = noise
     with torch.no_grad():

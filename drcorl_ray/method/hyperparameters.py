@@ -1,4 +1,4 @@
-"""What the learner must know of a task's data, and its members' hyper-parameters as tensors."""
+"""The members' hyper-parameters as tensors, and the condition that a member gives the behaviour model. Shapes: P members."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drcorl_ray.data.spec import DataSpec, Episodes
+from drcorl_ray.data.spec import DataSpec, EpisodeTotals
 from drcorl_ray.method.actor import POLICY_CLASSES
 from drcorl_ray.method.adaptation import ADAPTATIONS
 from drcorl_ray.method.schedules import BETA_SCHEDULES
 
-if TYPE_CHECKING:  # pydantic is for those who read settings, not for those who use them
+if TYPE_CHECKING:  # type-only import: the GPU benchmarks must run without pydantic
     from drcorl_ray.config import MemberConfig, PretrainConfig
 
-BEST_EPISODES = 0.1  # share of the episodes within the limit that show what can be asked of the behaviour
+BEST_EPISODES = 0.1  # share of the episodes within the limit from which the condition is taken
 
 _CODES = {"adaptation": ADAPTATIONS, "policy_class": POLICY_CLASSES, "beta_schedule": BETA_SCHEDULES}
 _COUNTS = ("cost_ensemble", "seed")
@@ -27,7 +27,7 @@ _COUNTS = ("cost_ensemble", "seed")
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """MemberConfig as tensors [P] (floats in the learner's dtype; counts int64; choices as indices into their tables)."""
+    """MemberConfig as tensors [P]: floats in the learner's dtype, counts as int64, choices as indices into their tables."""
 
     cost_limit: Tensor
     k: Tensor
@@ -49,10 +49,10 @@ class Hyperparameters:
     seed: Tensor
 
     @classmethod
-    def of(
+    def from_config(
         cls, members: Sequence[MemberConfig], pretrain: PretrainConfig, device: torch.device | str, dtype: torch.dtype
     ) -> Hyperparameters:
-        """UserError where a member asks for more cost critics than were pretrained."""
+        """Convert the members' settings; UserError if a member uses more cost critics than were pretrained."""
 
         def tensor(name: str) -> Tensor:
             values = [getattr(member, name) for member in members]
@@ -72,12 +72,13 @@ class Hyperparameters:
 
 
 def behaviour_condition(
-    spec: DataSpec, quantile: float | None, cost_limit: float, episodes: Episodes, reward_rates: np.ndarray
+    spec: DataSpec, quantile: float | None, cost_limit: float, episodes: EpisodeTotals, reward_rates: np.ndarray
 ) -> np.ndarray:
-    """What a member asks of the behaviour model: [shown, √cost rate, shown, standardised reward rate], zeros for nothing (D7).
+    """Return the condition [4] for the behaviour model: [1, √cost rate, 1, standardised reward rate], or zeros (D7).
 
-    The cost rate asked for is 0. The reward rate is a quantile of the rates [N] in the best episodes, by return, of those
-    within the cost limit (of the tenth of lowest cost where fewer are).
+    Each 1 marks that the next number is given. The cost rate is 0. The reward rate is a quantile of the rates `reward_rates`
+    [N] in the best episodes: the tenth with the highest returns among those within the cost limit, or among the tenth with
+    the lowest costs if fewer are within it. quantile None: no condition, zeros.
     """
     if quantile is None:
         return np.zeros(4, np.float32)

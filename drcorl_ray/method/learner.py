@@ -23,7 +23,7 @@ from drcorl_ray.method.cost_estimate import Horizon, estimate_moments, running_m
 from drcorl_ray.method.estimation_states import Footprints
 from drcorl_ray.method.hyperparameters import Hyperparameters
 from drcorl_ray.method.networks import Weights
-from drcorl_ray.method.online_data import Evidence, OnlineData
+from drcorl_ray.method.online_data import OnlineData, OnlineResult
 from drcorl_ray.method.policy_gradient import action_gradients, policy_gradients
 from drcorl_ray.method.protocols import Metrics, Sampler
 from drcorl_ray.method.random import Draws, Stream
@@ -64,13 +64,13 @@ class Learner:
     ) -> None:
         self.spec, self.pretrain, self.extract = spec, pretrain, extract
         self.first_row = first_row
-        self.hyper = Hyperparameters.of(members, pretrain, device, dtype)
+        self.hyper = Hyperparameters.from_config(members, pretrain, device, dtype)
         # What no member of the pack needs is not computed; where one does, the others' part is an exact zero.
         self.stochastic = any(member.policy_class != "dirac" for member in members)
         self.pessimistic = any(member.alpha > 0.0 for member in members)
         self.conditions = conditions.to(device, dtype)
         self.footprints = footprints.to(device, dtype)
-        self.nets = Architectures.of(spec, pretrain)
+        self.nets = Architectures.from_config(spec, pretrain)
         self.sources = torch.tensor(list(sources), device=device)
         pretrained = {name: flat.to(device, dtype) for name, flat in pretrained.items()}
         self.pretrained_noise = pretrained["noise.flat"]
@@ -105,13 +105,13 @@ class Learner:
     def draws(self, step: int | Tensor) -> Draws:
         return Draws(self.hyper.seed, step + _STEP_OFFSET, self.first_row)
 
-    def observe(self, evidence: Evidence) -> None:
+    def observe(self, result: OnlineResult) -> None:
         """Take in what rollouts found of the held policies, or else of those of this moment.
 
         From now on their cost estimate holds, and minibatches mix in what was appended.
         """
         policies = self.online.pending if self.online.pending_step >= 0 else self.average
-        self.online.take(evidence, policies, self.hyper.cost_limit)
+        self.online.take(result, policies, self.hyper.cost_limit)
 
     def sampler(self, replay: Replay) -> Sampler:
         return replay.sample

@@ -1,8 +1,9 @@
 """Networks as functions of named weights, with the population in the leading dimension.
 
-A network here is its architecture alone. Its weights are G vectors in one flat buffer [G, N] (G = P members, or P · E for an
-ensemble), seen as named tensors [G, *shape]. Inputs are [G, B, features]: each of the G networks has its own minibatch, and
-one batched matrix product serves them all. A network returns the dtype of its inputs, in whatever its products are rounded.
+A network object holds the architecture only. The weights of G networks (G = P members, or P · E for ensembles of E critics)
+are one flat buffer [G, N], viewed as named tensors [G, *shape]. Inputs are [G, B, features]: each network has its own
+minibatch of B rows, and one batched matrix product serves all of them. The output has the dtype of the inputs, whatever the
+precision of the products. Other axes: S observation, A action, C condition.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _FOURIER_SCALE = 4.0
 
 @dataclass(frozen=True)
 class Entry:
-    """One named tensor of a layout: uniform on ±bound at the start, or constant where the bound is 0."""
+    """A named tensor of a layout. Initial values are uniform on ±bound, or `constant` if the bound is 0."""
 
     shape: tuple[int, ...]
     bound: float = 0.0
@@ -36,14 +37,14 @@ class Entry:
 
 
 class Layout(dict[str, Entry]):
-    """Names, shapes and initial values of a network's weights, in buffer order."""
+    """The names, shapes and initial values of a network's weights, in the order of the buffer."""
 
     @cached_property
     def size(self) -> int:
         return sum(math.prod(entry.shape) for entry in self.values())
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
-        """Named views [G, *shape] of a buffer [G, N]; they share its storage."""
+        """Return named views [G, *shape] of a buffer [G, N]; they share its storage."""
         views, start = {}, 0
         for name, entry in self.items():
             end = start + math.prod(entry.shape)
@@ -52,7 +53,7 @@ class Layout(dict[str, Entry]):
         return views
 
     def initialise(self, seeds: Tensor, network: int, copies: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Start values [P · copies, N]: a function of the member's seed and the network's number alone."""
+        """Return initial values [P · copies, N]; they depend only on the member's seed [P] and the network's number."""
         uniform = Draws(seeds, network).uniform(Stream.INITIALISATION, copies, self.size, dtype=dtype).flatten(0, 1)
         flat = 2.0 * uniform - 1.0
         for name, view in self.split(flat).items():
@@ -83,7 +84,10 @@ def apply_norm(weights: Weights, name: str, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class MLP:
-    """ReLU perceptron [G, B, inputs] → [G, B, outputs], if asked with LayerNorm before each activation, a softplus behind."""
+    """A ReLU network [G, B, inputs] → [G, B, outputs].
+
+    layer_norm: apply LayerNorm before each activation. positive: apply softplus to the outputs.
+    """
 
     inputs: int
     hidden: tuple[int, ...]
@@ -114,9 +118,9 @@ class MLP:
 
 @dataclass(frozen=True)
 class NoiseNetwork:
-    """ε_ψ(a_t, t | s, condition): a residual MLP with LayerNorm and Mish and a Gaussian-Fourier embedding of t (§3.1).
+    """ε_ψ(a_t, t | s, condition): a residual MLP with LayerNorm, Mish and a Gaussian-Fourier embedding of t (§3.1).
 
-    Each block is width → expansion · width → width. Dropout acts on a block's input, behind its LayerNorm.
+    Each block is width → expansion · width → width. Dropout is applied after the LayerNorm of a block's input.
     """
 
     observations: int
@@ -139,7 +143,7 @@ class NoiseNetwork:
         return layout
 
     def dropout_masks(self, draws: Draws, rows: int, dropout: float, dtype: torch.dtype) -> Tensor | None:
-        """Scaled keep masks [P, B, blocks, width], or None without dropout."""
+        """Return scaled dropout masks [P, B, blocks, width], or None without dropout."""
         if dropout == 0.0:
             return None
         keep = draws.keep(Stream.DROPOUT, 1.0 - dropout, rows, self.blocks, self.width)
@@ -154,7 +158,7 @@ class NoiseNetwork:
         conditions: Tensor,
         masks: Tensor | None = None,
     ) -> Tensor:
-        """Predicted noise [G, B, A] for a_t [G, B, A], t [G, B], s [G, B, S] and conditions [G, B, C]."""
+        """Predict the noise [G, B, A] from a_t [G, B, A], t [G, B], s [G, B, S] and conditions [G, B, C]."""
         time = F.mish(apply_linear(weights, "time.0", fourier_features(times)))
         time = apply_linear(weights, "time.1", time)
         x = apply_linear(weights, "input", torch.cat([time, noisy_actions, observations, conditions], dim=-1))
@@ -168,7 +172,7 @@ class NoiseNetwork:
 
 
 def fourier_features(times: Tensor) -> Tensor:
-    """Sin and cos of 2πft for Gaussian frequencies f, [..., TIME_FEATURES]; the f are the quantiles of a half-normal."""
+    """Return sin and cos of 2πft, [..., TIME_FEATURES]; the frequencies f are quantiles of a half-normal distribution."""
     half = TIME_FEATURES // 2
     quantiles = 0.5 + 0.5 * (torch.arange(half, device=times.device, dtype=torch.float64) + 0.5) / half
     frequencies = (_FOURIER_SCALE * torch.special.ndtri(quantiles)).to(times.dtype)

@@ -1,4 +1,7 @@
-"""What a population takes from rollouts (App. B.1): each member's online cost estimate and its own appended transitions."""
+"""Data from rollouts (App. B.1): each member's online cost estimate and the transitions it appends.
+
+Shapes: P members, C transitions of room, W summed width of a transition's columns, N policy weights, B rows of a minibatch.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +19,22 @@ from drcorl_ray.method.random import Draws, Stream
 from drcorl_ray.method.replay import Batch
 from drcorl_ray.tasks.scores import COST_EPSILON
 
-if TYPE_CHECKING:  # pydantic is for those who read settings, not for those who use them
+if TYPE_CHECKING:  # type-only import: the GPU benchmarks must run without pydantic
     from drcorl_ray.config import EvaluationConfig, MemberConfig
 
 Columns = Mapping[str, np.ndarray]
 _WIDE = {"observations": "observation_size", "actions": "action_size", "next_observations": "observation_size"}
 _VALUES = ("estimate", "episodes", "spent", "counts", "best_cost", "best_return")
-_PARAMETERS = ("pending", "best")  # [P, N], or [P, 0] while there are none
+_PARAMETERS = ("pending", "best")  # [P, N]; [P, 0] while empty
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What one online evaluation found out about P members.
+class OnlineResult:
+    """The result of one online evaluation of P members.
 
-    costs, returns: [P] means over the episodes [P] it had, 0 of none. spent: [P] episodes begun so far, repeated ones too.
-    transitions: by member, rows to append, in order; columns as in Batch [n, …], observations not standardised.
+    episodes: number of each member's episodes [P]. costs, returns: means over these episodes [P], 0 without episodes. spent:
+    episodes begun so far, repeated ones included [P]. transitions: by member, the rows to append in order, with the columns
+    [n, …] of Batch; observations are not standardised.
     """
 
     costs: np.ndarray
@@ -41,13 +45,14 @@ class Evidence:
 
 
 class OnlineData:
-    """What P members know from rollouts; part of the learner's state.
+    """The results of rollouts for P members; part of the learner's state.
 
-    online, hybrid: [P] bool, whose estimate comes from rollouts, and who also learns from them. estimate: [P] mean cost of
-    the last evaluation's episodes [P]; where these are 0 the offline estimate holds. spent: [P] episodes so far. table:
-    [P, C, W], of which a hybrid member's first counts [P] rows are its replay, at most `hybrid_transitions`. pending: [P, N]
-    policies that an evaluation which began at pending_step is about; without one [P, 0] and −1. best: [P, N] policies that
-    scored best in an evaluation, with best_cost, best_return [P].
+    online: members whose cost estimate comes from rollouts, [P] bool. hybrid: members that also learn from the transitions,
+    [P] bool. episodes, estimate: number and mean cost of the last evaluation's episodes [P]; a member without episodes uses
+    its offline estimate. spent: episodes so far [P]. table, counts: the transitions of hybrid members [P, C, W] and their
+    number [P], at most C = `hybrid_transitions`. pending, pending_step: the policies [P, N] under evaluation and the step at
+    which it began; [P, 0] and −1 without one. best, best_cost, best_return: the policies with the best evaluation [P, N], and
+    its means [P].
     """
 
     def __init__(
@@ -72,30 +77,30 @@ class OnlineData:
         self._widths = {field.name: getattr(spec, _WIDE.get(field.name, ""), 1) for field in fields(Batch)}
         self._mean = torch.tensor(spec.observation_mean, device=device, dtype=dtype)
         self._std = torch.tensor(spec.observation_std, device=device, dtype=dtype)
-        self.table = self._room()
+        self.table = self._empty_table()
 
-    def _room(self) -> Tensor:
-        """An empty table for the members there are; where none is hybrid it has no rows."""
+    def _empty_table(self) -> Tensor:
+        """Return an empty table for the present members; it has no rows if none is hybrid."""
         rows = self.config.hybrid_transitions if bool(self.hybrid.any()) else 0
         return self.estimate.new_zeros(len(self.counts), rows, sum(self._widths.values()))
 
-    def take(self, evidence: Evidence, policies: Tensor, cost_limit: Tensor) -> None:
-        """Replace the online members' estimates, and append transitions as far as the budget reaches.
+    def take(self, result: OnlineResult, policies: Tensor, cost_limit: Tensor) -> None:
+        """Take over an evaluation's estimates, and append its transitions while there is room.
 
-        policies: [P, N] that were evaluated; each member's best is kept: the highest return within its cost limit [P], and
-        while none is within, the lowest cost.
+        policies: the evaluated policies [P, N]. Each member's best one is kept: the one with the highest return among those
+        within the cost limit [P], or the one with the lowest cost while none is within it.
         """
-        self.estimate.copy_(torch.tensor(evidence.costs))
-        self.episodes.copy_(torch.where(self.online, torch.tensor(evidence.episodes).to(self.online.device), 0))
-        returns = torch.tensor(evidence.returns).to(self.estimate)
+        self.estimate.copy_(torch.tensor(result.costs))
+        self.episodes.copy_(torch.where(self.online, torch.tensor(result.episodes).to(self.online.device), 0))
+        returns = torch.tensor(result.returns).to(self.estimate)
         safe, was_safe = (cost <= cost_limit + COST_EPSILON for cost in (self.estimate, self.best_cost))
-        same = torch.where(safe, returns > self.best_return, self.estimate < self.best_cost)
-        better = (self.episodes > 0) & torch.where(safe == was_safe, same, safe)
+        better_alike = torch.where(safe, returns > self.best_return, self.estimate < self.best_cost)
+        better = (self.episodes > 0) & torch.where(safe == was_safe, better_alike, safe)
         self.best = torch.where(better[:, None], policies, self.best if self.best.numel() else policies)
         self.best_cost.copy_(torch.where(better, self.estimate, self.best_cost))
         self.best_return.copy_(torch.where(better, returns, self.best_return))
-        self.spent.copy_(torch.tensor(evidence.spent))
-        for member, columns in evidence.transitions.items():
+        self.spent.copy_(torch.tensor(result.spent))
+        for member, columns in result.transitions.items():
             self._append(member, columns)
 
     def _append(self, member: int, columns: Columns) -> None:
@@ -111,16 +116,16 @@ class OnlineData:
         self.counts[member] = end
 
     def mix(self, batch: Batch, draws: Draws) -> Batch:
-        """A minibatch whose members with appended transitions drew their share of it from them.
+        """Replace the share `hybrid_share` of the minibatch of each member that has appended transitions by draws from them.
 
-        Every 1/share-th row is replaced, counted over the global minibatch, so that workers may split it anyhow.
+        Every 1/share-th row of the global minibatch is replaced, so the result does not depend on how workers split it.
         """
         if not self.table.shape[1]:
             return batch
         share, rows = self.config.hybrid_share, batch.rewards.shape[1]
-        places = torch.arange(draws.first_row, draws.first_row + rows, device=self.table.device).double()
-        due = ((places + 1.0) * share).floor() > (places * share).floor()
-        replaced = due & (self.counts > 0)[:, None]
+        position = torch.arange(draws.first_row, draws.first_row + rows, device=self.table.device).double()
+        chosen = ((position + 1.0) * share).floor() > (position * share).floor()
+        replaced = chosen & (self.counts > 0)[:, None]
         index = draws.integers(Stream.APPENDED_ROWS, rows, self.counts.clamp(min=1))
         drawn = self.table.gather(1, index.unsqueeze(-1).expand(-1, -1, self.table.shape[-1]))
         mixed: dict[str, Tensor] = {}
@@ -134,11 +139,11 @@ class OnlineData:
         return Batch(**mixed)
 
     def known(self, offline: Tensor) -> Tensor:
-        """The cost estimate that holds, [P]: by rollouts where there were any, else the given offline one."""
+        """Return the cost estimates in force [P]: from rollouts for members that had episodes, else `offline` [P]."""
         return torch.where(self.episodes > 0, self.estimate, offline)
 
     def hold(self, policies: Tensor, step: int) -> None:
-        """Keep the policies [P, N] that an evaluation begun at `step` is about, until `release`."""
+        """Keep the policies [P, N] of an evaluation that began at `step` until `release`."""
         self.pending, self.pending_step = policies.clone(), step
 
     def release(self) -> None:
@@ -148,24 +153,24 @@ class OnlineData:
         kept = self.table[index]
         for name in ("online", "hybrid", *_VALUES, *_PARAMETERS):
             setattr(self, name, getattr(self, name)[index])
-        self.table = self._room()
+        self.table = self._empty_table()
         self.table.copy_(kept[:, : self.table.shape[1]])
 
     def join(self, other: OnlineData) -> None:
         mine = self.table
         for name in ("online", "hybrid", *_VALUES):
             setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
-        for name in _PARAMETERS:  # a population without online members has none
+        for name in _PARAMETERS:  # empty in a population without online members
             parts = getattr(self, name), getattr(other, name)
             width = max(part.shape[1] for part in parts)
             setattr(self, name, torch.cat([pad(part, (0, width - part.shape[1])) for part in parts]))
         self.pending_step = max(self.pending_step, other.pending_step)
-        self.table = self._room()
+        self.table = self._empty_table()
         for part, first in ((mine, 0), (other.table, len(mine))):
             self.table[first : first + len(part), : part.shape[1]] = part
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The table is cut to the rows in use."""
+        """Return the tensors to save; the table is cut to the rows in use."""
         state = {name: getattr(self, name) for name in (*_VALUES, *_PARAMETERS)}
         state["table"] = self.table[:, : int(self.counts.max())]
         return state | {"pending_step": torch.tensor(self.pending_step)}

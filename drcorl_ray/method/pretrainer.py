@@ -44,7 +44,7 @@ class Pretrainer:
     ) -> None:
         self.spec, self.config, self.first_row = spec, config, first_row
         self.seeds = torch.tensor(list(seeds), dtype=torch.int64, device=device)
-        nets = Architectures.of(spec, config)
+        nets = Architectures.from_config(spec, config)
 
         def trainable(network: NoiseNetwork | Actor | MLP, number: int, copies: int = 1, tracked: bool = False) -> Trainable:
             return Trainable(

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from drcorl_ray.method.online_data import Evidence, OnlineData
+from drcorl_ray.method.online_data import OnlineData, OnlineResult
 from drcorl_ray.method.random import Draws
 from drcorl_ray.method.replay import Batch, Replay
 from drcorl_ray.policy.population import PopulationPolicy
@@ -109,6 +109,6 @@ class OnlineLearner(Population, Protocol):
         """The deterministic policies with the given weights [P, N], or else with the averaged ones."""
         ...
 
-    def observe(self, evidence: Evidence) -> None:
+    def observe(self, result: OnlineResult) -> None:
         """Use the result of an online evaluation from now on."""
         ...

@@ -1,6 +1,7 @@
 """Transitions on the device, sampled by stateless draws for a whole population at once.
 
-All columns live in one table [rows, W], so that a minibatch is one gather; the names are views of it.
+All columns are views of one table [N, W], so that a minibatch is one gather. Shapes: N rows of the table, W the summed width
+of all columns, P members, B rows of a minibatch, S observation, A action.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from drcorl_ray.data.schema import STORED
 from drcorl_ray.errors import UserError
 from drcorl_ray.method.random import Draws, Stream
 
-if TYPE_CHECKING:  # pydantic is for those who read settings, not for those who use them
+if TYPE_CHECKING:  # type-only import: the GPU benchmarks must run without pydantic
     from drcorl_ray.data.store import Manifest
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A minibatch of each of P members; observations are standardised with the data set's mean and deviation.
+    """A minibatch for each of P members; observations are standardised by the dataset's mean and standard deviation.
 
-    observations, next_observations: [P, B, S]. actions: [P, B, A]. All others [P, B]; terminals are 0 or 1.
+    observations, next_observations: [P, B, S]. actions: [P, B, A]. All others: [P, B]; terminals are 0 or 1.
     """
 
     observations: Tensor
@@ -40,7 +41,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Arrival:
-    """Rows [n] of the data set on the device, as a block of the table [n, W]; usable once `copied` has happened."""
+    """Rows on their way into the table: row numbers [n] and their values [n, W], valid after the event `copied`."""
 
     rows: np.ndarray
     block: Tensor
@@ -49,17 +50,17 @@ class Arrival:
 
 @dataclass(frozen=True)
 class RowSubset:
-    """The rows each member may draw: rows [P, M] int64, of which the first counts [P] int64 of a member are meant."""
+    """The rows that each member may draw: the first `counts[p]` of `rows[p]`; rows [P, M] int64, counts [P] int64."""
 
     rows: Tensor
     counts: Tensor
 
 
 def subset(masks: Tensor) -> RowSubset:
-    """The rows where masks [P, N] bool are true; UserError names a member without any."""
+    """Return the rows where masks [P, N] bool are true; UserError if a member has none."""
     counts = masks.sum(dim=1)
     if (counts == 0).any():
-        raise UserError(f"member {int(counts.argmin())} has no rows to learn from; loosen what selects its rows")
+        raise UserError(f"member {int(counts.argmin())} has no rows to learn from; loosen the settings that select its rows")
     # A stable descending sort puts each member's rows first, in their order.
     rows = masks.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, : int(counts.max())]
     return RowSubset(rows.contiguous(), counts)
@@ -70,11 +71,11 @@ _COLUMNS = (*(field.name for field in fields(Batch)), "episode_returns", "episod
 
 
 class Replay:
-    """A device-resident data set, or a rolling window of one.
+    """A resident replay (the whole dataset on the device) or a rolling window of the dataset.
 
-    Resident (capacity None or ≥ the rows of the manifest): a row's place is its row number, so the content does not depend
-    on the order of arrival. Window (capacity smaller): a ring whose oldest rows are overwritten.
-    The columns are attributes [rows, …]: those of `Batch`, episode_returns and episode_costs.
+    Resident (capacity None, or at least the dataset's rows): a row is stored at its row number, so the content does not
+    depend on the order of arrival. Window (a smaller capacity): a ring buffer in which new rows overwrite the oldest.
+    The columns are attributes [rows, …]: those of `Batch`, and episode_returns and episode_costs.
     """
 
     observations: Tensor
@@ -113,18 +114,18 @@ class Replay:
 
     @property
     def complete(self) -> bool:
-        """Every row of the data set has arrived exactly once."""
+        """Whether every row of the dataset has arrived exactly once."""
         return self.inserted_rows == len(self._arrived) and bool(self._arrived.all())
 
     @property
     def filled(self) -> int:
-        """Rows that `sample` draws from: all of a complete resident replay, what a window holds so far."""
+        """The number of rows that `sample` draws from: 0 or all of a resident replay, the rows so far of a window."""
         if self.resident:
             return self.capacity if self.inserted_rows == self.capacity else 0
         return min(self.inserted_rows, self.capacity)
 
     def insert(self, columns: Mapping[str, np.ndarray | Tensor]) -> None:
-        """Take rows of `schema.STORED` as the store holds them, in any order."""
+        """Insert rows with the columns of `schema.STORED`, as read from the store, in any order."""
         rows = np.array(columns["rows"])
         if self.resident and self._stream is None and len(rows) and (np.diff(rows) == 1).all():
             self._write(columns, self._table[rows[0] : rows[-1] + 1])
@@ -133,11 +134,11 @@ class Replay:
             self.take(self.arrange(columns))
 
     def arrange(self, columns: Mapping[str, np.ndarray | Tensor]) -> Arrival:
-        """Rows of `schema.STORED` made ready for `take`: standardised, and on their way to the device.
+        """Standardise rows with the columns of `schema.STORED` and start their copy to the device, for `take`.
 
-        May be called in another thread than the one that samples.
+        May be called from another thread than the one that samples.
         """
-        rows = np.array(columns["rows"])  # of the columns' memory nothing is kept
+        rows = np.array(columns["rows"])  # a copy: the caller may reuse the columns' memory
         block = torch.empty(len(rows), self._table.shape[1], dtype=self._table.dtype, pin_memory=self._stream is not None)
         self._write(columns, block)
         if self._stream is None:
@@ -149,22 +150,22 @@ class Replay:
         return Arrival(rows, block, copied)
 
     def take(self, arrival: Arrival) -> None:
-        """Put arranged rows in their places."""
+        """Write arranged rows into the table."""
         rows, block = arrival.rows, arrival.block
         if arrival.copied is not None:
             current = torch.cuda.current_stream()
             current.wait_event(arrival.copied)
             block.record_stream(current)
         if self.resident:
-            places = torch.as_tensor(rows, device=self._table.device)
+            index = torch.as_tensor(rows, device=self._table.device)
         else:
-            places = torch.arange(self.inserted_rows, self.inserted_rows + len(rows), device=self._table.device)
-            places = places[-self.capacity :] % self.capacity
-        self._table[places] = block[-len(places) :]
+            index = torch.arange(self.inserted_rows, self.inserted_rows + len(rows), device=self._table.device)
+            index = index[-self.capacity :] % self.capacity
+        self._table[index] = block[-len(index) :]
         self._count(rows)
 
     def sample(self, draws: Draws, batch_rows: int, subset: RowSubset | None = None, *, stream: Stream = Stream.ROWS) -> Batch:
-        """Rows drawn uniformly with replacement for each of the P members of `draws`, from its own rows if so told."""
+        """Draw rows uniformly with replacement for each of the P members of `draws`, from the member's `subset` if given."""
         if not self.filled:
             raise RuntimeError(f"the replay holds {self.inserted_rows} of {self.capacity} rows; fill it before sampling")
         if subset is None:
@@ -174,13 +175,13 @@ class Replay:
         return self.at(index)
 
     def at(self, index: Tensor) -> Batch:
-        """The rows [P, B] of the table."""
-        rows = self._table.index_select(0, index.flatten())  # measurably quicker on a CPU than indexing by [P, B]
+        """Return the rows with the given indices [P, B] of the table."""
+        rows = self._table.index_select(0, index.flatten())  # measurably faster on a CPU than indexing by [P, B]
         views = self._views(rows.view(*index.shape, -1))
         return Batch(**{field.name: views[field.name] for field in fields(Batch)})
 
     def _write(self, columns: Mapping[str, np.ndarray | Tensor], block: Tensor) -> None:
-        """Stored columns into rows of the table, [n, W], on the CPU; a few at a time, that they are still in its caches."""
+        """Convert stored columns to rows of the table [n, W] on the CPU, a few at a time so that they stay in its caches."""
         stored = {name: torch.as_tensor(columns[name]).view(-1, width) for name, width in self._widths.items()}
         for first, rows in enumerate(block.split(_ROWS_AT_ONCE)):
             parts: list[Tensor] = []

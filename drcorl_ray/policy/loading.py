@@ -1,4 +1,4 @@
-"""Policy files: `load_policy` for one policy, `load_population` for all members of a training."""
+"""Loading of policy files: `load_policy` for one policy, `load_population` for all members of a training."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ import numpy as np
 from drcorl_ray.errors import UserError
 from drcorl_ray.io.files import load_arrays, read_json
 from drcorl_ray.io.storage import named_file, storage_path
-from drcorl_ray.policy.mlp import _PERTURBATION, _assembled, _fits
+from drcorl_ray.policy.mlp import PERTURBATION, PERTURBATION_SCALE, assemble, shapes_fit
 from drcorl_ray.policy.population import POLICY_SCHEMA, STATISTICS, TRANSFORMER, PopulationPolicy
 
 
 @dataclass(frozen=True)
 class Policy:
-    """One trained policy and what is known of it (`meta`: task, config, …)."""
+    """A trained policy and the metadata of its file (`meta`: task, config, …)."""
 
     population: PopulationPolicy
     meta: dict[str, Any]
 
     def act(self, observations: np.ndarray) -> np.ndarray:
-        """Actions [A] or [N, A] float32 in [-1, 1] for observations [S] or [N, S]; ValueError on any other shape.
+        """Return actions [A] or [N, A] float32 in [-1, 1] for observations [S] or [N, S]; ValueError for any other shape.
 
-        A policy with a memory (CDT) takes each for the first one of its episode, and says so; `episode` acts with its memory.
+        A policy with memory (CDT) takes each observation as the first of its episode, with a warning; use `episode` for it.
         """
         if self.population.memory:
             warnings.warn(
-                "this policy acts without its memory here: ask policy.episode().act(observation), tell it .note(reward, cost)",
+                "act() ignores this policy's memory; call policy.episode().act(observation) and .note(reward, cost) instead",
                 stacklevel=2,
             )
         array = np.asarray(observations, np.float32)
@@ -41,38 +41,38 @@ class Policy:
         return actions[0] if array.ndim == 1 else actions
 
     def episode(self) -> Episode:
-        """Acts through one episode; for a policy without a memory the same as `act`."""
+        """Return an object that acts through one episode; without a memory its actions equal those of `act`."""
         return Episode(self.population)
 
 
 class Episode:
-    """One episode of one policy: `act` and `note` in turn."""
+    """One episode of one policy: call `act` and `note` in turn."""
 
     def __init__(self, population: PopulationPolicy) -> None:
-        self._acting, self._size = population.begin(1), population.action_size
+        self._runner, self._size = population.begin(1), population.action_size
 
     def act(self, observation: np.ndarray) -> np.ndarray:
-        """The action [A] for an observation [S]."""
+        """Return the action [A] for an observation [S]."""
         actions = np.zeros((1, 1, self._size), np.float32)
-        self._acting.act(np.asarray(observation, np.float32)[None, None], np.ones((1, 1), bool), actions)
+        self._runner.act(np.asarray(observation, np.float32)[None, None], np.ones((1, 1), bool), actions)
         return actions[0, 0]
 
     def note(self, reward: float, cost: float) -> None:
-        """What the last action brought."""
-        self._acting.note(np.array([[reward]]), np.array([[cost]]))
+        """Record the reward and the cost of the last action."""
+        self._runner.note(np.array([[reward]]), np.array([[cost]]))
 
 
 def load_policy(path: str | Path) -> Policy:
-    """Load a policy file, or the best policy of a finished run's directory; UserError where it is not an intact policy."""
+    """Load a policy file, or the best policy of a finished run's directory; UserError if it is not an intact policy."""
     file = storage_path(str(path))
     file = _policy_of_run(file) if file.is_dir() else file
     arrays, meta = load_arrays(file)
-    lifted = {name: array if name in STATISTICS else array[None] for name, array in arrays.items()}
-    return Policy(_population(file, lifted, meta, "policy_schema"), meta)
+    stacked = {name: array if name in STATISTICS else array[None] for name, array in arrays.items()}
+    return Policy(_population(file, stacked, meta, "policy_schema"), meta)
 
 
 def _policy_of_run(run: Path) -> Path:
-    """The search's first winner, or the first member of a training run."""
+    """Return the policy file of the search's first winner, or of the first member of a training run."""
     results = read_json(run / "results.json")
     try:
         rows = results["rows"]
@@ -83,7 +83,7 @@ def _policy_of_run(run: Path) -> Path:
 
 
 def load_population(path: Path) -> tuple[PopulationPolicy, dict[str, Any]]:
-    """What `save_population` wrote, and its meta."""
+    """Load all members that `save_population` saved, and the file's metadata."""
     arrays, meta = load_arrays(path)
     return _population(path, arrays, meta, "population_schema"), meta
 
@@ -91,22 +91,22 @@ def load_population(path: Path) -> tuple[PopulationPolicy, dict[str, Any]]:
 def _population(file: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], schema: str) -> PopulationPolicy:
     if meta.get(schema) != POLICY_SCHEMA:
         raise UserError(
-            f"{file}: its {schema} is {meta.get(schema)!r}, not {POLICY_SCHEMA}; it is no such file of this release"
+            f"{file}: its {schema} is {meta.get(schema)!r}, not {POLICY_SCHEMA}; it is not such a file, or of another release"
         )
     if meta.get("kind") == TRANSFORMER:
-        from drcorl_ray.policy.transformer import assembled  # the few that have one
+        from drcorl_ray.policy.transformer import assemble_transformer  # most policies do not need it
 
-        return assembled(file, arrays, meta)
+        return assemble_transformer(file, arrays, meta)
     try:
-        counts = {"": meta["layers"], _PERTURBATION: meta.get("perturbation_layers", 0)}
+        counts = {"": meta["layers"], PERTURBATION: meta.get("perturbation_layers", 0)}
         if not all(type(count) is int and 0 <= count <= len(arrays) for count in counts.values()):
             raise ValueError(f"layers: {counts}")
         mean, std = (arrays[name] for name in STATISTICS)
         names = [f"{p}layers.{i}.{part}" for p, count in counts.items() for i in range(count) for part in ("weight", "bias")]
-        names += [_PERTURBATION + "reach"] * (counts[_PERTURBATION] > 0)
-        own = {name: arrays[name] for name in names}
+        names += [PERTURBATION_SCALE] * (counts[PERTURBATION] > 0)
+        layers = {name: arrays[name] for name in names}
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{file}: not a complete policy ({error!r} is missing or wrong)") from error
-    if counts[""] < 1 or {*arrays} != {*own, *STATISTICS} or not _fits(mean, std, counts, own):
+    if counts[""] < 1 or {*arrays} != {*layers, *STATISTICS} or not shapes_fit(mean, std, counts, layers):
         raise UserError(f"{file}: not a policy (the shapes of its layers do not fit together)")
-    return _assembled(mean, std, own)
+    return assemble(mean, std, layers)

@@ -1,4 +1,7 @@
-"""Policies that are multi-layer perceptrons, with an optional perturbation of the action (BCQ)."""
+"""Policies that are multi-layer perceptrons (MLPs), with an optional perturbation of the action (BCQ).
+
+Shapes: P members, N rows, S observation, A action.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,21 @@ from drcorl_ray.policy.population import PopulationPolicy
 
 @dataclass(frozen=True)
 class Perturbation:
-    """BCQ's: perceptrons on [observation, action], with a policy's layers; reach [P] times their output is added to it."""
+    """BCQ's perturbation network: MLPs on [observation, action]; `scale` [P] times their output is added to the action.
+
+    weights, biases: per layer, as in `MLPPolicy`. In files `scale` is named "perturbation.reach".
+    """
 
     weights: tuple[np.ndarray, ...]
     biases: tuple[np.ndarray, ...]
-    reach: np.ndarray
+    scale: np.ndarray
 
 
 @dataclass(frozen=True)
-class PerceptronPolicy(PopulationPolicy):
-    """Multi-layer perceptrons, ReLU between layers, tanh at the end.
+class MLPPolicy(PopulationPolicy):
+    """P MLPs with ReLU between the layers and tanh at the end.
 
-    weights: per layer [P, in, out]; biases: per layer [P, out]. perturbation: changes the actions, within [-1, 1].
+    weights: per layer [P, in, out]. biases: per layer [P, out]. perturbation: changes the actions, which stay in [-1, 1].
     """
 
     weights: tuple[np.ndarray, ...]
@@ -37,33 +43,35 @@ class PerceptronPolicy(PopulationPolicy):
         return self.weights[-1].shape[2]
 
     def act(self, observations: np.ndarray) -> np.ndarray:
-        """As the population's; each row is its own vector-matrix product."""
+        """See `PopulationPolicy.act`. Each row has its own vector-matrix product, so its bits do not depend on the others."""
         rows = self.standardised(observations)[:, :, None, :]
-        actions = _perceptrons(self.weights, self.biases, rows)
-        if (own := self.perturbation) is not None:
-            change = _perceptrons(own.weights, own.biases, np.concatenate([rows, actions], axis=-1))
-            actions = np.clip(actions + own.reach[:, None, None, None] * change, -1.0, 1.0)
+        actions = _mlps(self.weights, self.biases, rows)
+        if (perturbation := self.perturbation) is not None:
+            change = _mlps(perturbation.weights, perturbation.biases, np.concatenate([rows, actions], axis=-1))
+            actions = np.clip(actions + perturbation.scale[:, None, None, None] * change, -1.0, 1.0)
         return actions[:, :, 0, :]
 
     def arrays(self) -> dict[str, np.ndarray]:
         arrays = _named(self.weights, self.biases, "")
-        if (own := self.perturbation) is not None:
-            arrays |= _named(own.weights, own.biases, _PERTURBATION) | {_PERTURBATION + "reach": own.reach}
+        if (perturbation := self.perturbation) is not None:
+            arrays |= _named(perturbation.weights, perturbation.biases, PERTURBATION)
+            arrays[PERTURBATION_SCALE] = perturbation.scale
         return arrays
 
-    def with_arrays(self, arrays: Mapping[str, np.ndarray]) -> PerceptronPolicy:
-        return _assembled(self.observation_mean, self.observation_std, arrays)
+    def with_arrays(self, arrays: Mapping[str, np.ndarray]) -> MLPPolicy:
+        return assemble(self.observation_mean, self.observation_std, arrays)
 
     def about(self) -> dict[str, Any]:
         changed = {"perturbation_layers": len(self.perturbation.weights)} if self.perturbation else {}
         return {"layers": len(self.weights), **changed}
 
 
-_PERTURBATION = "perturbation."
+PERTURBATION = "perturbation."
+PERTURBATION_SCALE = "perturbation.reach"  # the array's name in policy files of every release
 
 
-def _perceptrons(weights: Sequence[np.ndarray], biases: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """[P, N, 1, in] → [P, N, 1, out] in [-1, 1]."""
+def _mlps(weights: Sequence[np.ndarray], biases: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """Apply the networks to rows [P, N, 1, in]; return [P, N, 1, out] in [-1, 1]."""
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         rows = np.matmul(rows, weight[:, None]) + bias[:, None, None]
         rows = np.tanh(rows) if layer == len(weights) - 1 else np.maximum(rows, 0.0)
@@ -75,30 +83,30 @@ def _named(weights: Sequence[np.ndarray], biases: Sequence[np.ndarray], prefix: 
     return {f"{prefix}layers.{i}.{part}": x for i, pair in pairs for part, x in zip(("weight", "bias"), pair, strict=True)}
 
 
-def _assembled(mean: np.ndarray, std: np.ndarray, arrays: Mapping[str, np.ndarray]) -> PerceptronPolicy:
-    """From what `arrays` returned."""
+def assemble(mean: np.ndarray, std: np.ndarray, arrays: Mapping[str, np.ndarray]) -> MLPPolicy:
+    """Build a policy from the arrays of `MLPPolicy.arrays`."""
 
     def layers(prefix: str) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
         count = sum(name.startswith(f"{prefix}layers.") for name in arrays) // 2
         weights, biases = (tuple(arrays[f"{prefix}layers.{i}.{part}"] for i in range(count)) for part in ("weight", "bias"))
         return weights, biases
 
-    reach = arrays.get(_PERTURBATION + "reach")
-    return PerceptronPolicy(mean, std, *layers(""), None if reach is None else Perturbation(*layers(_PERTURBATION), reach))
+    scale = arrays.get(PERTURBATION_SCALE)
+    return MLPPolicy(mean, std, *layers(""), None if scale is None else Perturbation(*layers(PERTURBATION), scale))
 
 
-def _fits(mean: np.ndarray, std: np.ndarray, counts: Mapping[str, int], own: Mapping[str, np.ndarray]) -> bool:
-    """Whether all arrays have the shapes that the observation, the action and the layers between give them."""
+def shapes_fit(mean: np.ndarray, std: np.ndarray, counts: Mapping[str, int], arrays: Mapping[str, np.ndarray]) -> bool:
+    """Return whether the layers' shapes fit each other, the observation and the action; counts: layers by name prefix."""
     if mean.ndim != 1 or mean.shape != std.shape:
         return False
-    action, expected = own[f"layers.{counts[''] - 1}.bias"].shape[-1:], dict[str, tuple[int, ...]]()
+    action, expected = arrays[f"layers.{counts[''] - 1}.bias"].shape[-1:], dict[str, tuple[int, ...]]()
     for prefix, count in counts.items():
         sizes = [mean.shape if not prefix else (mean.size + sum(action),)]
-        sizes += [own[f"{prefix}layers.{i}.bias"].shape[1:] for i in range(count)]
+        sizes += [arrays[f"{prefix}layers.{i}.bias"].shape[1:] for i in range(count)]
         for i, (inputs, outputs) in enumerate(pairwise(sizes)):
             expected |= {f"{prefix}layers.{i}.weight": inputs + outputs, f"{prefix}layers.{i}.bias": outputs}
         if count and (len(sizes[-1]) != 1 or (prefix and sizes[-1] != action)):
             return False
-    expected |= {_PERTURBATION + "reach": ()} if counts[_PERTURBATION] else {}
-    members = own["layers.0.bias"].shape[:1]
-    return all(own[name].shape == members + shape for name, shape in expected.items())
+    expected |= {PERTURBATION_SCALE: ()} if counts[PERTURBATION] else {}
+    members = arrays["layers.0.bias"].shape[:1]
+    return all(arrays[name].shape == members + shape for name, shape in expected.items())

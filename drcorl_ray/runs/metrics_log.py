@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line per report of a training."""
+"""metrics.jsonl: one line for each report of a training."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from drcorl_ray.io.files import append_text, read_bytes, read_lines, write_bytes
 
 
 class MetricsLog:
-    """metrics.jsonl: a line a report, {"task", "stage", "step", "total_steps", "seconds", "metrics": {name: [P values]}}.
+    """Writes metrics.jsonl: {"task", "stage", "step", "total_steps", "seconds", "metrics": {name: [P values]}} per report.
 
-    seconds: since the report before. A report that is repeated after a restart replaces its first version.
+    seconds: time since the last report. A restart at `from_step` removes the stage's later reports, as they will be repeated.
     """
 
     def __init__(self, path: Path, task: str, stage: str, total_steps: int, from_step: int) -> None:
@@ -24,7 +24,7 @@ class MetricsLog:
         self._path, self._head = path, {"task": task, "stage": stage, "total_steps": total_steps}
         kept = [line for line in read_log(path) if (line["task"], line["stage"]) != (task, stage) or line["step"] <= from_step]
         content = "".join(json.dumps(line) + "\n" for line in kept).encode()
-        if path.exists() and read_bytes(path) != content:  # a half-written line too must go before the next one
+        if path.exists() and read_bytes(path) != content:  # also removes a half-written last line
             write_bytes(path, content)
         self._last = time.monotonic()
 
@@ -36,22 +36,22 @@ class MetricsLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a metrics log; a half-written last line is left out. UserError names one that is no report."""
+    """Read the complete lines of a metrics log; skip a half-written last one; UserError if a line is not a report."""
     return read_lines(path, _is_report)
 
 
 def _is_report(line: Mapping[str, Any]) -> bool:
-    named = all(isinstance(line.get(name), str) for name in ("task", "stage"))
-    counted = all(type(line.get(name)) is int and 0 <= line[name] < 2**63 for name in ("step", "total_steps"))
+    names_valid = all(isinstance(line.get(name), str) for name in ("task", "stage"))
+    counts_valid = all(type(line.get(name)) is int and 0 <= line[name] < 2**63 for name in ("step", "total_steps"))
     metrics = line.get("metrics")
-    lists = isinstance(metrics, dict) and all(isinstance(values, list) for values in metrics.values())
-    return named and counted and lists and isinstance(line.get("seconds"), int | float)
+    metrics_valid = isinstance(metrics, dict) and all(isinstance(values, list) for values in metrics.values())
+    return names_valid and counts_valid and metrics_valid and isinstance(line.get("seconds"), int | float)
 
 
 def join_logs(path: Path, parts: Sequence[Path]) -> None:
-    """Write as one the logs of populations that were trained apart, step by step."""
+    """Join the logs of populations that were trained separately: concatenate their members' values report by report."""
     lines = []
-    for same in zip(*map(read_log, parts), strict=True):
-        values = {name: [x for line in same for x in line["metrics"][name]] for name in same[0]["metrics"]}
-        lines.append(same[0] | {"seconds": sum(line["seconds"] for line in same), "metrics": values})
+    for reports in zip(*map(read_log, parts), strict=True):
+        values = {name: [x for line in reports for x in line["metrics"][name]] for name in reports[0]["metrics"]}
+        lines.append(reports[0] | {"seconds": sum(line["seconds"] for line in reports), "metrics": values})
     write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())

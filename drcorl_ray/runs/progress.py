@@ -1,4 +1,4 @@
-"""What a user sees while a run works: progress bars fed by the metrics logs."""
+"""Progress of a run: bars on a terminal, or lines of text, fed by the metrics logs."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _FINISHED_BARS = 6  # that stay on the screen: a terminal shows no more bars tha
 
 
 class Watcher:
-    """Follows the run's metrics logs in a thread, and hands every line to `log`; notes are printed.
+    """Follows a run's metrics logs in a thread, passes every line to `log`, and prints the run's notes.
 
-    A terminal has one bar a stage, anything else (a pipe, a file) a line a report (of several in half a second the last).
-    The logs are the only thing that workers and driver share, so this works wherever the workers run.
+    A terminal shows one bar per stage. Any other output (a pipe, a file) shows one line per report, or only the last if
+    several arrive between two polls. Workers and driver share only the logs, so the workers may run on any machine.
     """
 
     def __init__(self, run: RunDirectory, bars: Progress, log: Callable[[Mapping[str, Any]], None]) -> None:
@@ -52,10 +52,10 @@ class Watcher:
         while not self._stop.wait(storage_of(self._run.path).poll_s):
             try:
                 self._read()
-            except UserError as error:  # a damaged log: the work itself does not need it
+            except UserError as error:  # a damaged log; the run itself does not need it
                 console.print(f"[yellow]{escape(str(error))}", soft_wrap=True)
                 return
-            except OSError:  # its disk or object store is away: another time
+            except OSError:  # the disk or object store is unreachable; try again at the next poll
                 continue
 
     def _notes(self) -> list[str]:
@@ -71,12 +71,12 @@ class Watcher:
             if self._sizes.get(path) == size:
                 continue
             self._sizes[path], lines = size, read_log(path)
-            seen = min(self._seen.get(path, 0), len(lines))  # a resumed stage has taken back its unfinished reports
+            seen = min(self._seen.get(path, 0), len(lines))  # a resumed stage removes reports past its saved state
             for line in lines[seen:]:
                 self._log(line)
-            shown = {id(line) for line in lines[seen:]}
+            new = {id(line) for line in lines[seen:]}
             for name, (before, line) in _newest(lines).items():
-                if id(line) in shown:
+                if id(line) in new:
                     self._show(name, before, line)
             self._seen[path] = len(lines)
 
@@ -94,7 +94,7 @@ class Watcher:
 
 
 def _newest(lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, Mapping[str, Any]]]:
-    """Of each stage in a log its last report, and the step of the one before."""
+    """Return the last report of each stage in a log, and the step of the report before it."""
     newest: dict[str, tuple[int, Mapping[str, Any]]] = {}
     for line in lines:
         name = f"{line['task']}: {line['stage']}"
@@ -103,7 +103,7 @@ def _newest(lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, Mapping[
 
 
 def _plain(name: str, before: int, line: Mapping[str, Any], note: str) -> str:
-    """A report in a line, with the time for the rest at its speed."""
+    """Format a report as one line, with the estimated time left at the report's speed."""
     step, total = line["step"], line["total_steps"]
     left = (total - step) * line["seconds"] / max(1, step - before)
     ends = f"{timedelta(seconds=round(left))} left" if step < total else "finished"
@@ -111,7 +111,7 @@ def _plain(name: str, before: int, line: Mapping[str, Any], note: str) -> str:
 
 
 def _note(metrics: Mapping[str, list[float | None]]) -> str:
-    """The one number of a report that tells most."""
+    """Return the most informative number of a report with its label, or an empty string."""
     for name, label in (
         ("adaptation/cost_estimate", "estimated cost"),
         ("critic/cost_loss", "cost critic loss"),

@@ -1,4 +1,4 @@
-"""What results.json says about the run itself: commit, versions, machine, wall time."""
+"""The description of a run in results.json: commit, versions, machine, wall time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PACKAGES = ("drcorl_ray", "torch", "ray", "optuna", "gymnasium", "mujoco", "num
 
 
 def describe_results(rows: Sequence[Mapping[str, Any]], wall_s: float, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of results.json, the last file of a run: its presence says that the run is finished."""
+    """Return the content of results.json. It is the last file that a run writes, so it marks the run as finished."""
     about = {"commit": _commit(), "versions": _versions(), "machine": _machine(), "wall_s": round(wall_s, 1), "argv": sys.argv}
     return {"schema": RESULTS_SCHEMA, "run": about | dict(extra), "rows": [dict(row) for row in rows]}
 
@@ -34,13 +34,13 @@ def _commit() -> str | None:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _machine() -> dict[str, Any]:

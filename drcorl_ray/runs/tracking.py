@@ -1,4 +1,7 @@
-"""Weights & Biases: online when the user is logged in or asks, offline otherwise; never a prompt, never a crash."""
+"""Weights & Biases: online if the user is logged in or sets it, offline otherwise.
+
+It never prompts, and its errors never stop a run.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,14 @@ from drcorl_ray.runs.directory import RunDirectory
 
 Mode = Literal["online", "offline", "disabled"]
 
-# What a run of one member needs no part of: system statistics, code, the console.
+# A member's run records no system statistics, no code and no console output.
 _SLIM = {"console": "off", "save_code": False, "x_disable_stats": True, "x_disable_meta": True}
 
 
 class Tracker:
-    """The runs of one launch, a group of that name: one of the launch itself, and in a search one per member.
+    """The W&B runs of one launch, in a group named like it: one for the launch, and in a search one per member.
 
-    A tracker that fails is switched off and said so: it must not take the work down with it.
+    If W&B fails, the tracker prints a message and switches itself off, so that the launch continues.
     """
 
     def __init__(self, config: Config, run: RunDirectory) -> None:
@@ -50,12 +53,12 @@ class Tracker:
         )  # fmt: skip
 
     def give_up(self, error: Exception) -> None:
-        """Switch off, and say why."""
+        """Switch the tracker off and print the reason."""
         self._run, self._mode = None, "disabled"
         console.print(f"[yellow]Weights & Biases is off: {' '.join(str(error).split())[:200]}")
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """A line of the metrics log, to the launch's run."""
+        """Log a line of the metrics log to the launch's run."""
         if self._run is None:
             return
         head = f"{line['task']}/{line['stage']}"
@@ -74,13 +77,13 @@ class Tracker:
         history: Iterable[tuple[int, Mapping[str, float | None]]],
         summary: Mapping[str, Any],
     ) -> None:
-        """A whole run at once: a member's settings, its metrics by step, and what became of it."""
+        """Log a member's complete run: its settings, its metrics by step, and its results."""
         if self._mode == "disabled":
             return
         try:
             import wandb
 
-            # Written again after a kill it is the same run; 64 characters of few kinds are allowed.
+            # The same id for a run that is logged again after a kill; W&B allows at most 64 characters of a small set.
             digest = hashlib.sha256(f"{self._directory.path} {name}".encode()).hexdigest()[:16]
             identity = f"{re.sub(r'[^0-9A-Za-z-]', '-', name)[:40]}-{digest}"
             run = self._init(name, "member", config, id=identity, resume="allow", settings=wandb.Settings(**_SLIM))

@@ -1,1 +1,1 @@
-"""The problems to solve: DSRL's tasks by name, their simulators, and the scores of the paper (Eq. 26)."""
+"""Tasks: the DSRL tasks by name, their simulators, and the paper's scores (Eq. 26)."""

@@ -7,17 +7,17 @@ from typing import Literal
 Suite = Literal["velocity", "bullet", "safety_gymnasium", "metadrive", "builtin", "gymnasium"]
 
 
-# Per suite: patterns of DSRL's file name and environment id; per task of dsrl.infos 0.1.0: episode length, end of the
-# file name (highest cost-number of trajectories), return min, return max, cost min, cost max.
-_PATTERNS: dict[Suite, tuple[str, str]] = {
+# For each suite: the patterns of DSRL's file name and environment id.
+NAME_PATTERNS: dict[Suite, tuple[str, str]] = {
     "velocity": ("Safety{}Gymnasium-v1-{}.hdf5", "Offline{}Gymnasium-v1"),
     "bullet": ("Safety{}-v0-{}.hdf5", "Offline{}-v0"),
     "safety_gymnasium": ("Safety{}Gymnasium-v0-{}.hdf5", "Offline{}Gymnasium-v0"),
     "metadrive": ("SafeMetaDrive-{}-v0-{}.hdf5", "OfflineMetadrive-{}-v0"),
 }
 
-
-_DSRL: dict[Suite, dict[str, tuple[int, str, float, float, float, float]]] = {
+# For each task: episode length in steps, end of the file name (largest episode cost-number of trajectories), return min,
+# return max, cost min, cost max.
+DSRL_TASKS: dict[Suite, dict[str, tuple[int, str, float, float, float, float]]] = {
     "velocity": {
         "AntVelocity": (1000, "250-2249", 6.1519012451171875, 2976.276611328125, 0.0, 250.0),
         "HalfCheetahVelocity": (1000, "250-2495", 5.7509765625, 2806.93310546875, 0.0, 250.0),

@@ -1,6 +1,6 @@
-"""Every DSRL task by its name, the built-in PointCircle, and the one call that adds a user's own environment.
+"""The task registry: every DSRL task, the built-in PointCircle, and tasks that a user registers.
 
-Names are DSRL's short ones (`HalfCheetahVelocity`, `PointGoal1`, `AntCircle`, `easysparse`) or its environment ids.
+A task is found by DSRL's short name (`HalfCheetahVelocity`, `PointGoal1`, `AntCircle`, `easysparse`) or its environment id.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ import re
 from dataclasses import dataclass
 
 from drcorl_ray.errors import UserError
-from drcorl_ray.tasks.dsrl_table import _DSRL, _PATTERNS, Suite
+from drcorl_ray.tasks.dsrl_table import DSRL_TASKS, NAME_PATTERNS, Suite
 
 
 @dataclass(frozen=True)
 class Task:
-    """One environment and what DSRL knows of its data.
+    """An environment and the reference values of its DSRL dataset.
 
-    dataset_file: DSRL's file name, None where DSRL has none. environment_id: DSRL's id; gymnasium's for a user's task.
-    episode_length: steps. return_*, cost_*: extreme episode returns and costs of the reference data, None if unknown.
+    dataset_file: DSRL's file name, or None if DSRL has no data for the task. environment_id: DSRL's id, or the gymnasium id
+    of a user's task. episode_length: in steps. return_*, cost_*: smallest and largest episode return and episode cost of the
+    reference data, None if unknown.
     """
 
     name: str
@@ -33,21 +34,21 @@ class Task:
 
     @property
     def cheap(self) -> bool:
-        """Whether episodes are cheap to simulate: a third of a second of one core at most, where others take up to 3 s.
+        """Whether an episode takes at most a third of a second on one core; episodes of the other tasks take up to 3 s.
 
-        By suite, after the steps per second measured in docs/tasks.md.
-        A user's environment counts as dear, since nothing is known of it.
+        Decided by suite from the steps per second measured in docs/tasks.md. A user's environment counts as expensive,
+        because its speed is unknown.
         """
         return self.suite in ("builtin", "velocity", "bullet")
 
     @property
     def environments_per_process(self) -> int | None:
-        """How many environments one process can hold; None where nothing but memory bounds it."""
+        """The largest number of environments in one process, or None if only memory limits it."""
         return 1 if self.suite == "metadrive" else None
 
 
 def get_task(name: str) -> Task:
-    """The task of that name or environment id; UserError naming the nearest valid one."""
+    """Return the task with this name or environment id; the UserError for an unknown name suggests the nearest valid one."""
     task = _find(name)
     if task is not None:
         return task
@@ -57,12 +58,12 @@ def get_task(name: str) -> Task:
 
 
 def all_tasks() -> list[Task]:
-    """PointCircle, DSRL's 38 tasks, and those registered in this process."""
+    """Return PointCircle, DSRL's 38 tasks and the tasks registered in this process."""
     return list(_TASKS.values())
 
 
 def canonical_name(name: str) -> str:
-    """A task's own name for its name or environment id; a name that is not known comes back as it is."""
+    """Return the task's name, given its name or environment id; return an unknown name unchanged."""
     task = _find(name)
     return name if task is None else task.name
 
@@ -81,15 +82,16 @@ def register_task(
     cost_min: float | None = None,
     cost_max: float | None = None,
 ) -> Task:
-    """Make a user's own gymnasium environment a task under `name`, and return it.
+    """Register a user's gymnasium environment as a task called `name`, and return the task.
 
-    The environment has a flat observation box, an action box (rescaled to [-1, 1] for policies) and the step's cost ≥ 0
-    in `info["cost"]`. Write `environment_id` as "my_module:MyEnv-v0": gymnasium then imports `my_module` wherever the
-    environment is made, in rollout actors too. UserError where the name or id is taken, or a value is not usable.
+    The environment needs a flat observation box, a bounded action box (rescaled to [-1, 1] for policies) and each step's
+    cost ≥ 0 in `info["cost"]`. Write `environment_id` as "my_module:MyEnv-v0": gymnasium then imports `my_module` in every
+    process that makes the environment, rollout actors included. Raise UserError if the name or id is taken or a value is
+    invalid.
     """
     task = Task(name, "gymnasium", None, environment_id, episode_length, return_min, return_max, cost_min, cost_max)
     if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
-        raise UserError(f"register_task({name!r}): a name of letters, digits, '_', '-' and '.' expected; it names files")
+        raise UserError(f"register_task({name!r}): the name is used in file names; use letters, digits, '_', '-' and '.' only")
     if not environment_id or episode_length < 1:
         raise UserError(f"register_task({name!r}): give a name, a gymnasium id and an episode length of at least 1 step")
     taken = next((other for other in _TASKS.values() if {name, environment_id} & {other.name, other.environment_id}), task)
@@ -101,11 +103,11 @@ def register_task(
     return task
 
 
-# return and cost extremes of envs.point_circle_data.generate_dataset(seed=0)
+# The last four numbers are the return and cost extremes of envs.point_circle_data.generate_dataset(seed=0).
 _POINT_CIRCLE = Task("PointCircle", "builtin", None, "PointCircle", 200, 11.9093, 196.2621, 0.0, 144.0)
 
 _TASKS: dict[str, Task] = {_POINT_CIRCLE.name: _POINT_CIRCLE} | {
-    name: Task(name, suite, _PATTERNS[suite][0].format(name, stem), _PATTERNS[suite][1].format(name), length, *extremes)
-    for suite, rows in _DSRL.items()
-    for name, (length, stem, *extremes) in rows.items()
+    name: Task(name, suite, file_name.format(name, stem), environment_id.format(name), length, *extremes)
+    for suite, (file_name, environment_id) in NAME_PATTERNS.items()
+    for name, (length, stem, *extremes) in DSRL_TASKS[suite].items()
 }

@@ -1,1 +1,1 @@
-"""Section 3 and Appendix A in numbers: random tabular problems, Algorithm 3 under natural policy gradients, the bounds."""
+"""A numerical check of section 3 and Appendix A: random tabular CMDPs, Algorithm 3 with natural gradients, the bounds."""

@@ -1,4 +1,4 @@
-"""Proposition 3.1: near the behaviour policy the cost is near the behaviour's."""
+"""Proposition 3.1: the cost of a policy near the behaviour policy is bounded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from drcorl_ray.theory.cmdp import CMDP
 
 @dataclass(frozen=True)
 class CostBound:
-    """V_c(π̃), V_c(π_b), and the bounds of Eq. 13: as printed, where ε_adv may be negative, and with |ε_adv| as proved."""
+    """V_c(π̃), V_c(π_b) and two forms of the bound of Eq. 13.
+
+    printed: as in the paper, where ε_adv may be negative. proved: with |ε_adv|, as in the proof.
+    """
 
     value: float
     behaviour: float
@@ -20,7 +23,7 @@ class CostBound:
 
 
 def cost_bound(cmdp: CMDP, policy: np.ndarray, behaviour: np.ndarray) -> CostBound:
-    """Both sides of Eq. 13 for a policy π̃ and the behaviour π_b, [S, A] each with no zeros."""
+    """Compute both sides of Eq. 13 for a policy π̃ and the behaviour policy π_b, each [S, A] without zeros."""
     ratio = np.log(policy / behaviour)
     distance = max(float((policy * ratio).sum(1).max()), float(-(behaviour * ratio).sum(1).min()))
     q = cmdp.q_values(policy, cmdp.costs)
@@ -33,7 +36,7 @@ def cost_bound(cmdp: CMDP, policy: np.ndarray, behaviour: np.ndarray) -> CostBou
     return CostBound(cmdp.value(policy, cmdp.costs), base, printed, proved)
 
 
-def near(generator: np.random.Generator, behaviour: np.ndarray, reach: float) -> np.ndarray:
-    """A random policy with |ln π/π_b| of about `reach` (Assumption A.1)."""
-    raised = behaviour * np.exp(reach * generator.standard_normal(behaviour.shape))
-    return raised / raised.sum(1, keepdims=True)
+def near(generator: np.random.Generator, behaviour: np.ndarray, distance: float) -> np.ndarray:
+    """Draw a random policy [S, A] with |ln π/π_b| of about `distance` (Assumption A.1)."""
+    unnormalised = behaviour * np.exp(distance * generator.standard_normal(behaviour.shape))
+    return unnormalised / unnormalised.sum(1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Finite constrained Markov decision processes: values, occupancies and the exact optimum by a linear program."""
+"""Finite constrained Markov decision processes (CMDPs): values, occupancies, and the exact optimum by a linear program."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from scipy.optimize import linprog
 
 @dataclass(frozen=True)
 class CMDP:
-    """transitions [S, A, S], rewards and costs [S, A] in [0, 1], start [S], discount γ.
+    """A finite CMDP with S states and A actions.
 
-    A policy is [S, A], its rows sum to 1. Values are discounted sums, not scaled by 1 − γ.
+    transitions: P(s'|s, a) [S, A, S]. rewards, costs: [S, A] in [0, 1]. start: the start distribution ρ [S]. discount: γ.
+    A policy is [S, A] with rows that sum to 1. Values are discounted sums, not scaled by 1 − γ.
     """
 
     transitions: np.ndarray
@@ -22,36 +23,37 @@ class CMDP:
     discount: float
 
     def q_values(self, policy: np.ndarray, signal: np.ndarray) -> np.ndarray:
-        """Q^π [S, A] of rewards or costs [S, A]."""
+        """Return Q^π [S, A]; `signal` [S, A] is the rewards or the costs."""
         states = len(self.start)
         chain = np.einsum("sa,san->sn", policy, self.transitions)
         values = np.linalg.solve(np.eye(states) - self.discount * chain, (policy * signal).sum(1))
         return signal + self.discount * self.transitions @ values
 
     def value(self, policy: np.ndarray, signal: np.ndarray) -> float:
-        """V^π(ρ)."""
+        """Return V^π(ρ); `signal` [S, A] is the rewards or the costs."""
         return float(self.start @ (policy * self.q_values(policy, signal)).sum(1))
 
     def optimum(self, budget: float | None = None) -> tuple[float, np.ndarray]:
-        """The largest V_r(ρ) of a policy with V_c(ρ) ≤ budget (None: any), and that policy; ValueError where there is none.
+        """Return the largest V_r(ρ) over all policies with V_c(ρ) ≤ budget (None: no limit), and a policy that attains it.
 
-        Over occupancies x(s, a) ≥ 0 with Σ_a x(s, a) = ρ(s) + γ Σ P(s|s', a')·x(s', a').
+        The linear program is over occupancies x(s, a) ≥ 0 with Σ_a x(s, a) = ρ(s) + γ Σ P(s|s', a')·x(s', a'). Raise
+        ValueError if no policy satisfies the budget.
         """
         states, actions = self.rewards.shape
         flow = np.repeat(np.eye(states), actions, axis=1)
         flow = flow - self.discount * self.transitions.reshape(states * actions, states).T
         limit = {} if budget is None else {"A_ub": self.costs.ravel()[None], "b_ub": [budget]}
-        found = linprog(-self.rewards.ravel(), A_eq=flow, b_eq=self.start, method="highs", **limit)
-        if not found.success:
-            raise ValueError(f"no policy costs at most {budget} ({found.message})")
-        occupancy = found.x.reshape(states, actions).clip(min=0.0)
-        reached = occupancy.sum(1, keepdims=True)
+        solution = linprog(-self.rewards.ravel(), A_eq=flow, b_eq=self.start, method="highs", **limit)
+        if not solution.success:
+            raise ValueError(f"no policy costs at most {budget} ({solution.message})")
+        occupancy = solution.x.reshape(states, actions).clip(min=0.0)
+        visits = occupancy.sum(1, keepdims=True)
         uniform = np.full_like(occupancy, 1.0 / actions)
-        return -float(found.fun), np.divide(occupancy, reached, out=uniform, where=reached > 1e-12)
+        return -float(solution.fun), np.divide(occupancy, visits, out=uniform, where=visits > 1e-12)
 
 
 def random_cmdp(seed: int, states: int = 8, actions: int = 4, discount: float = 0.8) -> CMDP:
-    """Dirichlet transitions; rewards uniform, and costs that lean to where rewards are, so that a budget binds."""
+    """Draw a CMDP with Dirichlet transitions, uniform rewards, and costs that follow the rewards, so that a budget binds."""
     generator = np.random.default_rng(seed)
     transitions = generator.dirichlet(np.full(states, 0.5), (states, actions))
     rewards = generator.uniform(size=(states, actions))

@@ -1,7 +1,7 @@
-"""Algorithm 3 under natural policy gradients with a softmax policy (Eq. 14, 36), and the weighted policy of Eq. 46.
+"""Algorithm 3 with natural policy gradients of a softmax policy (Eq. 14, 36), and the weighted policy of Eq. 46.
 
-The natural gradient of V(ρ) is the advantage / (1 − γ) (Kakade 2001), so Eq. 12 mixes advantages. With noise the algorithm
-sees critics that are off by ε_offline; what is measured of its policies is exact.
+The natural gradient of V(ρ) is the advantage / (1 − γ) (Kakade 2001), so Eq. 12 mixes advantages. With noise, the algorithm
+uses critics with the error ε_offline; the reported values of its policies are always exact.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Region = Literal["safe", "align", "conflict", "unsafe"]
 
 @dataclass(frozen=True)
 class Step:
-    """An iteration: where its policy was, its weight in π̃ (Eq. 46), and its exact values."""
+    """An iteration: the region of its policy, the policy's weight in π̃ (Eq. 46), and its exact values V_r(ρ) and V_c(ρ)."""
 
     region: Region
     weight: float
@@ -28,7 +28,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """T iterations; gap and violation of the weighted policy: V_r* − E[V_r(π̃)] and E[V_c(π̃)] − b."""
+    """The T iterations, and the weighted policy's gap V_r* − E[V_r(π̃)] and violation E[V_c(π̃)] − b."""
 
     steps: tuple[Step, ...]
     gap: float
@@ -36,7 +36,7 @@ class Outcome:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Of the iterations in each region."""
+        """The share of the iterations in each region."""
         regions = [step.region for step in self.steps]
         return {name: regions.count(name) / len(regions) for name in ("safe", "align", "conflict", "unsafe")}
 
@@ -51,11 +51,11 @@ def safe_adaptation(
     learning_rate: float = 10.0,
     slack: float = 0.5,
 ) -> Outcome:
-    """Run Algorithm 3 for T iterations from the uniform policy, with the theorem's choices η = learning_rate·(1 − γ)/√T,
-    h⁺ = slack/√T and h⁻ = 0.
+    """Run Algorithm 3 for T iterations from the uniform policy.
 
-    noise: ε_offline, the mean error of a critic's entry: a Gaussian of its own for every entry, the same in all iterations, as
-    the error of critics that a data set limits is.
+    The theorem's choices are used: η = learning_rate·(1 − γ)/√T, h⁺ = slack/√T and h⁻ = 0. noise: ε_offline, the mean absolute
+    error of a critic's entry. The errors are Gaussian, independent between entries and equal in all iterations, like the
+    errors of critics trained on a fixed dataset.
     """
     generator = np.random.default_rng(seed)
     best, _ = cmdp.optimum(budget)
@@ -74,21 +74,21 @@ def safe_adaptation(
         values = [float(cmdp.start @ (policy * q).sum(1)) for q in exact]
         steps.append(Step(region, weight, *values))
         logits = logits + rate * direction
-    return Outcome(tuple(steps), *_of_the_mixture(steps, best, budget))
+    return Outcome(tuple(steps), *_weighted_values(steps, best, budget))
 
 
 def natural_gradient(q: np.ndarray, policy: np.ndarray, cmdp: CMDP) -> np.ndarray:
-    """F⁺∇V(ρ) for the softmax policy: A(s, a)/(1 − γ)."""
+    """Return F⁺∇V(ρ) of the softmax policy, which is A(s, a)/(1 − γ), [S, A]."""
     return (q - (policy * q).sum(1, keepdims=True)) / (1.0 - cmdp.discount)
 
 
 def adapted(
     toward_reward: np.ndarray, toward_safety: np.ndarray, excess: float, slack_plus: float
 ) -> tuple[Region, float, np.ndarray]:
-    """Algorithm 3: the region for an estimated V_c − b, the iteration's weight, and the direction (Eq. 12 in the band).
+    """Return Algorithm 3's region at the estimated excess V_c − b, the iteration's weight, and the direction (Eq. 12).
 
-    The weight is the share of the reward's gradient in the direction: 1, ½, ½ − ⟨g_r, g_c⟩/(2‖g_r‖²), 0. (Eq. 46 prints the
-    third without the 2, and leaves out the first.)
+    The weight is the share of the reward's gradient in the direction: 1 (safe), ½ (align), ½ − ⟨g_r, g_c⟩/(2‖g_r‖²)
+    (conflict), 0 (unsafe). The paper's Eq. 46 omits the first and has the third without the factor 2.
     """
     if excess <= 0.0:
         return "safe", 1.0, toward_reward
@@ -102,12 +102,15 @@ def adapted(
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    raised = np.exp(logits - logits.max(1, keepdims=True))
-    return raised / raised.sum(1, keepdims=True)
+    exponentials = np.exp(logits - logits.max(1, keepdims=True))
+    return exponentials / exponentials.sum(1, keepdims=True)
 
 
-def _of_the_mixture(steps: list[Step], best: float, budget: float) -> tuple[float, float]:
-    """π̃ draws an iteration by its weight and follows its policy: its values are the weighted means; NaN without weights."""
+def _weighted_values(steps: list[Step], best: float, budget: float) -> tuple[float, float]:
+    """Return the gap and the violation of π̃, NaN if all weights are 0.
+
+    π̃ draws an iteration with probability proportional to its weight and follows its policy, so its values are weighted means.
+    """
     weights = np.array([step.weight for step in steps])
     if not weights.sum():
         return float("nan"), float("nan")

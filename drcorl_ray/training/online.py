@@ -25,7 +25,7 @@ from drcorl_ray.evaluation.pool import RolloutPool
 from drcorl_ray.evaluation.rollout import Rollouts, Trajectory
 from drcorl_ray.evaluation.seeds import ONLINE_SEEDS
 from drcorl_ray.io.files import file_lock, load_arrays, save_arrays
-from drcorl_ray.method.online_data import Evidence
+from drcorl_ray.method.online_data import OnlineResult
 from drcorl_ray.method.protocols import OnlineLearner, Population
 from drcorl_ray.policy.population import PopulationPolicy
 from drcorl_ray.runs.folders import OnlineFolder
@@ -35,7 +35,7 @@ from drcorl_ray.training.loop import Hook, no_hook
 
 _TRANSITIONS = "transitions"
 
-Share = Callable[[Any], Evidence]
+Share = Callable[[Any], OnlineResult]
 
 
 class Roller:
@@ -73,7 +73,7 @@ class Roller:
             charge=lambda members, count: self._ledger.charge([self._members[member] for member in members], count),
         )
 
-    def result(self, number: int) -> Evidence:
+    def result(self, number: int) -> OnlineResult:
         """Wait for what `begin` started; errors as `RolloutPool.roll_out`."""
         file = self._folder.evaluation(number)
         if not file.exists():
@@ -81,9 +81,9 @@ class Roller:
             rollouts = Rollouts.empty(len(self._members), seeds) if self._future is None else self._future.result()
             whole = Rollouts.empty(len(self._online), seeds)
             for place, member in enumerate(self._members):
-                whole.store(slice(member, member + 1), slice(0, len(seeds)), rollouts.of(place))
+                whole.store(slice(member, member + 1), slice(0, len(seeds)), rollouts.member(place))
             save_arrays(file, _arrays(whole) | {"spent": self._ledger.spent}, {"evaluation": number})
-        return _evidence(load_arrays(file)[0])
+        return _online_result(load_arrays(file)[0])
 
     def _seeds(self, number: int) -> range:
         first = ONLINE_SEEDS + number * self._settings.online_episodes
@@ -108,7 +108,7 @@ def _transitions(trajectory: Trajectory) -> dict[str, np.ndarray]:
     return trajectory | {f"{name}_rates": discounted_rates(trajectory[f"{name}s"], episode) for name in ("reward", "cost")}
 
 
-def _evidence(arrays: Mapping[str, np.ndarray]) -> Evidence:
+def _online_result(arrays: Mapping[str, np.ndarray]) -> OnlineResult:
     ran, transitions = arrays["ran"], {}
     for name, array in arrays.items():
         if name.startswith(_TRANSITIONS):
@@ -116,7 +116,7 @@ def _evidence(arrays: Mapping[str, np.ndarray]) -> Evidence:
             transitions.setdefault(int(member), {})[column] = array
     episodes = ran.sum(axis=1)
     costs, returns = (np.where(ran, arrays[x], 0.0).sum(axis=1) / np.maximum(episodes, 1) for x in ("costs", "returns"))
-    return Evidence(costs, returns, episodes, arrays["spent"], transitions)
+    return OnlineResult(costs, returns, episodes, arrays["spent"], transitions)
 
 
 class OnlineEvaluation:
@@ -170,7 +170,7 @@ def online_evaluation(
     new_pool: Callable[[], RolloutPool],
     *,
     leads: bool = True,
-    share: Share = lambda evidence: evidence,
+    share: Share = lambda result: result,
 ) -> Iterator[Hook]:
     """Yield the hook to call before each step up to `stop`; the rollout pool lives while the context is open.
 

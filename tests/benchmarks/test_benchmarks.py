@@ -1,4 +1,4 @@
-"""What the benchmarks compare is the same work: the eager learner written there is the population's mathematics."""
+"""The benchmarks compare equal work: their eager learner has the same mathematics as the population."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALL = {
 
 def test_the_benchmarks_measure_the_default_settings():
     stored = json.loads(json.dumps(stored_settings()))
-    assert json.loads(SETTINGS.read_text()) == stored, "python -m benchmarks.population writes settings.json anew"
+    assert json.loads(SETTINGS.read_text()) == stored, "run python -m benchmarks.population to regenerate settings.json"
 
 
 @pytest.mark.parametrize(("region", "cost_limit"), [(0, 500.0), (1, 60.0), (2, 0.0)], ids=REGIONS)

@@ -22,7 +22,7 @@ from drcorl_ray.evaluation.dsrl_protocol import dsrl_groups, protocol_gaps
 from drcorl_ray.evaluation.rollout import evaluate
 from drcorl_ray.evaluation.video import FRAMES, SIDE, record_episode
 from drcorl_ray.policy.loading import load_policy
-from drcorl_ray.policy.mlp import PerceptronPolicy
+from drcorl_ray.policy.mlp import MLPPolicy
 from drcorl_ray.tasks import registry as tasks
 from drcorl_ray.tasks.registry import get_task, register_task
 from tests.helpers.paths import ROOT
@@ -35,7 +35,7 @@ ABOUT = {
 }  # fmt: skip
 
 
-def save(path: Path, policy: PerceptronPolicy | None = None, *, seed: int = 0, meta=None, **about: object) -> Path:
+def save(path: Path, policy: MLPPolicy | None = None, *, seed: int = 0, meta=None, **about: object) -> Path:
     meta = {"return_range": [-100.0, 100.0]} if meta is None else meta
     policy = random_policy(8, 2, seed=seed) if policy is None else policy
     policy.save(path, 0, {"result": ABOUT | {"seed": seed} | about, **meta})
@@ -57,7 +57,7 @@ def test_policies_beside_each_other_score_as_alone(tmp_path):
     Fault: rows in the populations' order, statistics of the first policy for all, members in reverse.
     """
     shifted = random_policy(8, 2, seed=2)
-    shifted = PerceptronPolicy(shifted.observation_mean + 0.5, shifted.observation_std, shifted.weights, shifted.biases)
+    shifted = MLPPolicy(shifted.observation_mean + 0.5, shifted.observation_std, shifted.weights, shifted.biases)
     policies = {
         "a": random_policy(8, 2, seed=0), "hopper": random_policy(11, 3, seed=1), "shifted": shifted,
         "wide": random_policy(8, 2, hidden=40, seed=3), "b": random_policy(8, 2, seed=4),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from drcorl_ray.config import Config
-from drcorl_ray.data.spec import DataSpec, Episodes
+from drcorl_ray.data.spec import DataSpec, EpisodeTotals
 from drcorl_ray.method.baselines import Baseline, Dataset, make_baseline
 from drcorl_ray.method.baselines.cdt import CDT
 from drcorl_ray.method.replay import Batch
@@ -35,13 +35,13 @@ def make_population(
     members: list[dict],
     spec: DataSpec | None = None,
     dtype: torch.dtype = torch.float64,
-    episodes: Episodes | None = None,
+    episodes: EpisodeTotals | None = None,
     **kw,
 ) -> Baseline:
     spec = spec or make_spec(3, 2)
     generator = torch.Generator().manual_seed(1)
     starts, states = (torch.randn(n, spec.observation_size, generator=generator, dtype=dtype) for n in (5, 32))
-    episodes = episodes or Episodes(
+    episodes = episodes or EpisodeTotals(
         np.array([1.0, 3.0, 2.0, 0.5]), np.array([4.0, 30.0, 8.0, 0.0]), np.array([10, 10, 10, 10])
     )
     told = Dataset(spec, episodes, starts, states)

@@ -54,7 +54,7 @@ def test_upper_confidence_bound_and_episode_cost():
     q = torch.tensor([[[1.0, 0.0], [3.0, 0.0]], [[1.0, 0.0], [3.0, 4.0]]], **F64)
     both = critics.in_use(torch.tensor([2, 2]), 2)
     assert critics.upper_confidence_bound(q, both, k=torch.tensor([0.0, 2.0], **F64)).tolist() == [[2.0, 0.0], [4.0, 6.0]]
-    # a policy that pays 0.3 a step has Q_c = 0.3 / (1 − γ) and an episode cost of 0.3 · L
+    # a policy that costs 0.3 per step has Q_c = 0.3 / (1 − γ) and an episode cost of 0.3 · L
     stationary = torch.full((1, 4), 0.3 / (1 - 0.97), **F64)
     assert float(critics.episodic_cost(stationary, discount=0.97, episode_length=200)[0]) == pytest.approx(60.0)
 
@@ -69,13 +69,13 @@ def test_ensemble_moments_by_hand():
     of_mean, of_std = (torch.autograd.grad(x.sum(), q, retain_graph=True)[0].squeeze(2) for x in (mean, std))
     expected = [[1, 0, 0, 0], [1 / 2, 1 / 2, 0, 0], [1 / 3, 1 / 3, 1 / 3, 0], [1 / 4] * 4]
     torch.testing.assert_close(of_mean, torch.tensor(expected, **F64))
-    assert of_std[0].tolist() == [0] * 4  # a single critic has no deviation to climb, and no nan
+    assert of_std[0].tolist() == [0] * 4  # a single critic has no deviation, and its gradient no nan
     torch.testing.assert_close(of_std[1], torch.tensor([-1 / 2, 1 / 2, 0, 0], **F64))
 
 
 @pytest.mark.parametrize("size", range(1, 9))
 def test_ensemble_moments_of_a_whole_ensemble_are_bitwise_plain(size):
-    """So a member that uses all critics is what it was without the choice."""
+    """A member that uses all critics has the same bits as without the choice."""
     q = torch.randn(3, size, 50, generator=torch.Generator().manual_seed(size))
     mean, std = critics.ensemble_moments(q, critics.in_use(torch.full((3,), size), size))
     assert torch.equal(mean, q.mean(1))
@@ -83,7 +83,7 @@ def test_ensemble_moments_of_a_whole_ensemble_are_bitwise_plain(size):
 
 
 def probe_table(terminals: list[float], rewards: list[float], costs: list[float]) -> dict[str, torch.Tensor]:
-    """Two states on a line: row i goes from state i to state i + 1 (or stays behind the end); one action."""
+    """Two states on a line: row i goes from state i to state i + 1 (or stays beyond the end); one action."""
     observations = torch.tensor([[-1.0], [1.0]], **F64)
     return {
         "observations": observations,

@@ -71,7 +71,7 @@ def test_behaviour_direction_is_the_closed_form_and_z_only_cuts_its_variance():
     direction, _ = diffusion.behaviour_direction(predict, actions, torch.zeros_like(actions), times, noise)
     expected = -stiffness(std) * (actions[0, 0] - behaviour_mean)
     assert float(direction.mean()) == pytest.approx(float(expected), rel=5e-3)
-    assert expected > 0  # with Q ≡ 0 the policy climbs log μ: the print's sign would push it away
+    assert expected > 0  # with Q ≡ 0 the policy climbs log μ: the paper's sign would push it away
     weight = diffusion.marginal(times)[1].square().unsqueeze(-1)
     without_baseline = direction - weight * noise
     assert float(without_baseline.mean()) == pytest.approx(float(expected), abs=5 * float(without_baseline.std()) / 447)

@@ -1,4 +1,4 @@
-"""What rollouts tell a population: whose estimate holds, and which transitions a member's minibatches mix in."""
+"""Online results of a population: whose cost estimate is in force, and which transitions a member's minibatches contain."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from drcorl_ray.method.learner import Learner
-from drcorl_ray.method.online_data import Evidence
+from drcorl_ray.method.online_data import OnlineResult
 from drcorl_ray.method.random import Draws
 from drcorl_ray.method.replay import Batch
 from tests.helpers.learners import extract, make_learner, make_spec, make_table, pretrain, sampler, small_config
@@ -23,28 +23,28 @@ def start(members=None, config=CONFIG, **kw) -> Learner:
 
 
 def columns(rows: int, value: float = 1.0) -> dict[str, np.ndarray]:
-    """Row i holds value + i everywhere, observations before standardisation."""
+    """Every column of row i is value + i; observations are not standardised."""
     numbers = value + np.arange(rows, dtype=np.float32)
     wide = {"observations": 3, "actions": 2, "next_observations": 3}
     named = {name: np.repeat(numbers[:, None], width, axis=1) for name, width in wide.items()}
     return named | {name: numbers.copy() for name in ("rewards", "costs", "terminals", "reward_rates", "cost_rates")}
 
 
-def evidence(costs, spent=(0, 0, 0), transitions=None, episodes=5, returns=(0.0, 0.0, 0.0)) -> Evidence:
+def evidence(costs, spent=(0, 0, 0), transitions=None, episodes=5, returns=(0.0, 0.0, 0.0)) -> OnlineResult:
     count = len(costs)
     means = np.array(costs, np.float64), np.array(returns[:count], np.float64)
-    return Evidence(*means, np.full(count, episodes), np.array(spent), transitions or {})
+    return OnlineResult(*means, np.full(count, episodes), np.array(spent), transitions or {})
 
 
 def batch_of(learner: Learner, step: int, rows: int = 16, first_row: int = 0) -> tuple[Batch, Batch]:
-    """The dataset's minibatch and what the learner makes of it."""
+    """The dataset's minibatch and the minibatch that the learner mixes from it."""
     draws = Draws(learner.hyper.seed, step, first_row)
     dataset = sampler(TABLE)(draws, rows)
     return dataset, learner.online.mix(dataset, draws)
 
 
 def test_each_member_decides_by_the_estimate_of_its_mode():
-    """Costs far below and far above every limit: the online and hybrid members obey them, the offline one its critics."""
+    """Costs far below and far above every limit: the online and hybrid members follow them, the offline one its critics."""
     for costs, region in ((0.0, "safe"), (1e6, "unsafe")):
         learner = start()
         learner.observe(evidence([costs] * 3))
@@ -55,7 +55,7 @@ def test_each_member_decides_by_the_estimate_of_its_mode():
 
 
 def test_without_an_estimate_the_offline_one_holds():
-    """Before the first evaluation, and after the budget has run out: all three members are one and the same."""
+    """Before the first evaluation and after the budget is spent, all three members are equal."""
     learner = start()
     learner.observe(evidence([3.0, 3.0, 3.0]))
     learner.observe(evidence([0.0] * 3, episodes=0))
@@ -115,13 +115,13 @@ def test_appended_transitions_reach_the_critics_but_not_the_behaviour_model():
     hybrid, offline = start([{"evaluation_mode": "hybrid"}], config), start([{"evaluation_mode": "offline"}], config)
     for learner in (hybrid, offline):
         learner.observe(evidence([0.0], [0], {0: columns(8)}, episodes=0))
-        extract(learner, TABLE, 0, 2)  # critics alone: the policy stands still
+        extract(learner, TABLE, 0, 2)  # only critic steps: the policy does not change
     assert not torch.equal(hybrid.trainables["q_cost"].flat, offline.trainables["q_cost"].flat)
     assert torch.equal(hybrid.trainables["noise"].flat, offline.trainables["noise"].flat)
 
 
 def test_state_select_and_join_keep_what_rollouts_told():
-    """Interrupted, cut and joined again, members end with the same bits as left alone."""
+    """Members that are interrupted, split and joined again end with the same bits as without interruption."""
     told = evidence([0.0, 2.0, 30.0], [0, 5, 4], {2: columns(8)})
     whole = start()
     whole.observe(told)
@@ -153,7 +153,7 @@ def test_state_select_and_join_keep_what_rollouts_told():
 
 
 def test_the_best_evaluated_policy_is_kept():
-    """By hand, limit 10: over it the lowest cost counts, within it the return; an unsafe one never replaces a safe one."""
+    """By hand, limit 10: the lowest cost counts above it, the return within it; an unsafe policy never replaces a safe one."""
     learner = start([{"evaluation_mode": mode, "cost_limit": 10.0} for mode in ("online", "hybrid", "offline")])
     scores = [(50.0, 9.0), (40.0, 8.0), (45.0, 99.0), (10.05, 3.0), (2.0, 2.0), (9.0, 4.0), (11.0, 50.0), (0.0, 3.5)]
     best = [0, 1, 1, 3, 3, 5, 5, 5]
@@ -164,7 +164,7 @@ def test_the_best_evaluated_policy_is_kept():
     assert learner.online.best_cost.tolist() == [9.0, 9.0, torch.inf]
     learner.online.hold(torch.full_like(learner.average, 77.0), 3)
     learner.observe(evidence([9.0] * 3, returns=(5.0, 5.0, 5.0)))
-    assert learner.online.best[0, 0] == 77.0  # the policies that were held, and not those of this moment
+    assert learner.online.best[0, 0] == 77.0  # the policies that were evaluated, not the current ones
     learner.observe(evidence([0.0] * 3, returns=(9.0, 9.0, 9.0), episodes=0))
     assert learner.online.best[0, 0] == 77.0
 

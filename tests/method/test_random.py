@@ -1,4 +1,4 @@
-"""Stateless draws against published vectors, a second implementation and simple statistics."""
+"""Stateless draws against published vectors, an independent implementation and simple statistics."""
 
 import math
 

@@ -67,7 +67,7 @@ def test_content_does_not_depend_on_the_order_of_blocks(store, data):
 
 
 def test_content_does_not_depend_on_how_many_rows_are_written_at_once(store, monkeypatch):
-    """Fault: write the first few rows again and again."""
+    """Fault: write the first few rows repeatedly."""
     manifest, columns = store
     whole = filled(store)
     monkeypatch.setattr(replay_module, "_ROWS_AT_ONCE", 7)

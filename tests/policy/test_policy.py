@@ -1,4 +1,4 @@
-"""Policy files and their actions: shapes, values, independence of rows, hostile files, and life without torch or Ray."""
+"""Policy files and their actions: shapes, values, independence of rows, hostile files, and use without torch or Ray."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from drcorl_ray.errors import UserError
 from drcorl_ray.evaluation.policy_files import load_entries
 from drcorl_ray.io.files import load_arrays, save_arrays, write_json
 from drcorl_ray.policy.loading import load_policy, load_population
-from drcorl_ray.policy.mlp import PerceptronPolicy
+from drcorl_ray.policy.mlp import MLPPolicy
 from tests.helpers.paths import ROOT
 
 S, A = 5, 2
 
 
-def make_population(members: int = 3, hidden: tuple[int, ...] = (16, 8), seed: int = 0) -> PerceptronPolicy:
+def make_population(members: int = 3, hidden: tuple[int, ...] = (16, 8), seed: int = 0) -> MLPPolicy:
     rng = np.random.default_rng(seed)
     sizes = (S, *hidden, A)
 
     def draw(*shape: int) -> np.ndarray:
         return rng.normal(size=shape).astype(np.float32)
 
-    return PerceptronPolicy(
+    return MLPPolicy(
         draw(S),
         rng.uniform(0.5, 2.0, S).astype(np.float32),
         tuple(draw(members, a, b) / np.float32(np.sqrt(a)) for a, b in pairwise(sizes)),
@@ -43,8 +43,8 @@ def observations(rows: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).normal(1.0, 2.0, (rows, S)).astype(np.float32)
 
 
-def perceptron(population: PerceptronPolicy, member: int, states: np.ndarray) -> np.ndarray:
-    """The same network, written apart, in float64: one state at a time, one unit at a time."""
+def reference_actions(population: MLPPolicy, member: int, states: np.ndarray) -> np.ndarray:
+    """An independent implementation in float64: one state and one unit at a time."""
     actions = []
     for state in states.astype(np.float64):
         x = [(state[i] - population.observation_mean[i]) / population.observation_std[i] for i in range(S)]
@@ -68,12 +68,12 @@ def test_actions_are_the_networks(saved):
     population, path = saved
     states = observations(7)
     policy = load_policy(path)
-    np.testing.assert_allclose(policy.act(states), perceptron(population, 1, states), atol=2e-6)
-    assert np.abs(policy.act(states) - perceptron(population, 0, states)).max() > 0.01
+    np.testing.assert_allclose(policy.act(states), reference_actions(population, 1, states), atol=2e-6)
+    assert np.abs(policy.act(states) - reference_actions(population, 0, states)).max() > 0.01
     assert policy.meta["task"] == "PointCircle"
     everyone = population.act(np.stack([states] * 3))
     for member in range(3):
-        np.testing.assert_allclose(everyone[member], perceptron(population, member, states), atol=2e-6)
+        np.testing.assert_allclose(everyone[member], reference_actions(population, member, states), atol=2e-6)
 
 
 def test_shapes_in_and_out(saved):
@@ -111,9 +111,9 @@ def test_a_row_acts_alone_as_among_others_to_the_last_bit(rows, seed, first, hid
 
 
 def test_actions_do_not_depend_on_the_number_of_threads():
-    """A rollout actor has one, the process of a plain `evaluate` as many as the machine. Fault: blocks of 4 rows.
+    """A rollout actor has one thread, a process that calls `evaluate` has one per core. Fault: products of blocks of 4 rows.
 
-    With OpenBLAS's kernel for Haswell and Zen, which shows this fault; where there is no such kernel, with the usual one.
+    OpenBLAS's kernel for Haswell and Zen shows this fault; a machine without that kernel uses its default.
     """
     code = (
         "import numpy as np; from tests.policy.test_policy import *; "
@@ -131,6 +131,26 @@ def test_actions_do_not_depend_on_the_number_of_threads():
         for threads in ("1", "2")
     }
     assert len(printed) == 1
+
+
+def test_a_perturbed_policy_is_stored_by_the_names_of_every_release(tmp_path):
+    """A file written array by array loads, acts as computed here, and is saved with the same names. Fault: rename an array."""
+    rng = np.random.default_rng(0)
+    shapes = {"layers.0.weight": (S, A), "layers.0.bias": (A,)}
+    shapes |= {"perturbation.layers.0.weight": (S + A, A), "perturbation.layers.0.bias": (A,)}
+    arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    stored = arrays | {"observation_mean": np.zeros(S, np.float32), "observation_std": np.ones(S, np.float32)}
+    stored["perturbation.reach"] = np.array(0.3, np.float32)
+    save_arrays(tmp_path / "old.safetensors", stored, {"policy_schema": 1, "layers": 1, "perturbation_layers": 1})
+    policy, states = load_policy(tmp_path / "old.safetensors"), observations(4)
+    action = np.tanh(states @ arrays["layers.0.weight"] + arrays["layers.0.bias"])
+    inputs = np.concatenate([states, action], axis=1)
+    change = np.tanh(inputs @ arrays["perturbation.layers.0.weight"] + arrays["perturbation.layers.0.bias"])
+    np.testing.assert_allclose(policy.act(states), (action + 0.3 * change).clip(-1, 1), atol=2e-6)
+    policy.population.save(tmp_path / "new.safetensors", 0, {})
+    written, meta = load_arrays(tmp_path / "new.safetensors")
+    assert {name: array.tobytes() for name, array in written.items()} == {n: a.tobytes() for n, a in stored.items()}
+    assert meta == {"policy_schema": 1, "layers": 1, "perturbation_layers": 1}
 
 
 def test_select_takes_members_in_order():
@@ -178,7 +198,7 @@ def test_a_runs_directory_stands_for_its_winner_or_first_member(saved, tmp_path)
     "name", ["../p.safetensors", "/etc/passwd", "policies/../../p", "s3://b/p", "", ".", "a\0b", "\ud800", "x" * 256, 3, None]
 )
 def test_a_run_names_its_own_files_alone(saved, tmp_path, name):
-    """Fault: join whatever results.json says to the run's folder."""
+    """Fault: join any path in results.json to the run's folder."""
     write_json(tmp_path / "results.json", {"schema": 1, "run": {}, "rows": [{"selection": "last", "policy": name}]})
     for load in (load_policy, lambda run: load_entries([str(run)])):
         with pytest.raises(UserError, match=r"results\.json: names .*, which is no file beside it"):
@@ -219,7 +239,7 @@ def test_missing_and_foreign_files(tmp_path):
     ],
 )  # fmt: skip
 def test_hostile_contents_with_a_right_checksum(saved, fault):
-    """Each is refused on loading, and not only when the policy acts."""
+    """Each is refused when the file is loaded, not only when the policy acts."""
     _, path = saved
     arrays, meta = load_arrays(path)
     if fault == "schema":
@@ -254,7 +274,7 @@ def test_hostile_contents_with_a_right_checksum(saved, fault):
 
 
 def test_a_policy_acts_where_torch_and_ray_cannot_be_imported(saved):
-    """In a fresh interpreter that refuses both; it needs no simulator or HDF5 either. Fault: import torch in policy.py."""
+    """In a fresh interpreter that refuses both; it imports no simulator and no HDF5. Fault: import torch in policy/."""
     _, path = saved
     np.save(path.with_name("states.npy"), observations(6))
     code = """

@@ -18,7 +18,7 @@ DSRL_SUITES = ("velocity", "bullet", "safety_gymnasium", "metadrive")
 
 @pytest.fixture
 def registry(monkeypatch):
-    """A registry of its own: what a test registers is forgotten."""
+    """A copy of the registry, so that a test's tasks do not outlive the test."""
     own = dict(tasks._TASKS)
     monkeypatch.setattr(tasks, "_TASKS", own)
     return own

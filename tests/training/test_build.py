@@ -12,7 +12,7 @@ import torch
 
 from drcorl_ray.config import Config, PretrainConfig
 from drcorl_ray.data.dsrl import make_dataset
-from drcorl_ray.data.spec import Episodes
+from drcorl_ray.data.spec import EpisodeTotals
 from drcorl_ray.data.store import convert, read_store
 from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.errors import UserError
@@ -48,7 +48,7 @@ def fresh(config: Config, data: TaskData, seeds: list[int]) -> Pretrained:
 # ---- what is asked of the behaviour ------------------------------------------------------------------------------------
 
 SPEC = make_spec(3, 2, reward_rate_mean=2.0, reward_rate_std=4.0)
-EPISODES = Episodes(
+EPISODES = EpisodeTotals(
     returns=np.arange(20.0), costs=np.array([0.0] * 5 + [10.0] * 10 + [11.0] * 5), lengths=np.array([1, 2] * 10)
 )
 RATES = np.arange(30, dtype=np.float32)

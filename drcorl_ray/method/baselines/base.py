@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from drcorl_ray.data.spec import DataSpec, Episodes
+from drcorl_ray.data.spec import DataSpec, EpisodeTotals
 from drcorl_ray.method.actor import snapshot
 from drcorl_ray.method.baselines.parts import VAE
 from drcorl_ray.method.critics import ensemble_q, episodic_cost
@@ -39,7 +39,7 @@ class Dataset:
     """
 
     spec: DataSpec
-    episodes: Episodes
+    episodes: EpisodeTotals
     starts: Tensor
     states: Tensor
 

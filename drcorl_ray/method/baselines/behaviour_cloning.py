@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drcorl_ray.data.spec import Episodes
+from drcorl_ray.data.spec import EpisodeTotals
 from drcorl_ray.method.actor import Actor, regression_loss
 from drcorl_ray.method.baselines.base import Baseline, Losses
 from drcorl_ray.method.hyperparameters import BEST_EPISODES
@@ -22,7 +22,7 @@ from drcorl_ray.policy.population import PopulationPolicy
 FRONTIER = 0.1  # of the data's range of returns: how far under the frontier an episode may be
 
 
-def chosen_episodes(kind: str, episodes: Episodes, cost_limit: float) -> np.ndarray:
+def chosen_episodes(kind: str, episodes: EpisodeTotals, cost_limit: float) -> np.ndarray:
     """Which episodes a clone imitates, [E] bool; bc_safe knows none where no episode is within the limit."""
     if kind == "bc_safe":
         return episodes.costs <= np.float32(cost_limit)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from drcorl_ray.data.spec import Episodes
+from drcorl_ray.data.spec import EpisodeTotals
 from drcorl_ray.method.baselines.base import Baseline, Losses
 from drcorl_ray.method.baselines.parts import Scalar
 from drcorl_ray.method.baselines.transformer import CausalTransformer, Context, scaled
@@ -30,7 +30,7 @@ _TEMPERATURE, _TEMPERATURE_RATE = 0.1, 1e-4
 _ENTROPY = 0.5 * math.log(2.0 * math.pi * math.e)  # of a standard normal
 
 
-def target(episodes: Episodes, cost_limit: float, share: float) -> tuple[float, float]:
+def target(episodes: EpisodeTotals, cost_limit: float, share: float) -> tuple[float, float]:
     """(cost, return) to ask for: the limit, and a share of the way from the worst to the best return within it.
 
     Where no episode is within the limit, those of the lowest cost stand in.

@@ -21,7 +21,7 @@ from drcorl_ray.method.protocols import Metrics
 from drcorl_ray.method.random import Draws, Stream
 from drcorl_ray.method.replay import Batch
 from drcorl_ray.method.train_state import Trainable
-from drcorl_ray.policy.mlp import PerceptronPolicy, Perturbation
+from drcorl_ray.policy.mlp import MLPPolicy, Perturbation
 from drcorl_ray.policy.population import PopulationPolicy
 
 _LOG_WEIGHT_RANGE = (-5.0, 5.0)
@@ -134,13 +134,13 @@ class BCQLag(Lagrangian):
 
         first, *others = layers("decoder", "weight")
         first = np.ascontiguousarray(first[:, : spec.observation_size])
-        reach = array(self.hyper["bcq_perturbation"])
-        return PerceptronPolicy(
+        scale = array(self.hyper["bcq_perturbation"])
+        return MLPPolicy(
             np.asarray(spec.observation_mean, np.float32),
             np.asarray(spec.observation_std, np.float32),
             (first, *others),
             layers("decoder", "bias"),
-            Perturbation(layers("actor", "weight"), layers("actor", "bias"), reach),
+            Perturbation(layers("actor", "weight"), layers("actor", "bias"), scale),
         )
 
 

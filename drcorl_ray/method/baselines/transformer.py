@@ -1,4 +1,7 @@
-"""CDT's causal transformer over (cost to go, return to go, state, action) tokens, as a function of named weights."""
+"""CDT's causal transformer over (cost to go, return to go, state, action) tokens, as a function of named weights.
+
+Shapes: P members, G networks, B windows of a minibatch, T steps of a window, S observation, A action.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,15 @@ from drcorl_ray.method.random import Draws, Stream
 
 TOKENS = ("cost", "return", "state", "action")
 _LOG_STD_RANGE = (-5.0, 2.0)
-_TIME_BOUND = 0.02 * math.sqrt(3.0)  # of a uniform with the standard deviation 0.02
+_TIME_BOUND = 0.02 * math.sqrt(3.0)  # the bound of a uniform distribution with standard deviation 0.02
 
 
 @dataclass(frozen=True)
 class Context:
-    """Windows of T steps, the latest last: to_go [G, B, T, 2] (`scaled`), states [G, B, T, S], actions [G, B, T, A].
+    """Windows of T steps, oldest first.
 
-    times [G, B, T] int64: steps since the episode began. valid [G, B, T] bool: false before it began.
+    to_go: cost and return to go, `scaled`, [G, B, T, 2]. states: [G, B, T, S]. actions: [G, B, T, A]. times: steps since the
+    episode's start, [G, B, T] int64. valid: false for steps before the episode's start, [G, B, T] bool.
     """
 
     to_go: Tensor
@@ -34,7 +38,10 @@ class Context:
 
 @dataclass(frozen=True)
 class CausalTransformer:
-    """Four tokens a step, pre-norm blocks; μ and log σ of an action from its state's token, a cost's logit from its own."""
+    """A pre-norm transformer with four tokens per step.
+
+    The state's token predicts μ and log σ of the action; the action's token predicts the logit of a cost.
+    """
 
     states: int
     actions: int
@@ -61,14 +68,14 @@ class CausalTransformer:
         return layout
 
     def masks(self, draws: Draws, rows: int, steps: int, dropout: float, dtype: torch.dtype) -> Tensor | None:
-        """Scaled keep masks of the tokens and of both branches of every block, [P, B, 1 + 2 · blocks, 4T, width]."""
+        """Return scaled dropout masks of the tokens and of both branches of each block, [P, B, 1 + 2 · blocks, 4T, width]."""
         if dropout == 0.0:
             return None
         keep = draws.keep(Stream.DROPOUT, 1.0 - dropout, rows, 1 + 2 * self.blocks, len(TOKENS) * steps, self.width)
         return keep.to(dtype) / (1.0 - dropout)
 
     def __call__(self, weights: Weights, context: Context, masks: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """μ and log σ of the action, [G, B, T, A] each, and the logit of a cost [G, B, T], at every step."""
+        """Return for every step μ and log σ of the action, [G, B, T, A] each, and the logit of a cost, [G, B, T]."""
         rows, steps = context.times.shape[1:]
         x = apply_norm(weights, "embed.norm", self._embedded(weights, context).flatten(1, 2))
         x = _dropped(x, masks, 0)
@@ -86,15 +93,15 @@ class CausalTransformer:
         return mean.to(dtype), log_std.to(dtype).clamp(*_LOG_STD_RANGE), logit.to(dtype)
 
     def _embedded(self, weights: Weights, context: Context) -> Tensor:
-        """[G, B, 4T, width]."""
+        """Embed the tokens of a context, [G, B, 4T, width]."""
         members = torch.arange(len(context.times), device=context.times.device)[:, None, None]
         time = weights["time"][members, context.times.clamp(max=self.episode_length)]
-        given = {"cost": context.to_go[..., :1], "return": context.to_go[..., 1:], "state": context.states}
-        tokens = [_over_rows(weights, f"embed.{name}", (given | {"action": context.actions})[name]) + time for name in TOKENS]
+        inputs = {"cost": context.to_go[..., :1], "return": context.to_go[..., 1:], "state": context.states}
+        tokens = [_over_rows(weights, f"embed.{name}", (inputs | {"action": context.actions})[name]) + time for name in TOKENS]
         return torch.stack(tokens, dim=3).flatten(2, 3)
 
     def _attention(self, weights: Weights, name: str, x: Tensor, rows: int, visible: Tensor) -> Tensor:
-        """Multi-head attention of each row's tokens among themselves; x [G, B · 4T, width]."""
+        """Apply multi-head self-attention within each row's tokens; x [G, B · 4T, width], visible [G, B, 4T, 4T] bool."""
         members, width = len(x), self.width // self.heads
         qkv = apply_linear(weights, f"{name}.qkv", x).view(members * rows, -1, 3, self.heads, width)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
@@ -104,24 +111,24 @@ class CausalTransformer:
 
 
 def scaled(to_go: Tensor, units: tuple[float, float]) -> Tensor:
-    """Costs and returns to go [..., 2] as a token takes them: a LayerNorm follows, which would flatten numbers of hundreds."""
+    """Scale costs and returns to go [..., 2] for their tokens: the next LayerNorm would flatten values in the hundreds."""
     cost, total = to_go.unbind(-1)
     return torch.stack([(cost.clamp(min=0.0) / units[0]).sqrt(), total / units[1]], dim=-1)
 
 
 def _over_rows(weights: Weights, name: str, x: Tensor) -> Tensor:
-    """A linear layer over the last dimension of [G, B, T, …]."""
+    """Apply a linear layer to the last dimension of x [G, B, T, …]."""
     return apply_linear(weights, name, x.flatten(1, 2)).unflatten(1, x.shape[1:3])
 
 
 def _visible(valid: Tensor) -> Tensor:
-    """What a token attends to [G, B, 4T, 4T]: itself, and earlier tokens of steps that were."""
+    """Return which tokens each token attends to, [G, B, 4T, 4T] bool: itself, and earlier tokens of valid steps [G, B, T]."""
     tokens = valid.repeat_interleave(len(TOKENS), dim=-1)
     count = tokens.shape[-1]
     earlier = torch.ones(count, count, dtype=torch.bool, device=valid.device).tril()
     return (earlier & tokens.unsqueeze(-2)) | torch.eye(count, dtype=torch.bool, device=valid.device)
 
 
-def _dropped(x: Tensor, masks: Tensor | None, place: int) -> Tensor:
-    """Tokens [G, B · 4T, width] under the mask at a place."""
-    return x if masks is None else x * masks[:, :, place].flatten(1, 2)
+def _dropped(x: Tensor, masks: Tensor | None, branch: int) -> Tensor:
+    """Apply the dropout mask of a branch to tokens x [G, B · 4T, width]."""
+    return x if masks is None else x * masks[:, :, branch].flatten(1, 2)

@@ -1,4 +1,7 @@
-"""What CDT learns from: windows of an episode's last steps, with the cost and the return that were still to come."""
+"""CDT's training data: windows of consecutive steps of an episode, with the cost and the return to go.
+
+Shapes: N rows of the dataset, E episodes, P members, B or n windows of a minibatch, T steps of a window.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drcorl_ray.data.spec import Episodes
+from drcorl_ray.data.spec import EpisodeTotals
 from drcorl_ray.method.random import Draws, Stream
 from drcorl_ray.method.replay import Batch
 
 
 @dataclass(frozen=True)
 class Windows(Batch):
-    """B windows of T consecutive rows, one after the other: B · T rows of each member.
+    """B windows of T consecutive rows, concatenated to B · T rows per member.
 
-    to_go: [P, B · T, 2], undiscounted cost and return from this step on. times [P, B · T] int64: steps since the episode
-    began. valid [P, B · T] bool: false for what would lie before it.
+    to_go: undiscounted cost and return from this step on, [P, B · T, 2]. times: steps since the episode's start,
+    [P, B · T] int64. valid: false for positions before the episode's start, [P, B · T] bool.
     """
 
     to_go: Tensor
@@ -28,12 +31,12 @@ class Windows(Batch):
 
 
 class History:
-    """A dataset's rows as parts of their episodes.
+    """A dataset's rows, indexed by their episodes.
 
-    rewards, costs: [N] in row order. steps: T. augmented: share of the windows that are asked for what no episode reached.
+    rewards, costs: [N] in row order. steps: T. augmented: share of the windows whose targets no episode of the data reaches.
     """
 
-    def __init__(self, episodes: Episodes, rewards: Tensor, costs: Tensor, *, steps: int, augmented: float) -> None:
+    def __init__(self, episodes: EpisodeTotals, rewards: Tensor, costs: Tensor, *, steps: int, augmented: float) -> None:
         device = rewards.device
         self._steps, self._augmented = steps, augmented
         self._rows = int(episodes.ends[-1])
@@ -51,42 +54,43 @@ class History:
         self._starts, self._lengths = ends - lengths, lengths
 
     def sample(self, at: Callable[[Tensor], Batch], draws: Draws, windows: int) -> Windows:
-        """Windows that end in rows drawn uniformly, some of them augmented. at: the rows [P, n] of the table."""
-        last, more = self._drawn(draws, windows)
+        """Draw windows that end in uniformly drawn rows, some of them augmented. at: returns the dataset's rows [P, n]."""
+        last, extra = self._draw(draws, windows)
         rows = last.unsqueeze(-1) + torch.arange(1 - self._steps, 1, device=last.device)
         times = rows - self._first[last].unsqueeze(-1)
         valid = times >= 0
         rows = torch.where(valid, rows, last.unsqueeze(-1))
         batch = at(rows.flatten(1))
-        to_go = (self._to_go[rows] + more.unsqueeze(2)).flatten(1, 2).to(batch.rewards.dtype)
+        to_go = (self._to_go[rows] + extra.unsqueeze(2)).flatten(1, 2).to(batch.rewards.dtype)
         columns = {field.name: getattr(batch, field.name) for field in fields(Batch)}
         return Windows(**columns, to_go=to_go, times=times.clamp(min=0).flatten(1), valid=valid.flatten(1))
 
-    def _drawn(self, draws: Draws, windows: int) -> tuple[Tensor, Tensor]:
-        """Windows' last rows [P, n], and what they are asked for beyond what came, cost and return [P, n, 2].
+    def _draw(self, draws: Draws, windows: int) -> tuple[Tensor, Tensor]:
+        """Draw the windows' last rows [P, n], and the cost and the return [P, n, 2] to add to what came after them.
 
-        A share is asked for a cost κ and a return between that of the best episode within κ and the data's highest, and is a
-        window of that episode: what cannot be had safely is answered by what can (CDT's augmentation).
+        CDT's augmentation replaces a share of the windows. Their targets are a cost κ, and a return between that of the best
+        episode within κ and the highest of the data; the window is one of that best episode. The policy thereby learns to
+        answer an unreachable return by the best reachable one.
         """
         last = draws.integers(Stream.ROWS, windows, self._rows)
-        chosen, cost, total, place = draws.uniform(Stream.AUGMENTATION, windows, 4, dtype=torch.float64).unbind(-1)
-        wanted = cost * self._highest[0]
-        within = (torch.searchsorted(self._by_cost, wanted, right=True) - 1).clamp(min=0)
+        selector, cost, total, position = draws.uniform(Stream.AUGMENTATION, windows, 4, dtype=torch.float64).unbind(-1)
+        target_cost = cost * self._highest[0]
+        within = (torch.searchsorted(self._by_cost, target_cost, right=True) - 1).clamp(min=0)
         episode = self._best[within]
-        shown = self._starts[episode] + (place * self._lengths[episode]).long()
+        best_rows = self._starts[episode] + (position * self._lengths[episode]).long()
         reached = self._outcomes[episode]
-        more = [(wanted - reached[..., 0]).clamp(min=0.0), total * (self._highest[1] - reached[..., 1])]
-        augmented = chosen < self._augmented
-        return torch.where(augmented, shown, last), torch.stack(more, dim=-1) * augmented.unsqueeze(-1)
+        extra = [(target_cost - reached[..., 0]).clamp(min=0.0), total * (self._highest[1] - reached[..., 1])]
+        augmented = selector < self._augmented
+        return torch.where(augmented, best_rows, last), torch.stack(extra, dim=-1) * augmented.unsqueeze(-1)
 
 
 def best_so_far(values: np.ndarray) -> np.ndarray:
-    """For each place, where the largest value up to it stands, of equal ones the first; [E] int64."""
-    risen = np.diff(np.maximum.accumulate(values), prepend=-np.inf) > 0
-    return np.maximum.accumulate(np.where(risen, np.arange(len(values)), 0))
+    """Return for each index the index of the largest value up to it (the first of equal ones), [E] int64."""
+    is_record = np.diff(np.maximum.accumulate(values), prepend=-np.inf) > 0
+    return np.maximum.accumulate(np.where(is_record, np.arange(len(values)), 0))
 
 
 def _rest(values: Tensor, last: Tensor) -> Tensor:
-    """Sums of [N] from each row to its episode's last one, float64."""
+    """Return the sums of `values` [N] from each row to the last row [N] of its episode, float64."""
     sums = values.double().cumsum(0)
     return sums[last] - sums + values

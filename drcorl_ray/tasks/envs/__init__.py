@@ -1,4 +1,7 @@
-"""Environments of the tasks: one behind gymnasium's API, or many side by side. Simulators are imported when first made."""
+"""The tasks' environments, one at a time behind gymnasium's API or as a batch of episodes.
+
+A simulator's package is imported when its first environment is made.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,16 @@ __all__ = ["Simulator", "make_env", "make_simulator"]
 
 
 def make_env(task: Task | str) -> gymnasium.Env[Any, Any]:
-    """The task's environment: actions in [-1, 1], each step's cost in info["cost"], cut at the task's episode length.
+    """Return the task's environment: actions in [-1, 1], each step's cost in info["cost"], a limit of `episode_length` steps.
 
-    UserError for an unknown task or a missing package.
+    Raise UserError if the task is unknown or its package is not installed.
     """
     task = get_task(task) if isinstance(task, str) else task
     return gymnasium.wrappers.TimeLimit(_endless_env(task), task.episode_length)
 
 
 def make_simulator(task: Task | str) -> Simulator:
-    """Episodes of the task side by side; same errors as `make_env`."""
+    """Return a simulator that steps a batch of the task's episodes; same errors as `make_env`."""
     task = get_task(task) if isinstance(task, str) else task
     match task.suite:
         case "builtin":

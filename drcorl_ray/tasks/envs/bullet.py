@@ -1,8 +1,8 @@
-"""The eight Bullet tasks (Ant, Ball, Car, Drone × Circle, Run) on bullet-safety-gym, whose resets are made reproducible.
+"""The eight Bullet tasks (Ant, Ball, Car, Drone × Circle, Run) on bullet-safety-gym, with reproducible resets.
 
-bullet-safety-gym ignores seeds, draws its resets from numpy's global state, and lets the last episode's motor commands act
-during the first simulation step of the next one. Here an episode depends on its seed alone, and the global state is left
-as it was. Steps draw nothing.
+bullet-safety-gym ignores seeds, draws its resets from numpy's global state, and applies the last episode's motor commands
+during the first simulation step of the next one. This wrapper makes an episode depend on its seed alone and restores
+numpy's global state. Steps draw no random numbers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _WORLDS = {"Run": {"name": "Plane200", "factor": 1}, "Circle": {"name": "Octagon
 
 
 class BulletEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """bullet-safety-gym's environment of a task; UserError where the package is not installed."""
+    """The bullet-safety-gym environment of a task; UserError if the package is not installed."""
 
     def __init__(self, task: Task) -> None:
         kind = "Run" if task.name.endswith("Run") else "Circle"
@@ -59,6 +59,6 @@ def _builder(task: Task) -> Any:
 
 @contextmanager
 def _plain_streams() -> Iterator[None]:
-    """The process's own stdout and stderr: bullet-safety-gym hides pybullet's banner from those, and breaks on any others."""
+    """Use the process's own stdout and stderr: bullet-safety-gym hides pybullet's banner there, and fails on other streams."""
     with open(1, "w", closefd=False) as out, open(2, "w", closefd=False) as err, redirect_stdout(out), redirect_stderr(err):
         yield

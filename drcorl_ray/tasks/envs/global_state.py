@@ -1,4 +1,4 @@
-"""Numpy's global random state, from which some simulators draw: set for a while, then put back as it was."""
+"""A context manager for numpy's global random state, from which some simulators draw."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 @contextmanager
 def numpy_seeded(seed: int) -> Iterator[None]:
-    """Numpy's global state seeded for a while, then put back; 0 ≤ seed < 2³²."""
+    """Seed numpy's global random state and restore the previous state on exit; 0 ≤ seed < 2³²."""
     state = np.random.get_state()  # noqa: NPY002
     np.random.seed(seed)  # noqa: NPY002
     try:

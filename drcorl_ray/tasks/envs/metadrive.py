@@ -1,12 +1,14 @@
 """The nine MetaDrive tasks (easy, medium, hard × sparse, mean, dense) on metadrive-simulator 0.2.6.0, as DSRL sets it up.
 
-The map is fixed by the task. The traffic is random: MetaDrive seeds it from the operating system, here the episode's seed
-does. MetaDrive has one engine per process and keeps cars of earlier episodes for later ones, to other last bits; so every
-reset starts a new engine (about 0.2 s) and takes it from the environment that had it. Steps draw nothing global.
+The task fixes the map. The traffic is random: MetaDrive seeds it from the operating system, this wrapper from the episode's
+seed. MetaDrive has one engine per process and reuses the cars of earlier episodes, which changes the last bits of a result.
+Every reset therefore starts a new engine (about 0.2 s) and takes it away from the environment that had it. Steps draw
+nothing from global random states.
 
-Written for older packages, it runs because of what is patched here, all of it within MetaDrive: three of its modules see a
-numpy that still has `np.bool`, `np.float` and `np.int`; its registration in gym and its Waymo protobufs, both unused here
-and not importable today, are empty modules; panda3d is told to be quiet about input devices and tasks.
+MetaDrive was written for older packages. These patches, all within MetaDrive, make it run:
+- three of its modules get a numpy that still has `np.bool`, `np.float` and `np.int`;
+- its gym registration and its Waymo protobufs, unused here and no longer importable, are replaced by empty modules;
+- panda3d's messages about input devices and tasks are switched off.
 """
 
 from __future__ import annotations
@@ -28,16 +30,16 @@ from drcorl_ray.tasks.registry import Task
 
 _ROADS = {"easy": (0, "SCS"), "medium": (100, "XST"), "hard": (200, "TRO")}  # start seed, map blocks
 _TRAFFIC_DENSITY = {"sparse": 0.1, "mean": 0.15, "dense": 0.2}
-_LIDAR_RAYS = 240  # the observation's last entries: hit distance / 50 m, 1 for none
+_LIDAR_RAYS = 240  # the last entries of the observation: distance / 50 m, 1 if nothing is hit
 _FREE_SPEED = 10.0  # km/h
-_FREE_DISTANCE = 0.1  # of the lidar's 50 m
+_FREE_DISTANCE = 0.1  # as a fraction of the lidar's range of 50 m
 
 
 class MetaDriveEnv(gymnasium.Env[np.ndarray, np.ndarray]):
-    """A drive through the task's map; the cost of a step counts crashes, leaving the road, speed and proximity.
+    """A drive through the task's map; a step's cost counts crashes, leaving the road, speed and proximity.
 
-    It has the process's engine from its reset until it is closed or another one is reset, after which it cannot step.
-    UserError where the package is not installed.
+    `reset` takes over the process's one engine. After another environment was reset, this one must be reset before it can
+    step again. UserError if the package is not installed.
     """
 
     def __init__(self, task: Task) -> None:
@@ -62,7 +64,7 @@ class MetaDriveEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         if not self._has_engine():
-            raise RuntimeError(f"{self._task.name}: reset first; another MetaDrive environment has this process's one engine")
+            raise RuntimeError(f"{self._task.name}: reset first; another MetaDrive environment uses this process's one engine")
         observation, reward, _, info = self._env.step(action)
         speeding = max(0.0, 1e-2 * (info["velocity"] - _FREE_SPEED))
         proximity = 1e-2 * max(0.0, _FREE_DISTANCE - float(np.min(observation[-_LIDAR_RAYS:]))) ** 2
@@ -80,7 +82,7 @@ class MetaDriveEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
 
 def _drive(task: Task) -> Any:
-    """MetaDrive's own environment, whose engine starts at its first reset."""
+    """Return MetaDrive's own environment of a task; its engine starts at the first reset."""
     road = next(road for road in _ROADS if task.name.startswith(road))
     start_seed, blocks = _ROADS[road]
     base = importlib.import_module("metadrive.envs.safe_metadrive_env").SafeMetaDriveEnv
@@ -106,14 +108,15 @@ def _engine() -> Any:
 
 def _import_metadrive(task: Task) -> None:
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # gym's notice that it is unmaintained
-            _stand_ins()
+        with contextlib.redirect_stderr(io.StringIO()):  # hides gym's warning that it is unmaintained
+            _patch_packages()
             importlib.import_module("metadrive.envs.safe_metadrive_env")
     except ImportError as error:
         raise UserError(f"{task.name} needs metadrive-simulator 0.2.6.0 ({error}); run `uv sync --group metadrive`") from error
 
 
-def _stand_ins() -> None:
+def _patch_packages() -> None:
+    """Apply the patches that the module's docstring lists."""
     if "metadrive.register" in sys.modules:
         return
     load_settings = importlib.import_module("panda3d.core").loadPrcFileData
@@ -126,4 +129,4 @@ def _stand_ins() -> None:
     old_numpy = types.SimpleNamespace(**(vars(np) | {"bool": bool, "float": float, "int": int}))
     for name in ("utils.math_utils", "utils.config", "component.vehicle_module.lidar"):
         vars(importlib.import_module(f"metadrive.{name}"))["np"] = old_numpy
-    atexit.register(_engine().close_engine)  # the interpreter's exit crashes with an engine left open
+    atexit.register(_engine().close_engine)  # an engine left open crashes the interpreter at exit

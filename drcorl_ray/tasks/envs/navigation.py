@@ -1,12 +1,12 @@
 """The sixteen navigation tasks (Point, Car × Goal, Button, Push, Circle × 1, 2) on safety-gymnasium 0.4.0.
 
-Written for gymnasium < 1, numpy < 2.4 and Python < 3.11, it runs on later ones because of what is patched here:
-its `__init__`, which imports wrappers that gymnasium has dropped, is not executed, only its submodules are imported;
-its table of colours holds hashable arrays, since Python 3.11's dataclasses refuse others as defaults;
-while an agent is built, `MjModel.jnt` takes one-element arrays, which numpy 2.4 no longer lets pass for an int;
-and its worlds have a plain sky instead of pictures of stars, whose decoding was nine tenths of a reset.
+safety-gymnasium was written for gymnasium < 1, numpy < 2.4 and Python < 3.11. These patches make it run on later versions:
+- its `__init__`, which imports wrappers that gymnasium has removed, is skipped; only its submodules are imported;
+- its table of colours holds hashable arrays, because dataclasses of Python 3.11 refuse other defaults;
+- `MjModel.jnt` accepts one-element arrays while an agent is built; numpy 2.4 no longer converts them to int;
+- its worlds have a plain sky; decoding the star images took nine tenths of a reset.
 
-An episode depends on its seed alone; steps draw from a generator of the environment, never from numpy's global state.
+An episode depends on its seed alone; steps draw from the environment's own generator, never from numpy's global state.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from drcorl_ray.tasks.registry import Task
 
 
 class NavigationEnv(gymnasium.Env[np.ndarray, np.ndarray]):
-    """safety-gymnasium's environment of a task; cost 1 in a step that violates any constraint.
+    """The safety-gymnasium environment of a task; a step that violates any constraint costs 1.
 
-    UserError where the package is not installed.
+    UserError if the package is not installed.
     """
 
     def __init__(self, task: Task) -> None:
@@ -58,14 +58,15 @@ class _Hashable(np.ndarray):
 def _builder(task: Task) -> Any:
     try:
         if "safety_gymnasium" not in sys.modules:
-            _enter_package()
+            _import_patched()
         from safety_gymnasium.builder import Builder
     except ImportError as error:
         raise UserError(f"{task.name} needs safety-gymnasium 0.4.0 ({error}); run `uv sync --group sims`") from error
     return Builder
 
 
-def _enter_package() -> None:
+def _import_patched() -> None:
+    """Import the package without its `__init__`, and patch its colours and its sky."""
     spec = importlib.util.find_spec("safety_gymnasium")
     if spec is None:
         raise ModuleNotFoundError("No module named 'safety_gymnasium'")
@@ -86,6 +87,7 @@ def _enter_package() -> None:
 
 @contextmanager
 def _joints_by_array() -> Iterator[None]:
+    """Let `MjModel.jnt` accept one-element arrays."""
     model: Any = mujoco.MjModel  # pyright: ignore[reportAttributeAccessIssue]
     joint = model.jnt
     model.jnt = lambda self, index: joint(self, index if isinstance(index, str) else int(np.squeeze(index)))

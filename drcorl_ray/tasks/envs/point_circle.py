@@ -1,7 +1,7 @@
-"""PointCircle, the built-in task: a point mass circles the origin for reward, and pays where its circle leaves a corridor.
+"""PointCircle, the built-in task: a point mass earns reward for circling the origin, and cost for leaving a corridor.
 
-Plain numpy, n episodes at once; +, −, ×, ÷ and √ alone, so an episode's bits do not depend on n.
-Lengths in m, times in s. Circling the reference circle fast earns most; the part of it with |x| > CORRIDOR costs 1 a step.
+Fast motion along the circle of radius RADIUS earns most. Every step with |x| > CORRIDOR costs 1. Lengths are in m, times in s.
+n episodes are stepped at once in numpy. Only +, −, ×, ÷ and √ are used, so an episode's bits do not depend on n.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from drcorl_ray.tasks.envs.simulator import Step
 
 RADIUS = 2.0
 CORRIDOR = 1.2
-ARENA = 3.0  # walls at |x|, |y| = ARENA stop the mass
+ARENA = 3.0  # walls at |x| = ARENA and |y| = ARENA stop the mass
 TIME_STEP = 0.1
 ACCELERATION = 2.0  # m/s² per unit of action
 DRAG = 0.2  # 1/s
 REWARD_SCALE = 0.25
-START_POSITION, START_VELOCITY = 1.0, 0.5  # each component uniform within ± this
+START_POSITION, START_VELOCITY = 1.0, 0.5  # each component is uniform within ± this value
 OBSERVATION_SIZE, ACTION_SIZE = 8, 2
 
 
 def observe(positions: np.ndarray, velocities: np.ndarray) -> np.ndarray:
-    """Observations [n, 8] float32: x, y, vx, vy, ‖p‖ − R, unit vector of p, distance to the corridor's edge (< 0 outside)."""
+    """Return observations [n, 8] float32: x, y, vx, vy, ‖p‖ − R, p/‖p‖, distance to the corridor's edge (< 0 outside)."""
     radius = _norm(positions)
     direction = positions / np.maximum(radius, 1e-6)[:, None]
     edge = CORRIDOR - np.abs(positions[:, 0])
@@ -34,7 +34,7 @@ def observe(positions: np.ndarray, velocities: np.ndarray) -> np.ndarray:
 
 
 class PointCircleSimulator:
-    """n point masses."""
+    """n point masses, each in its own episode; the `Simulator` interface."""
 
     observation_size, action_size = OBSERVATION_SIZE, ACTION_SIZE
     truncated: np.ndarray | np.bool_ = np.False_
@@ -66,7 +66,7 @@ def _norm(vectors: np.ndarray) -> np.ndarray:
 
 
 class PointCircleEnv(gymnasium.Env[np.ndarray, np.ndarray]):
-    """One point mass behind gymnasium's interface."""
+    """One point mass behind gymnasium's API."""
 
     def __init__(self) -> None:
         self._simulator = PointCircleSimulator()

@@ -1,7 +1,8 @@
-"""A dataset for PointCircle, made on the spot: scripted drivers from timid to reckless and from clumsy to expert.
+"""A generated dataset for PointCircle: scripted drivers from safe to reckless and from unskilled to expert.
 
-A driver follows an ellipse counter-clockwise: a wide one earns most and leaves the corridor, a narrow one is safe. Its action
-depends on the observation and on a style that shows in where and how fast it drives, so a policy can imitate it.
+A driver follows an ellipse counter-clockwise. A wide ellipse earns most and leaves the corridor; a narrow one is safe. The
+action depends on the observation and on the driver's style. The style shows in the driver's position and speed, so a policy
+can imitate it.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from drcorl_ray.tasks.envs.point_circle import ACCELERATION, ACTION_SIZE, CORRID
 EPISODE_LENGTH = 200
 _LOOKAHEAD = 0.25  # s
 _RADIAL_GAIN, _VELOCITY_GAIN = 3.0, 2.8
-_SAFE_SHARE, _CAREFUL_SHARE = 0.35, 0.2  # of the drivers; the rest is reckless
+_SAFE_SHARE, _CAREFUL_SHARE = 0.35, 0.2  # shares of the drivers; the rest is reckless
 _EXPERT_SHARE, _SWITCH_SHARE = 0.5, 0.15
 
 
 @dataclass(frozen=True)
 class Style:
-    """n drivers: the ellipse's half-axes (m) and the speed along it (m/s), each [n]."""
+    """Styles of n drivers: the half-axes of the ellipse (m) and the speed along it (m/s), each [n]."""
 
     half_width: np.ndarray
     half_height: np.ndarray
@@ -29,7 +30,7 @@ class Style:
 
 
 def drive(observations: np.ndarray, style: Style) -> np.ndarray:
-    """Actions [n, 2] float64 in [-1, 1] that steer observations [n, 8] along each driver's ellipse."""
+    """Return actions [n, 2] float64 in [-1, 1] that steer along each driver's ellipse, given observations [n, 8]."""
     positions, velocities = observations[:, :2].astype(np.float64), observations[:, 2:4].astype(np.float64)
     ahead = positions + _LOOKAHEAD * velocities
     axes = np.column_stack((style.half_width, style.half_height))
@@ -42,7 +43,7 @@ def drive(observations: np.ndarray, style: Style) -> np.ndarray:
 
 
 def generate_dataset(seed: int = 0, episodes: int = 450) -> dict[str, np.ndarray]:
-    """DSRL's columns of `episodes` whole episodes of 200 steps, episode after episode; the same seed gives the same bits."""
+    """Return DSRL's columns for `episodes` whole episodes of 200 steps, one after another; equal seeds give equal bits."""
     rng = np.random.default_rng(seed)
     simulator = PointCircleSimulator()
     before, after = _draw_styles(rng, episodes), _draw_styles(rng, episodes)

@@ -1,4 +1,4 @@
-"""Many episodes side by side: the batch interface of every simulator, and one for any gymnasium environment."""
+"""The batch interface of every simulator, and its implementation for any gymnasium environment."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ Step = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 class Simulator(Protocol):
-    """n episodes of one task; S = observation_size, A = action_size.
+    """A batch of n episodes of one task; S = observation_size, A = action_size.
 
-    An episode's numbers depend on its seed and actions alone, to the last bit: not on n, nor on its neighbours, nor on the
-    episodes before it. The task's time limit is the caller's to enforce.
+    An episode depends on its seed and actions alone, to the last bit: not on n, on the other episodes of the batch, or on
+    earlier episodes. The caller enforces the task's time limit.
     """
 
     observation_size: int
     action_size: int
-    truncated: np.ndarray | np.bool_  # [n], or one for all: who of those that ended in the last step was cut by a clock
+    truncated: np.ndarray | np.bool_  # [n] or scalar: episodes that ended in the last step because of a time limit
 
     def reset(self, seeds: Sequence[int]) -> np.ndarray:
-        """Start len(seeds) new episodes, dropping the old ones; observations [n, S]."""
+        """Drop the old episodes, start len(seeds) new ones and return observations [n, S]."""
         ...
 
     def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> Step:
         """Step the episodes marked in `active` [n] bool (all if None) with actions [n, A] float32 in [-1, 1].
 
-        Returns observations [n, S], rewards [n] and costs [n] float64, ended [n] bool (the environment ended the episode).
-        What it returns for other episodes means nothing.
+        Return observations [n, S], rewards [n] and costs [n] float64, and ended [n] bool (the environment ended the episode).
+        Values of inactive episodes are unspecified.
         """
         ...
 
@@ -43,7 +43,7 @@ class Simulator(Protocol):
 
 
 class GymSimulator:
-    """Any gymnasium environment with info["cost"], one instance per episode; instances are kept for later resets."""
+    """Any gymnasium environment with info["cost"]: one instance per episode, reused in later resets."""
 
     def __init__(self, make: Callable[[], gymnasium.Env[Any, Any]]) -> None:
         self._make = make
@@ -76,7 +76,7 @@ class GymSimulator:
 
 
 class RequireCost(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """A user's environment; UserError from the first step whose info has no cost."""
+    """A user's environment; `step` raises UserError if its info has no cost."""
 
     def __init__(self, env: gymnasium.Env[Any, Any], task: Task) -> None:
         super().__init__(env)
@@ -90,7 +90,10 @@ class RequireCost(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def user_env(task: Task) -> gymnasium.Env[Any, Any]:
-    """A registered task's environment with actions in [-1, 1]; UserError where it cannot be made or its spaces do not fit."""
+    """Return a registered task's environment with actions in [-1, 1].
+
+    Raise UserError if gymnasium cannot make it or its spaces do not fit.
+    """
     try:
         env = gymnasium.make(task.environment_id, max_episode_steps=-1, disable_env_checker=True)
     except (gymnasium.error.Error, ImportError) as error:
@@ -104,7 +107,7 @@ def user_env(task: Task) -> gymnasium.Env[Any, Any]:
 
 
 def flat_sizes(env: gymnasium.Env[Any, Any]) -> tuple[int, int]:
-    """(S, A) of an environment whose spaces are flat boxes, the actions' bounded; UserError otherwise."""
+    """Return (S, A) of an environment; UserError unless both spaces are flat boxes and the action box is bounded."""
     sizes = []
     for name, space in (("observation", env.observation_space), ("action", env.action_space)):
         if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:

@@ -1,9 +1,10 @@
 """The five velocity tasks: gymnasium's MuJoCo robots (`*-v4`) with Safety-Gymnasium's cost on speed.
 
-Cost 1 when the speed exceeds the robot's limit, else 0. Speed is the signed x velocity; Ant's is the norm of (vx, vy).
-`VelocitySimulator` steps MuJoCo itself, without the environments' per-step overhead, and equals them to the last bit.
+A step costs 1 if the speed exceeds the robot's limit, else 0. The speed is the signed x velocity; for Ant it is the norm of
+(vx, vy). `VelocitySimulator` steps MuJoCo directly, without the per-step overhead of the environments, and equals them to the
+last bit.
 """
-# mujoco's functions live in an extension module without stubs
+# mujoco is an extension module without type stubs
 # pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ from drcorl_ray.tasks.registry import Task
 
 @dataclass(frozen=True)
 class Robot:
-    """speed_limit: m/s. hidden: leading positions left out of the observation. planar: the speed counts y as well."""
+    """Constants of a robot.
+
+    module: gymnasium's module. speed_limit: m/s. hidden: number of leading positions that the observation leaves out.
+    planar: whether the speed includes the y velocity.
+    """
 
     module: str
     speed_limit: float
@@ -49,7 +54,7 @@ def _robot_env(robot: Robot) -> Any:
 
 
 class VelocityCost(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """The cost in info["cost"], and Ant's observation at reset as Safety-Gymnasium gives it."""
+    """Add info["cost"], and return the same reset observation of Ant as Safety-Gymnasium."""
 
     def __init__(self, task: Task) -> None:
         self._robot = ROBOTS[task.name]
@@ -66,17 +71,18 @@ class VelocityCost(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def _normalise_root(robot: Robot, observation: np.ndarray) -> np.ndarray:
-    """Since MuJoCo 3 Ant's root quaternion has no unit length before the first step."""
+    """Normalise Ant's root quaternion in place: since MuJoCo 3 it is not a unit quaternion before the first step."""
     if robot.planar:
         observation[1:5] /= np.linalg.norm(observation[1:5])
     return observation
 
 
 def _lean_model(path: str) -> mujoco.MjModel:
-    """The robot's model without work that cannot change a result, for one tree of bodies on a floor.
+    """Compile the robot's model without work that cannot change a result; it is one tree of bodies on a floor.
 
-    Constraint islands: there is one. The search for colliding pairs: where limbs meet nothing but the floor, the pairs are
-    listed, with what MuJoCo would make of the two geoms, which differ in friction alone.
+    Constraint islands are switched off, as there is only one. If limbs collide with the floor alone, explicit contact pairs
+    replace the search for colliding geoms. They have the parameters that MuJoCo would derive from the two geoms, which
+    differ in friction only.
     """
     spec = mujoco.MjSpec.from_file(path)
     floor, *limbs = spec.geoms
@@ -96,14 +102,14 @@ def _lean_model(path: str) -> mujoco.MjModel:
         for geom in spec.geoms:
             geom.contype = geom.conaffinity = 0
     model = spec.compile()
-    model.opt.disableflags |= getattr(mujoco.mjtDisableBit, "mjDSBL_ISLAND", 0)  # opt-in in MuJoCo 3.3.0, opt-out since
+    model.opt.disableflags |= getattr(mujoco.mjtDisableBit, "mjDSBL_ISLAND", 0)  # opt-in in MuJoCo 3.3.0, later opt-out
     return model
 
 
 class _Slot(NamedTuple):
-    """One robot's MuJoCo data and views into it: the controls, and qpos, qvel and position, which each step reads.
+    """The MuJoCo data of one robot and views of it: `ctrl`, and as `readings` qpos, qvel and the (x, y) position.
 
-    Ant's position is its torso's, one substep behind its joints'.
+    Ant's position is that of its torso, which is one substep behind its joints.
     """
 
     data: mujoco.MjData
@@ -112,9 +118,9 @@ class _Slot(NamedTuple):
 
 
 class VelocitySimulator:
-    """n robots that share one model. Only what an observation, a reward and a cost need is computed.
+    """n robots that share one model; computes only what observations, rewards and costs need.
 
-    Stepping switches off MuJoCo's timers (`MjData.timer`) in this process; the next MjData made switches them on again.
+    `step` switches off MuJoCo's timers (`MjData.timer`) in this process; the next new MjData switches them on again.
     """
 
     truncated: np.ndarray | np.bool_ = np.False_
@@ -185,7 +191,7 @@ class VelocitySimulator:
         return observations
 
     def _healthy(self) -> np.ndarray:
-        """Gymnasium's `is_healthy` of each robot, [n] bool."""
+        """Return gymnasium's `is_healthy` for each robot, [n] bool."""
         state = self._states
         match self._task.name:
             case "AntVelocity":

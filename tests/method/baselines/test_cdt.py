@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from drcorl_ray.data.spec import Episodes
+from drcorl_ray.data.spec import EpisodeTotals
 from drcorl_ray.errors import UserError
 from drcorl_ray.evaluation.rollout import evaluate
 from drcorl_ray.method.baselines.cdt import CDT, target
@@ -32,7 +32,7 @@ def table(rewards: torch.Tensor, costs: torch.Tensor) -> dict[str, torch.Tensor]
     }  # fmt: skip
 
 
-def windows(episodes: Episodes, rewards: list[float], costs: list[float], augmented: float, count: int = 400):
+def windows(episodes: EpisodeTotals, rewards: list[float], costs: list[float], augmented: float, count: int = 400):
     columns = table(*(torch.tensor(x, dtype=torch.float64) for x in (rewards, costs)))
     history = History(episodes, columns["rewards"], columns["costs"], steps=3, augmented=augmented)
     found = history.sample(lambda rows: Batch(**{name: x[rows] for name, x in columns.items()}), WINDOWS, count)
@@ -41,7 +41,7 @@ def windows(episodes: Episodes, rewards: list[float], costs: list[float], augmen
 
 def test_windows_are_of_one_episode_and_know_what_is_to_come():
     """By hand: episodes of rows 0-3 and 4-5. Fault: windows over a border; sums that leave out the step's own."""
-    episodes = Episodes(np.array([10.0, 11.0]), np.array([3.0, 1.0]), np.array([4, 2]))
+    episodes = EpisodeTotals(np.array([10.0, 11.0]), np.array([3.0, 1.0]), np.array([4, 2]))
     found = windows(episodes, [1, 2, 3, 4, 5, 6], [0, 1, 2, 0, 1, 0], augmented=0.0)
     to_go = [[3, 10], [3, 9], [2, 7], [0, 4], [1, 11], [0, 6]]
     seen = set()
@@ -60,7 +60,7 @@ def test_windows_are_of_one_episode_and_know_what_is_to_come():
 
 def test_what_no_episode_reached_is_shown_by_the_best_within_that_cost():
     """Costs 0, 2, 2, 6 with returns 1, 5, 3, 9: for κ under 2 the first is shown, up to 6 the second, never the third."""
-    episodes = Episodes(np.array([1.0, 5.0, 3.0, 9.0]), np.array([0.0, 2.0, 2.0, 6.0]), np.array([2, 2, 2, 2]))
+    episodes = EpisodeTotals(np.array([1.0, 5.0, 3.0, 9.0]), np.array([0.0, 2.0, 2.0, 6.0]), np.array([2, 2, 2, 2]))
     found = windows(episodes, [1, 0, 5, 0, 3, 0, 9, 0], [0, 0, 2, 0, 2, 0, 6, 0], augmented=1.0)
     cost, total = found["to_go"][:, -1].unbind(-1)
     row = found["observations"][:, -1, 0].long()
@@ -127,7 +127,7 @@ def test_actions_follow_what_is_asked_for(kind):
     states = 0.1 * torch.randn(400, 1, generator=generator)
     columns = {name: x.float() for name, x in table(rewards, costs).items()}
     columns |= {"observations": states, "actions": (side - 0.5)[:, None]}
-    episodes = Episodes(rewards.numpy(), costs.numpy(), np.ones(400, int))
+    episodes = EpisodeTotals(rewards.numpy(), costs.numpy(), np.ones(400, int))
     config = baseline_config("baseline.dropout=0", "baseline.augmented=0")
     members = (
         [{"cost_limit": 0.0}, {"cost_limit": 5.0}]
@@ -152,7 +152,7 @@ def test_a_context_longer_than_an_episode_is_saved_as_it_can_be_loaded(tmp_path)
 
 
 def test_the_return_asked_for_lies_within_the_limit():
-    episodes = Episodes(np.array([5.0, 9.0, 2.0, 20.0]), np.array([4.0, 10.0, 0.5, 50.0]), np.ones(4, int))
+    episodes = EpisodeTotals(np.array([5.0, 9.0, 2.0, 20.0]), np.array([4.0, 10.0, 0.5, 50.0]), np.ones(4, int))
     assert target(episodes, 10.0, 1.0) == (10.0, 9.0)
     assert target(episodes, 9.9, 1.0) == (9.9, 5.0)
     assert target(episodes, 10.0, 0.5) == (10.0, 5.5)
@@ -231,7 +231,7 @@ def test_an_episode_is_acted_from_its_own_history(tmp_path):
     assert np.stack(acted).tobytes() == np.stack(expected).tobytes()
     frozen = history_actions(policy, observations, [0.0] * 6, [0.0] * 6)
     assert np.abs(np.stack(frozen) - np.stack(expected)).max() > 1e-3
-    with pytest.warns(UserWarning, match=r"without its memory here: ask policy\.episode"):
+    with pytest.warns(UserWarning, match=r"ignores this policy's memory; call policy\.episode"):
         first = policy.act(np.stack(observations))
     assert first[0].tobytes() == acted[0].tobytes()
     assert first[3].tobytes() == policy.episode().act(observations[3]).tobytes()

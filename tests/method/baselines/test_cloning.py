@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from drcorl_ray.config import Config, MemberConfig
-from drcorl_ray.data.spec import Episodes
+from drcorl_ray.data.spec import EpisodeTotals
 from drcorl_ray.data.store import read_store
 from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.distributed import comparison
@@ -72,7 +72,7 @@ def test_the_episodes_of_each_kind():
     """By hand. The best tenth of ten is one. The frontier at costs 0, 2, 5, 9 is 10, 12, 12, 30; a tenth of the range is 3."""
     returns = np.array([10.0, 0.0, 12.0, 8.5, 11.0, 9.5, 30.0, 28.0, 26.9, 3.0])
     costs = np.array([0.0, 0.0, 2.0, 2.0, 5.0, 5.0, 9.0, 9.0, 9.0, 9.0])
-    episodes = Episodes(returns, costs, np.full(10, 7))
+    episodes = EpisodeTotals(returns, costs, np.full(10, 7))
     numbers = {kind: np.flatnonzero(chosen_episodes(kind, episodes, 2.0)).tolist() for kind in ("bc", "bc_safe", "bc_reward")}
     assert numbers == {"bc": [*range(10)], "bc_safe": [0, 1, 2, 3], "bc_reward": [6]}
     assert np.flatnonzero(chosen_episodes("bc_frontier", episodes, 2.0)).tolist() == [0, 2, 4, 5, 6, 7]

@@ -20,7 +20,7 @@ NAMES = [agent + kind for agent in AGENTS for kind in ("Circle", "Run")]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_episode_ignores_neighbours_and_history(name):
-    """Without the motors' reset, Car and Drone differ from the first observation on; without seeding, all do."""
+    """Faults: motors not reset (Car and Drone then differ from the first observation on); resets not seeded (all differ)."""
     fresh = {seed: rows(name, seed) for seed in (3, 4)}
     assert not np.array_equal(fresh[3][0], fresh[4][0])
 

@@ -29,9 +29,9 @@ ALONG = ((-0.02, 0.3), (0.02, 1.0))  # actions that keep the car on the road for
 @needs_metadrive
 @pytest.mark.parametrize("name", ["easydense", "harddense"])
 def test_an_episode_ignores_history(name):
-    """Planted faults that this catches: an engine kept from the last episode, traffic left to the operating system's seed."""
+    """Faults: an engine kept from the last episode; traffic seeded by the operating system."""
     fresh = rows(name, 3, 150, *ALONG)
-    assert min(row[:259][LIDAR].min() for row in fresh) < 1  # it meets others
+    assert min(row[:259][LIDAR].min() for row in fresh) < 1  # the car meets traffic
     used = make_env(name)
     list(episode(used, 9, 40, *ALONG))
     np.random.random(3)  # the rest of the program draws too
@@ -40,7 +40,7 @@ def test_an_episode_ignores_history(name):
 
 @needs_metadrive
 def test_the_seed_moves_the_traffic():
-    """The same actions start at the same place of the same map, and the lidar then sees other cars at other places."""
+    """With equal actions the car starts at the same place of the same map, but the lidar sees other traffic."""
     env, starts, views = make_env("easydense"), [], set()
     for seed in range(5):
         starts.append(env.reset(seed=seed)[0][: LIDAR.start])
@@ -61,7 +61,7 @@ def test_the_engine_belongs_to_the_last_reset():
     second = list(episode(other, 1, 20))
     with pytest.raises(RuntimeError, match="easysparse: reset first; another MetaDrive"):
         one.step(np.zeros(2, np.float32))
-    one.close()  # closes nothing of the other's
+    one.close()  # must not close the other's engine
     other.step(np.zeros(2, np.float32))
     assert_same_rows(list(episode(one, 1, 20)), first)
     assert_same_rows(list(episode(other, 1, 20)), second)

@@ -29,7 +29,7 @@ FAMILIES = ["PointGoal1", "CarButton2", "PointPush2", "CarCircle1"]
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_episode_ignores_neighbours_and_history(name):
-    """Planted fault that this catches: a reset that does not hand its seed on."""
+    """Fault: a reset that does not pass on its seed."""
     fresh = {seed: rows(name, seed) for seed in (3, 4)}
     assert not np.array_equal(fresh[3][0], fresh[4][0])
     used = make_env(name)

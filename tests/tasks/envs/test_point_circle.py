@@ -16,7 +16,7 @@ def data():
 
 
 def test_a_step_by_hand():
-    """Plain Python floats: dynamics, reward, cost and features."""
+    """The dynamics, reward, cost and features again, in plain Python floats."""
     simulator = PointCircleSimulator()
     first = simulator.reset([7])[0]
     rng = np.random.default_rng(7)

@@ -20,7 +20,7 @@ def gymnasium_env(robot):
 
 
 def actions_of(robot, seed, count=1000):
-    """Swinging limbs: fast enough to cost something now and then, and to fall."""
+    """Actions that swing the limbs, so that the robot sometimes exceeds the speed limit and sometimes falls."""
     rng = np.random.default_rng(seed)
     size = gymnasium_env(robot).action_space.shape[0]
     time, phases = np.arange(count)[:, None], rng.uniform(0, 6, size)
@@ -125,7 +125,7 @@ def test_a_robot_thrown_at_the_floor_moves_as_gymnasiums(robot):
 
 
 def test_environments_made_after_a_step_have_mujocos_timers():
-    """benchmarks/rollouts.py relies on it: the bare loop must not profit from what the simulator switches off."""
+    """benchmarks/rollouts.py relies on it: the bare loop must not gain from the timers that the simulator switches off."""
     simulator = make_simulator("HopperVelocity")
     simulator.reset([0])
     simulator.step(np.zeros((1, 3), np.float32))
@@ -138,7 +138,7 @@ def test_environments_made_after_a_step_have_mujocos_timers():
 
 @pytest.mark.parametrize("robot", ROBOTS)
 def test_the_limit_itself(robot):
-    """Cost starts above the limit, for forward speed only except Ant's."""
+    """A step costs 1 above the limit; only forward speed counts, except for Ant."""
     env = make_env(f"{robot}Velocity")
     env.reset(seed=0)
     costs = []
