@@ -48,6 +48,22 @@ def test_the_papers_settings_are_among_the_first_points(tmp_path):
     ]
 
 
+def test_a_search_over_a_baseline_starts_at_its_own_settings(tmp_path):
+    """And not at DRCORL's of the paper. Fault: the paper's member, which CPQ cannot have."""
+    space = "search.space={cpq.ood_scale: {low: 1, high: 3}}"
+    config = tiny_config(tmp_path, space, "run.algorithm=cpq", "baseline.cpq.ood_scale=2.5")
+    [(study, _)] = open_studies(config, RunDirectory.prepare(config), config.tasks)
+    assert study.ask(0) == {"cpq.ood_scale": 2.5}
+    assert study.ask(1) != study.ask(0)
+
+
+@pytest.mark.parametrize("arguments", [[], ["search.space={cpq.ood_scale: {low: 1, high: 3}, k: {low: 0, high: 4}}"]])
+def test_a_search_over_settings_that_a_baseline_does_not_have_is_refused(tmp_path, arguments):
+    """The default space is DRCORL's. Fault: settings are searched that change nothing."""
+    with pytest.raises(UserError, match=r"search\.space: cpq has no .*k.*give search\.space=.*learning_rate, cpq\.ood_scale"):
+        search(tiny_config(tmp_path, "run.algorithm=cpq", *arguments))
+
+
 def test_tasks_that_are_not_available_are_left_out_only_if_asked(tmp_path):
     names = "task.name=[PointCircle, HopperVelocity]"
     data = f"data.dataset={{PointCircle: {tmp_path / 'tiny.hdf5'}, HopperVelocity: {tmp_path / 'absent.hdf5'}}}"
