@@ -56,6 +56,7 @@ def print_help(description: str | None) -> None:
 
 
 def _keys(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """(key, default, meaning) of a section's own keys, of those below it, and of the algorithms' sections."""
     for name, field in type(section).model_fields.items():
         default = getattr(section, name)
         if isinstance(default, BaseModel):
@@ -64,6 +65,8 @@ def _keys(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, str]
             if name == "space":
                 default = {key: entry.model_dump(exclude_defaults=True) for key, entry in default.items()}
             yield f"{prefix}{name}", default, field.description or ""
+    for name, own in (section.model_extra or {}).items():
+        yield from _keys(own, f"{prefix}{name}.")
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from drcorl_ray.commands.common import finish, open_task
-from drcorl_ray.config import Config, MemberConfig
+from drcorl_ray.config import Config, MemberSettings
 from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.distributed import comparison
 from drcorl_ray.distributed.cluster import connect, cpus_of_largest_machine
@@ -76,7 +76,7 @@ def _name_idle_cpus(config: Config) -> None:
 
 
 def evaluate_population(
-    config: Config, data: TaskData, run: RunDirectory, members: Sequence[MemberConfig], population: Path, pool: RolloutPool
+    config: Config, data: TaskData, run: RunDirectory, members: Sequence[MemberSettings], population: Path, pool: RolloutPool
 ) -> Records:
     """Rows of the last policies on fresh episodes, and of those that online evaluations chose during the training.
 

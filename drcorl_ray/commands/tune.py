@@ -6,6 +6,7 @@ import time
 
 from drcorl_ray.commands.common import finish, open_task
 from drcorl_ray.config import Config
+from drcorl_ray.config.members import check_searched
 from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.distributed import comparison
 from drcorl_ray.distributed.cluster import connect
@@ -33,6 +34,7 @@ from drcorl_ray.training.pretrained import pretrain_seeds
 def search(config: Config) -> RunDirectory:
     """launch/tune.py: search the member configurations of all tasks; UserError on anything the user can mend."""
     started, ledger = time.monotonic(), Ledger()
+    check_searched(config)
     if config.data.window_rows is not None:
         raise UserError("data.window_rows: packs hold their whole dataset on the device; leave it out, or use launch/train.py")
     tasks = open_tasks(config)

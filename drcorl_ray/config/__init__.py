@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
+from drcorl_ray.config.algorithms import Algorithm, get_algorithm, register_algorithm, user_algorithms
 from drcorl_ray.config.base import Section, nearest, validate
-from drcorl_ray.config.baselines import BASELINES, CLONES, LIMITLESS, BaselineConfig
+from drcorl_ray.config.members import BaselineConfig, BaselineMember, MemberSettings, check_values, resolved_member
 from drcorl_ray.config.search import RangeConfig, SearchConfig
 from drcorl_ray.config.sections import (
     DataConfig,
@@ -27,20 +28,20 @@ from drcorl_ray.config.sections import (
 from drcorl_ray.tasks.registry import all_tasks, canonical_name
 
 __all__ = [
-    "BASELINES",
-    "CLONES",
-    "LIMITLESS",
     "BaselineConfig",
+    "BaselineMember",
     "Config",
     "DataConfig",
     "EvaluationConfig",
     "ExtractConfig",
     "MemberConfig",
+    "MemberSettings",
     "PretrainConfig",
     "RangeConfig",
     "RunConfig",
     "ScalingConfig",
     "SearchConfig",
+    "Section",
     "TaskConfig",
     "Training",
     "validate",
@@ -72,12 +73,22 @@ class Config(Section):
     extract: ExtractConfig = ExtractConfig()
     member: MemberConfig = MemberConfig()
     population: list[dict[str, Any]] = Field(
-        default=[], description="overrides of `member`, one mapping per member; none: one member"
+        default=[], description="overrides of the member's settings, one mapping per member; none: one member"
     )
-    baseline: BaselineConfig = BaselineConfig()
+    baseline: BaselineConfig = Field(default_factory=BaselineConfig)  # of the algorithms registered by then
     evaluation: EvaluationConfig = EvaluationConfig()
     search: SearchConfig = SearchConfig()
     scaling: ScalingConfig = ScalingConfig()
+    _user_algorithms: tuple[Algorithm, ...] = PrivateAttr(default=())
+
+    def model_post_init(self, context: Any, /) -> None:
+        self._user_algorithms = user_algorithms()
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        """A configuration brings the user's algorithms into the process that it is unpickled in."""
+        super().__setstate__(state)
+        for algorithm in self._user_algorithms:
+            register_algorithm(algorithm)
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Config:
@@ -88,23 +99,31 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _baselines_are_offline(self) -> Config:
-        if self.run.algorithm == "drcorl":
+        algorithm = get_algorithm(self.run.algorithm)
+        if algorithm.pretrained:
             return self
         if self.evaluation.mode != "offline":
             raise ValueError(f"run.algorithm={self.run.algorithm} learns offline alone; leave evaluation.mode out")
-        if self.data.window_rows is not None and self.run.algorithm in (*CLONES, "cdt"):
+        if self.data.window_rows is not None and algorithm.whole_episodes:
             raise ValueError(f"run.algorithm={self.run.algorithm} chooses among whole episodes; leave data.window_rows out")
         return self
 
     @model_validator(mode="after")
     def _valid_population(self) -> Config:
         for number, overrides in enumerate(self.population):
-            validate(MemberConfig, self.member.model_dump() | overrides, f"population.{number}")
+            resolved_member(self, get_algorithm(self.run.algorithm), overrides, f"population.{number}")
+        return self
+
+    @model_validator(mode="after")
+    def _valid_space(self) -> Config:
+        check_values(self)
         return self
 
     @model_validator(mode="after")
     def _condition_is_trained(self) -> Config:
         """A behaviour model can only be asked for what its training showed it."""
+        if not get_algorithm(self.run.algorithm).pretrained:
+            return self
         asked = [overrides.get(_QUANTILE, self.member.behaviour_reward_quantile) for overrides in self.population or [{}]]
         searched = self.search.space[_QUANTILE].examples() if _QUANTILE in self.search.space else []
         asked += searched
@@ -118,9 +137,11 @@ class Config(Section):
     @model_validator(mode="after")
     def _critics_are_pretrained(self) -> Config:
         """No member, of launch/train.py or of a search, may ask for more cost critics than there are."""
+        if not get_algorithm(self.run.algorithm).pretrained:
+            return self
         searched = self.search.space[_ENSEMBLE].examples() if _ENSEMBLE in self.search.space else []
         for overrides in [{}, *self.population, *({_ENSEMBLE: value} for value in searched)]:
-            self.pretrain.cost_critics_for(self.member_with(overrides).cost_ensemble)
+            self.pretrain.cost_critics_for(getattr(self.member_with(overrides), _ENSEMBLE))
         return self
 
     @model_validator(mode="after")
@@ -143,31 +164,26 @@ class Config(Section):
         names = [self.task.name] if isinstance(self.task.name, str) else self.task.name
         return [canonical_name(name) for name in names]
 
-    def members(self) -> list[MemberConfig]:
-        """The population of launch/train.py: `member` with each entry of `population` laid over it."""
+    def members(self) -> list[MemberSettings]:
+        """The population of launch/train.py: the configured member with each entry of `population` laid over it."""
         return [self.member_with(overrides) for overrides in self.population or [{}]]
 
-    def member_with(self, overrides: Mapping[str, Any]) -> MemberConfig:
-        """`member` with some keys replaced, its seed and evaluation mode settled; UserError where one is invalid."""
-        values = self.member.model_dump() | dict(overrides)
-        for key, default in (("seed", self.run.seed), ("evaluation_mode", self.evaluation.mode)):
-            if values[key] is None:
-                values[key] = default
-        return validate(MemberConfig, values, "member")
+    def member_with(self, overrides: Mapping[str, Any], algorithm: str | None = None) -> MemberSettings:
+        """A member of an algorithm (none: run.algorithm) with some keys replaced; UserError where one is invalid."""
+        return resolved_member(self, get_algorithm(algorithm or self.run.algorithm), overrides, "member")
 
     @property
     def training(self) -> Training:
-        """Of run.algorithm."""
+        """The training schedule of run.algorithm."""
         return self.training_of(self.run.algorithm)
 
-    def training_of(self, algorithm: str) -> Training:
-        """How an algorithm's population is trained. Cloning takes as much as a phase of pretraining."""
-        if algorithm == "drcorl":
+    def training_of(self, name: str) -> Training:
+        """The training schedule of an algorithm; one without a budget of its own trains as long as a phase of pretraining."""
+        algorithm = get_algorithm(name)
+        if algorithm.pretrained:
             return Training(self.extract.critic_steps, self.extract.steps, self.extract.batch_size)
-        own = self.baseline
-        if algorithm in CLONES:
-            return Training(0, own.steps or self.pretrain.steps, own.batch_size or self.pretrain.batch_size)
-        return Training(0, own.steps_of(algorithm), own.batch_size_of(algorithm))
+        steps = self.baseline.steps or algorithm.steps or self.pretrain.steps
+        return Training(0, steps, self.baseline.batch_size or algorithm.batch_size or self.pretrain.batch_size)
 
     def curve_steps(self) -> list[int]:
         """Steps at which the population is kept for the learning curves: from the cloned start, at reports."""

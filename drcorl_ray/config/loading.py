@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from drcorl_ray.config import Config, validate
+from drcorl_ray.config.algorithms import algorithms
 from drcorl_ray.config.presets import PRESETS
 from drcorl_ray.errors import UserError
+
+_WHOLE = ("search.space",)  # replaced, and not merged
 
 
 def load_config(arguments: Sequence[str] = (), default_file: Path | None = None) -> Config:
@@ -19,13 +22,15 @@ def load_config(arguments: Sequence[str] = (), default_file: Path | None = None)
     files = [Path(argument) for argument in arguments if "=" not in argument]
     if not files and default_file is not None:
         files = [default_file]
-    content = functools.reduce(_merge, (read_yaml(file) for file in files), {})
-    overrides = _parse_overrides(argument for argument in arguments if "=" in argument)
-    explicit = _merge(content, overrides)
+    content = functools.reduce(lambda base, top: _merge(base, top, _WHOLE), map(read_yaml, files), {})
+    settings = [argument for argument in arguments if "=" in argument]
+    explicit = _merge(content, _parse_overrides(settings), _WHOLE if any(map(_gives_space, settings)) else ())
     run = explicit.get("run")
     preset = run.get("preset") if isinstance(run, Mapping) else None
     base = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
-    return validate(Config, _merge(base, explicit), ", ".join(map(str, files)) or "arguments")
+    elsewhere = {"baseline.learning_rate": "baseline.learning_rate"}
+    elsewhere |= {key: f"baseline.{key}" for algorithm in algorithms() for key in algorithm.own_keys}
+    return validate(Config, _merge(base, explicit), ", ".join(map(str, files)) or "arguments", elsewhere)
 
 
 def dump_config(config: Config) -> str:
@@ -71,9 +76,18 @@ def _parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     return tree
 
 
-def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+def _gives_space(argument: str) -> bool:
+    """Whether a setting gives the whole search.space, and not one entry of it."""
+    dotted, text = argument.split("=", 1)
+    return dotted.lstrip("-") == "search.space" or (dotted.lstrip("-") == "search" and "space" in text)
+
+
+def _merge(base: Mapping[str, Any], top: Mapping[str, Any], whole: Collection[str] = (), above: str = "") -> dict[str, Any]:
+    """`top` laid over `base`, key by key; whole: dotted keys whose mappings replace the ones below them."""
     merged = dict(base)
     for key, value in top.items():
-        below = merged.get(key)
-        merged[key] = _merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+        below, name = merged.get(key), f"{above}{key}"
+        if isinstance(below, Mapping) and isinstance(value, Mapping) and name not in whole:
+            value = _merge(below, value, whole, f"{name}.")
+        merged[key] = value
     return merged

@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
+from drcorl_ray.config.algorithms import get_algorithm
 from drcorl_ray.config.base import Fraction, NonNegative, Positive, Section, Widths
-from drcorl_ray.config.baselines import Algorithm, Baseline
 from drcorl_ray.config.filters import Filters
 from drcorl_ray.errors import UserError
 from drcorl_ray.io.storage import storage_path
@@ -20,8 +20,28 @@ from drcorl_ray.io.storage import storage_path
 EvaluationMode = Literal["offline", "online", "hybrid"]
 
 
+def _known(name: str) -> str:
+    try:
+        get_algorithm(name)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return name
+
+
+def _comparable(name: str) -> str:
+    if get_algorithm(name).pretrained:
+        raise ValueError(f"{name} is not trained beside a run; give run.algorithm={name}")
+    return name
+
+
+AlgorithmName = Annotated[str, AfterValidator(_known)]
+BaselineName = Annotated[AlgorithmName, AfterValidator(_comparable)]
+
+
 class RunConfig(Section):
-    algorithm: Algorithm = Field(default="drcorl", description="learning algorithm: DRCORL, or a baseline (docs/baselines.md)")
+    algorithm: AlgorithmName = Field(
+        default="drcorl", description="learning algorithm: DRCORL, or a baseline (docs/baselines.md)"
+    )
     preset: Literal["default", "paper"] = Field(
         default="default", description="base settings; `paper` is faithful to the print"
     )
@@ -173,20 +193,6 @@ class MemberConfig(Section):
         description="reward rate asked of the behaviour model, a quantile over the best episodes within the limit; none: not "
         "conditioned (D7)",
     )
-    baseline_learning_rate: Positive | None = Field(
-        default=None, description="baselines: Adam learning rate; none: the algorithm's own (1e-3; COptiDICE, CDT 1e-4)"
-    )
-    bcq_perturbation: Fraction = Field(default=0.05, description="BCQ-Lag: Φ, the most that an action is moved")
-    bear_mmd_limit: Positive = Field(default=0.05, description="BEAR-Lag: ε, limit on the MMD to the behaviour")
-    bear_mmd_sigma: Positive = Field(default=50.0, description="BEAR-Lag: σ of its Gaussian kernel exp(−d²/2σ)")
-    cpq_ood_scale: Positive = Field(
-        default=1.5, description="CPQ: cost-to-go that actions out of the data are pushed to, as a multiple of the limit's"
-    )
-    dice_alpha: Positive = Field(default=0.5, description="COptiDICE: α, weight of the divergence from the data")
-    dice_cost_bound: Positive = Field(default=0.01, description="COptiDICE: ε, KL radius of its upper bound on the cost")
-    cdt_target_return: Fraction = Field(
-        default=1.0, description="CDT: return asked for, 1: that of the data's best episode within the limit, 0: its worst"
-    )
     evaluation_mode: EvaluationMode | None = Field(
         default=None, description="where this member's cost estimate comes from; none: evaluation.mode"
     )
@@ -221,7 +227,7 @@ class EvaluationConfig(Section):
     )
     curve_episodes: PositiveInt = Field(default=5, description="episodes per point of the curves")
     actors: PositiveInt = Field(default=2, description="parallel rollout actors")
-    baselines: list[Baseline] = Field(
+    baselines: list[BaselineName] = Field(
         default=["bc", "bc_safe"], description="algorithms trained beside the run's own, by the `baseline` section"
     )
     protocol: Literal["own", "dsrl"] = Field(

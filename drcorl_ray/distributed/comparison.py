@@ -11,49 +11,48 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import ray.exceptions
 
-from drcorl_ray.config import Config, MemberConfig
+from drcorl_ray.config import Config, MemberSettings
 from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.errors import UserError
 from drcorl_ray.evaluation.pool import RolloutPool
 from drcorl_ray.evaluation.scoring import score
 from drcorl_ray.io.console import console
-from drcorl_ray.method.baselines.cdt import target
 from drcorl_ray.policy.loading import load_population
 from drcorl_ray.runs.directory import RunDirectory
-from drcorl_ray.training.comparison import Compared, _device, _label, plan, train
+from drcorl_ray.training.baselines import baseline_class
+from drcorl_ray.training.comparison import BaselinePlan, _device, _label, plan, train
 
 
 @dataclass(frozen=True)
 class Pending:
     """Populations under way in a Ray task."""
 
-    compared: tuple[Compared, ...]
+    plans: tuple[BaselinePlan, ...]
     result: Any
 
 
 def start(
-    config: Config, data: TaskData, run: RunDirectory, members: Sequence[MemberConfig], cpus: float = 0.0
+    config: Config, data: TaskData, run: RunDirectory, members: Sequence[MemberSettings], cpus: float = 0.0
 ) -> Pending | None:
     """Train what the run is compared with beside the main job; None where there is nothing.
 
     cpus: that are booked; none where a Ray Train job comes next, which would wait for them until it gives up.
     """
-    compared = tuple(plan(config, data, members))
-    if not compared:
+    plans = tuple(plan(config, data, members))
+    if not plans:
         return None
     scaling = config.scaling
-    heavy = _device(config, compared) == "cuda"
+    heavy = _device(config, plans) == "cuda"
     task = ray.remote(train).options(
         num_cpus=cpus,
         num_gpus=scaling.gpus_per_pack if heavy else 0,
         resources=scaling.worker_resources if heavy else scaling.actor_resources,
         max_retries=scaling.max_failures,
     )  # beside the actors, where they have machines of their own: without a CPU booked it could land on a cluster's head
-    return Pending(compared, task.remote(config, data, run, compared))
+    return Pending(plans, task.remote(config, data, run, plans))
 
 
 def rows(
@@ -68,25 +67,24 @@ def rows(
         reason = str(error).strip().splitlines()[-1]
         raise UserError(f"{data.task.name}: training the baselines failed ({reason})") from error
     found = []
-    for compared in pending.compared:
-        path = run.baseline(data.task.name, compared.algorithm).population
-        found += _rows(data, run, compared, path, pool, seeds)
+    for planned in pending.plans:
+        path = run.baseline(data.task.name, planned.algorithm).population
+        found += _rows(data, run, planned, path, pool, seeds)
     return found
 
 
 def _rows(
-    data: TaskData, run: RunDirectory, compared: Compared, path: Path, pool: RolloutPool, seeds: Sequence[int]
+    data: TaskData, run: RunDirectory, planned: BaselinePlan, path: Path, pool: RolloutPool, seeds: Sequence[int]
 ) -> list[dict[str, Any]]:
     policies, meta = load_population(path)
-    sound = [place for place, member in enumerate(compared.places) if meta["finite"][member]]
-    if len(sound) < len(compared.places):
-        console.print(f"[red]{data.task.name}: {compared.algorithm} diverged (non-finite weights) and is left out in part")
+    sound = [place for place, member in enumerate(planned.places) if meta["finite"][member]]
+    if len(sound) < len(planned.places):
+        console.print(f"[red]{data.task.name}: {planned.algorithm} diverged (non-finite weights) and is left out in part")
     if not sound:
         return []
-    chosen = policies.select([compared.places[place] for place in sound])
-    candidates = [compared.candidates[place] for place in sound]
-    if compared.algorithm == "cdt":
-        asked = [target(data.episodes, each.cost_limit, each.config["cdt_target_return"]) for each in candidates]
-        chosen = chosen.with_arrays(chosen.arrays() | {"target": np.array(asked, np.float32)})
+    chosen = policies.select([planned.places[place] for place in sound])
+    candidates = [planned.candidates[place] for place in sound]
+    row_members = [planned.row_members[place] for place in sound]
+    chosen = baseline_class(planned.algorithm).for_limits(chosen, data.episodes, row_members)
     stats = pool.evaluate(chosen, data.task, seeds)
     return score(run, data, chosen, candidates, stats, [_label(candidate) for candidate in candidates])

@@ -11,6 +11,7 @@ from pathlib import Path
 import ray
 
 from drcorl_ray.config import Config
+from drcorl_ray.config.algorithms import get_algorithm
 from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.distributed.ray_train import StageJob, fit, job_name
 from drcorl_ray.method.pretrainer import Pretrainer
@@ -32,7 +33,7 @@ def pretrain(
     Of several runs that want the same one at once, the first to lock it makes it and the others wait for it (until
     `cancelled`); the lock goes with its process. Baselines start from none.
     """
-    if config.run.algorithm != "drcorl":
+    if not get_algorithm(config.run.algorithm).pretrained:
         return []
     root, precision = config.run.storage_folder, config.scaling.precision
     paths = {seed: artifact_path(root, data, config.pretrain, seed, precision) for seed in seeds}

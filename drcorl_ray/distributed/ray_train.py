@@ -17,7 +17,7 @@ import torch.distributed
 from ray.train.torch import TorchConfig, get_device
 from torch import Tensor
 
-from drcorl_ray.config import Config, DataConfig, MemberConfig, ScalingConfig
+from drcorl_ray.config import Config, DataConfig, MemberSettings, ScalingConfig
 from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.distributed.cluster import interrupts_restored, ray_storage
 from drcorl_ray.distributed.ray_data import Feed
@@ -63,7 +63,7 @@ class StageJob(Generic[T]):
 
 
 def extract(
-    config: Config, data: TaskData, run: RunDirectory, members: Sequence[MemberConfig], artifacts: Sequence[Path]
+    config: Config, data: TaskData, run: RunDirectory, members: Sequence[MemberSettings], artifacts: Sequence[Path]
 ) -> Path:
     """Train a population by a Ray Train job and return the file of its last policies."""
     path, schedule = run.population(data.task.name), config.training

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from drcorl_ray.config import MemberConfig
+from drcorl_ray.config import MemberSettings
 from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.evaluation.pool import RolloutPool
 from drcorl_ray.evaluation.scoring import mean_scores
@@ -66,7 +66,7 @@ def load_curve_point(path: Path) -> CurvePoint:
 
 def roll_out_curves(
     data: TaskData,
-    members: Sequence[MemberConfig],
+    members: Sequence[MemberSettings],
     steps: Sequence[int],
     episodes: int,
     point_at: PointAt,

@@ -25,7 +25,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from drcorl_ray.config import Config, MemberConfig
+from drcorl_ray.config import Config, MemberSettings
+from drcorl_ray.config.members import row_settings
 from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.policy.population import PopulationPolicy
 from drcorl_ray.runs.directory import RunDirectory
@@ -97,7 +98,7 @@ Records = list[dict[str, Any]]
 
 def member_candidate(
     config: Config,
-    member: MemberConfig,
+    member: MemberSettings,
     online_episodes: int,
     appended: int,
     selection: Selection = "last",
@@ -115,7 +116,7 @@ def member_candidate(
     }
     return Candidate(
         config.run.algorithm,
-        member.model_dump(),
+        row_settings(config.run.algorithm, member),
         member.seed,
         member.cost_limit,
         selection,

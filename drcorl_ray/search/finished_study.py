@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from drcorl_ray.config import Config, MemberConfig, SearchConfig, TaskConfig
+from drcorl_ray.config import Config, MemberConfig, MemberSettings, SearchConfig, TaskConfig
+from drcorl_ray.config.algorithms import get_algorithm
 from drcorl_ray.config.loading import dump_config
+from drcorl_ray.config.members import member_keys
 from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.evaluation.curves import CurvePoint, PointAt, load_curve_point
 from drcorl_ray.evaluation.scoring import Candidate, Records, Selection, member_candidate, score
@@ -51,7 +53,7 @@ class SearchRecord:
     def result(self, pack: Pack, task: Task) -> dict[str, Any]:
         return read_json(self.folder(pack, task).result)
 
-    def member(self, number: int) -> MemberConfig:
+    def member(self, number: int) -> MemberSettings:
         pack, place = self.path[number][0]
         return self.config.member_with(pack.members[place].params)
 
@@ -95,7 +97,7 @@ class SearchRecord:
 
     def complete(self, number: int) -> bool:
         """Whether a configuration was trained to the end, and not stopped by a rung."""
-        return self.path[number][-1][0].stop == self.config.extract.critic_steps + self.config.extract.steps
+        return self.path[number][-1][0].stop == self.config.training.total_steps
 
     def _details(self, number: int, task: Task) -> dict[str, Any]:
         """The columns of a configuration's row that only a search has."""
@@ -132,7 +134,7 @@ def configuration_rows(record: SearchRecord, data: TaskData) -> Records:
     return rows
 
 
-def member_settings(config: Config, task: str, member: MemberConfig) -> Config:
+def member_settings(config: Config, task: str, member: MemberSettings) -> Config:
     """The settings with which launch/train.py trains a member of a search again, to the same parameters."""
     dataset = config.dataset_of(task)
     return config.model_copy(
@@ -140,9 +142,16 @@ def member_settings(config: Config, task: str, member: MemberConfig) -> Config:
             "run": config.run.model_copy(update={"dir": None, "resume": False, "storage": str(config.run.storage_folder)}),
             "task": TaskConfig(name=task),
             "data": config.data.model_copy(update={"dataset": dataset and str(storage_path(dataset).absolute())}),
-            "member": member,
-            "population": [],
+            **_as_only_member(config, member),
             "search": SearchConfig(),
             "scaling": config.scaling.model_copy(update={"workers": 1}),
         }
     )
+
+
+def _as_only_member(config: Config, member: MemberSettings) -> dict[str, Any]:
+    """The sections with which it is the one member: for a baseline its settings only, which its comparisons do not take."""
+    if isinstance(member, MemberConfig):
+        return {"member": member, "population": []}
+    keys = member_keys(get_algorithm(config.run.algorithm))
+    return {"population": [{key: getattr(member, key) for key in keys}]}

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from drcorl_ray.config import Config, MemberConfig
+from drcorl_ray.config import Config, MemberSettings
 from drcorl_ray.data.store import read_store
 from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.distributed.rollout_pool import RayRolloutPool
@@ -72,7 +72,7 @@ class PackTrainer:
         """A task and its resident data; a process, which is used again, keeps the last task's."""
         return _task_data(*self.stores[task], self._placement.device)
 
-    def build(self, data: TaskData, members: Sequence[MemberConfig], device: str | None = None) -> Population:
+    def build(self, data: TaskData, members: Sequence[MemberSettings], device: str | None = None) -> Population:
         """A population at its start, where packs are trained unless said otherwise."""
         placement = Placement(device or self._placement.device)
         return build_population(self.config, data, members, self.artifacts[data.task.name], placement)
@@ -81,7 +81,7 @@ class PackTrainer:
         torch.set_num_threads(max(1, int(self.config.scaling.cpus_per_worker)))
         return build_runner(learner, replay, self.config.training.batch_size, self._placement, self.config.scaling)
 
-    def members(self, members: Sequence[Member]) -> list[MemberConfig]:
+    def members(self, members: Sequence[Member]) -> list[MemberSettings]:
         return [self.config.member_with(member.params) for member in members]
 
     @property

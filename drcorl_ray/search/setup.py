@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from drcorl_ray.config import Config, MemberConfig
+from drcorl_ray.config import Config, MemberConfig, MemberSettings
+from drcorl_ray.config.algorithms import get_algorithm
 from drcorl_ray.config.presets import PRESETS
 from drcorl_ray.evaluation.pool import RolloutPool
 from drcorl_ray.evaluation.scoring import Records
@@ -34,7 +35,8 @@ def describe_search(records: Sequence[SearchRecord], cost: Mapping[str, Any]) ->
 def open_studies(config: Config, run: RunDirectory, tasks: Sequence[str]) -> list[tuple[SearchStudy, list[str]]]:
     """The studies of a search, each with the tasks that judge its configurations."""
     judged = {"shared": list(tasks)} if config.search.objective == "shared" else {task: [task] for task in tasks}
-    points = [*config.search.points, *(member.model_dump() for member in (config.member_with({}), paper_member(config)))]
+    paper = [paper_member(config)] if get_algorithm(config.run.algorithm).pretrained else []
+    points = [*config.search.points, *(member.model_dump() for member in (config.member_with({}), *paper))]
     return [
         (SearchStudy(run.study(name), name, config.search, points, config.run.seed), names) for name, names in judged.items()
     ]
@@ -47,7 +49,7 @@ def paper_member(config: Config) -> MemberConfig:
     return MemberConfig.model_validate(PRESETS["paper"]["member"] | kept)
 
 
-def reference_members(config: Config) -> list[MemberConfig]:
+def reference_members(config: Config) -> list[MemberSettings]:
     """Members with every seed and cost limit that the search compares: what must be pretrained, and cloned beside."""
     own = config.member_with({})
 

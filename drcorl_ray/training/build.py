@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from drcorl_ray.config import Config, MemberConfig, PretrainConfig, ScalingConfig
+from drcorl_ray.config import Config, MemberConfig, MemberSettings, PretrainConfig, ScalingConfig
+from drcorl_ray.config.algorithms import get_algorithm
 from drcorl_ray.data.store import read_store
 from drcorl_ray.data.task_data import TaskData
-from drcorl_ray.method.baselines import Baseline, Dataset, make_baseline
+from drcorl_ray.method.baselines import Baseline, Dataset
 from drcorl_ray.method.estimation_states import NEAREST, Footprints, trace
 from drcorl_ray.method.hyperparameters import behaviour_condition
 from drcorl_ray.method.learner import Learner
@@ -25,6 +27,7 @@ from drcorl_ray.method.protocols import Population, Stage
 from drcorl_ray.method.replay import Replay
 from drcorl_ray.method.runner import Runner, cuda_graphs
 from drcorl_ray.method.train_state import Reduce, alone
+from drcorl_ray.training.baselines import make_baseline
 from drcorl_ray.training.pretrained import Pretrained, _seed, load_artifacts
 
 ESTIMATION_STATES = 2048
@@ -49,16 +52,16 @@ def build_pretrainer(config: PretrainConfig, data: TaskData, seeds: Sequence[int
 
 
 def build_population(
-    config: Config, data: TaskData, members: Sequence[MemberConfig], artifacts: Sequence[Path], placement: Placement
+    config: Config, data: TaskData, members: Sequence[MemberSettings], artifacts: Sequence[Path], placement: Placement
 ) -> Population:
     """A population of run.algorithm at its start; artifacts: the pretrained ones of DRCORL's members."""
-    if config.run.algorithm == "drcorl":
+    if get_algorithm(config.run.algorithm).pretrained:
         return build_learner(config, data, members, load_artifacts(artifacts), placement)
     return build_baseline(config, data, config.run.algorithm, members, placement)
 
 
 def build_baseline(
-    config: Config, data: TaskData, algorithm: str, members: Sequence[MemberConfig], placement: Placement
+    config: Config, data: TaskData, algorithm: str, members: Sequence[MemberSettings], placement: Placement
 ) -> Baseline:
     first = data.episodes.ends - data.episodes.lengths
     some = np.linspace(0, data.manifest.rows - 1, ESTIMATION_STATES).round().astype(int)
@@ -76,9 +79,10 @@ def _standardised(data: TaskData, rows: np.ndarray) -> Tensor:
 
 
 def build_learner(
-    config: Config, data: TaskData, members: Sequence[MemberConfig], pretrained: Pretrained, placement: Placement
+    config: Config, data: TaskData, members: Sequence[MemberSettings], pretrained: Pretrained, placement: Placement
 ) -> Learner:
     """A population at the start of extraction; `pretrained` must hold every member's seed."""
+    members = cast("Sequence[MemberConfig]", members)
     conditions = [
         behaviour_condition(data.spec, member.behaviour_reward_quantile, member.cost_limit, data.episodes, data.reward_rates)
         for member in members

@@ -14,7 +14,7 @@ import torch
 from filelock import Timeout
 from torch import Tensor
 
-from drcorl_ray.config import MemberConfig, PretrainConfig
+from drcorl_ray.config import MemberSettings, PretrainConfig
 from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.errors import UserError
 from drcorl_ray.io.console import console
@@ -32,12 +32,12 @@ class Pretrained:
     tensors: Mapping[str, Tensor]
 
 
-def pretrain_seeds(members: Sequence[MemberConfig]) -> list[int]:
+def pretrain_seeds(members: Sequence[MemberSettings]) -> list[int]:
     """The seeds that must be pretrained for a population, each once."""
     return sorted({_seed(member) for member in members})
 
 
-def _seed(member: MemberConfig) -> int:
+def _seed(member: MemberSettings) -> int:
     assert member.seed is not None  # settled by Config.member_with
     return member.seed
 

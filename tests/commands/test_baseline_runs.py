@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from drcorl_ray.commands.train import train
-from drcorl_ray.config import BASELINES
+from drcorl_ray.config.algorithms import baselines
 from drcorl_ray.data.source import task_store
 from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.distributed import comparison
@@ -17,9 +17,11 @@ from drcorl_ray.training.build import Placement, build_baseline, build_runner
 from drcorl_ray.training.checkpoint import States
 from tests.helpers.tiny import Killed, tiny_config, whole_replay
 
+BASELINES = [algorithm.name for algorithm in baselines()]
 SMALL = (
     "baseline.steps=60", "baseline.batch_size=16", "baseline.hidden=[16,16]", "baseline.vae_hidden=16",
-    "baseline.sampled_actions=3", "baseline.context=3", "baseline.embedding=16", "baseline.blocks=2", "baseline.heads=2",
+    "baseline.sampled_actions=3", "baseline.cdt.context=3", "baseline.cdt.embedding=16",
+    "baseline.cdt.blocks=2", "baseline.cdt.heads=2",
 )  # fmt: skip
 
 

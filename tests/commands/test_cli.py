@@ -46,6 +46,7 @@ def test_help_lists_every_key_with_its_default(script, flag):
     listed = [line.strip().split("=")[0] for line in done.stdout.splitlines() if line.startswith("  ") and line[2] != " "]
     assert [key for key in listed if key in keys()] == keys()
     assert "extract.steps=600" in done.stdout
+    assert {"baseline.cpq.ood_scale", "baseline.cdt.heads"} <= {*listed}
     assert "\x1b" not in done.stdout
 
 

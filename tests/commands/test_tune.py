@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 
 from drcorl_ray.commands.train import train
 from drcorl_ray.commands.tune import open_tasks, search
+from drcorl_ray.config import MemberConfig
 from drcorl_ray.config.loading import load_config
 from drcorl_ray.errors import UserError
 from drcorl_ray.evaluation.curves import load_curve_point
@@ -46,6 +47,23 @@ def test_the_papers_settings_are_among_the_first_points(tmp_path):
         {"beta_0": 0.04, "policy_class": "dirac"},  # the configured member
         {"beta_0": 0.02, "policy_class": "gaussian_constant"},
     ]
+
+
+def test_a_search_over_a_baseline_starts_at_its_own_settings(tmp_path):
+    """And not at DRCORL's of the paper. Fault: the gains of the paper's DRCORL member are asked second."""
+    space = "search.space={pid_integral: {low: 0.001, high: 0.1}, bcq_lag.perturbation: {low: 0.1, high: 0.9}}"
+    own = ("run.algorithm=bcq_lag", "member.pid_integral=0.02", "baseline.bcq_lag.perturbation=0.25")
+    config = tiny_config(tmp_path, space, *own)
+    [(study, _)] = open_studies(config, RunDirectory.prepare(config), config.tasks)
+    assert study.ask(0) == {"pid_integral": 0.02, "bcq_lag.perturbation": 0.25}
+    assert study.ask(1)["pid_integral"] != MemberConfig().pid_integral
+
+
+@pytest.mark.parametrize("arguments", [[], ["search.space={cpq.ood_scale: {low: 1, high: 3}, k: {low: 0, high: 4}}"]])
+def test_a_search_over_settings_that_a_baseline_does_not_have_is_refused(tmp_path, arguments):
+    """The default space is DRCORL's. Fault: settings are searched that change nothing."""
+    with pytest.raises(UserError, match=r"search\.space: cpq has no .*k.*give search\.space=.*learning_rate, cpq\.ood_scale"):
+        search(tiny_config(tmp_path, "run.algorithm=cpq", *arguments))
 
 
 def test_tasks_that_are_not_available_are_left_out_only_if_asked(tmp_path):

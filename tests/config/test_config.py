@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drcorl_ray.config import Config, MemberConfig
+from drcorl_ray.config import BaselineMember, Config, MemberConfig
 from drcorl_ray.config.loading import dump_config, load_config
 from drcorl_ray.config.presets import PRESETS
 from drcorl_ray.errors import UserError
@@ -102,6 +102,20 @@ def test_more_critics_than_will_be_pretrained_are_refused_at_once(override):
     """Fault: leave the search space, or the population, out."""
     assert refusal(override).startswith("member.cost_ensemble=5: pretrain.cost_ensemble=4 cost critics are pretrained")
     load_config([override, "pretrain.cost_ensemble=5"])
+
+
+@pytest.mark.parametrize("spelled", ["search.space={alpha: {choices: [0.1]}}", "search={space: {alpha: {choices: [0.1]}}}"])
+def test_a_search_space_replaces_those_below_it(tmp_path, spelled):
+    """The default one and a file's; one entry of it is laid over the others. Fault: merged key by key, as other settings."""
+    ranges = "{k: {low: 0, high: 1}, slack_plus: {low: 0.1, high: 1}}"
+    file = write(tmp_path / "a.yaml", f"search: {{configurations: 3, space: {ranges}}}\n")
+    over = write(tmp_path / "b.yaml", "search: {space: {alpha: {choices: [0.1]}}}\n")
+    for arguments in ([spelled], [file, spelled], [file, over]):
+        assert [*load_config(arguments).search.space] == ["alpha"]
+    assert load_config([file, spelled]).search.configurations == 3
+    space = load_config([file, "search.space.k.high=2"]).search.space
+    assert [*space] == ["k", "slack_plus"]
+    assert (space["k"].low, space["k"].high) == (0, 2)
 
 
 def test_the_preset_may_come_from_the_file(tmp_path):
@@ -312,7 +326,7 @@ def loads_or_refuses(arguments: list[str]) -> None:
         assert message is not None
         assert len(message.splitlines()) == 1
     else:
-        assert isinstance(config.members()[0], MemberConfig)
+        assert isinstance(config.members()[0], MemberConfig | BaselineMember)
         yaml.safe_load(dump_config(config))
 
 

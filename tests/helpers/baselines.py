@@ -11,17 +11,19 @@ from torch import Tensor
 
 from drcorl_ray.config import Config
 from drcorl_ray.data.spec import DataSpec, EpisodeTotals
-from drcorl_ray.method.baselines import Baseline, Dataset, make_baseline
+from drcorl_ray.method.baselines import Baseline, Dataset
 from drcorl_ray.method.baselines.cdt import CDT
 from drcorl_ray.method.replay import Batch
 from drcorl_ray.method.runner import Sampler
 from drcorl_ray.method.train_state import Reduce, alone
+from drcorl_ray.training.baselines import make_baseline
 from tests.helpers.learners import make_spec, sampler, small_config, take_step
 
 SMALL = (
     "baseline.steps=20", "baseline.batch_size=16", "baseline.hidden=[16,16]", "baseline.vae_hidden=16",
-    "baseline.sampled_actions=4", "baseline.context=3", "baseline.embedding=16", "baseline.blocks=2", "baseline.heads=2",
-    "baseline.warm_up=5",
+    "baseline.sampled_actions=4", "baseline.cdt.context=3", "baseline.cdt.embedding=16",
+    "baseline.cdt.blocks=2", "baseline.cdt.heads=2",
+    "baseline.cdt.warm_up=5",
 )  # fmt: skip
 
 
@@ -45,7 +47,9 @@ def make_population(
         np.array([1.0, 3.0, 2.0, 0.5]), np.array([4.0, 30.0, 8.0, 0.0]), np.array([10, 10, 10, 10])
     )
     told = Dataset(spec, episodes, starts, states)
-    return make_baseline(algorithm, config, told, [config.member_with(member) for member in members], dtype=dtype, **kw)
+    return make_baseline(
+        algorithm, config, told, [config.member_with(member, algorithm) for member in members], dtype=dtype, **kw
+    )
 
 
 def train(

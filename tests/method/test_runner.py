@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from drcorl_ray.config import BASELINES
+from drcorl_ray.config.algorithms import baselines
 from drcorl_ray.method.baselines import Baseline
 from drcorl_ray.method.learner import Learner
 from drcorl_ray.method.pretrainer import Pretrainer
@@ -47,11 +47,11 @@ def fresh_pretrainer(**kw: Any) -> Pretrainer:
 
 
 def fresh_baseline(name: str, **kw: Any) -> Baseline:
-    return make_population(name, baseline_config("baseline.steps=4", "baseline.batch_size=16"), MEMBERS[:2], SPEC, **kw)
+    return make_population(name, baseline_config("baseline.steps=4", "baseline.batch_size=16"), [{}, {"seed": 4}], SPEC, **kw)
 
 
 STAGES: dict[str, Callable[..., Any]] = {"pretrain": fresh_pretrainer, "extract": fresh_learner}
-STAGES |= {name: partial(fresh_baseline, name) for name in BASELINES}
+STAGES |= {name: partial(fresh_baseline, name) for name in (algorithm.name for algorithm in baselines())}
 
 
 class Counted:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,14 +26,14 @@ from drcorl_ray.method.train_state import Trainable, flat_gradients
 from drcorl_ray.policy.population import PopulationPolicy
 
 if TYPE_CHECKING:  # pydantic is for those who read settings, not for those who use them
-    from drcorl_ray.config import Config, MemberConfig
+    from drcorl_ray.config import BaselineConfig, BaselineMember, PretrainConfig
 
 RETURN_RANGE = 300.0  # the data's return range after scaling: about what the common implementation's 0.1 gives velocity tasks
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a baseline is told of its task's data beside minibatches.
+    """What a baseline knows of its task's data beside minibatches.
 
     starts [E, S]: each episode's first observation; states [K, S]: an even selection of all; both standardised.
     """
@@ -46,47 +46,73 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Losses:
-    """What a step found: losses [P], figures [P] that its rules need, and metrics [P].
+    """Result of one forward pass: per-member losses, the statistics that `adjust` needs, and metrics; all [P].
 
     All losses are summed, so a network that one of them must not move takes part in it with `frozen` weights.
     """
 
-    of: Mapping[str, Tensor]
-    figures: Mapping[str, Tensor] = field(default_factory=dict)
+    values: Mapping[str, Tensor]
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a population that all its members have in common.
+
+    shared: the `baseline` section. own: the algorithm's section, None where it has none. pretrain: what cloning is trained
+    like. member_settings: {name in `Baseline.hyper`: a member's attribute} of those that may differ between members.
+    """
+
+    shared: BaselineConfig
+    own: Any
+    pretrain: PretrainConfig
+    total_steps: int
+    member_settings: Mapping[str, str]
 
 
 class Baseline(ABC):
     """P members in training by one algorithm; the interface of `method.learner.Learner` as far as offline training goes.
 
-    hyper: the members' settings named in `hyper_names`, [P] each. trainables: networks; scalars: other state, [P, …] each.
-    figure_names: the figures of its losses, in their order.
+    hyper: the members' settings, [P] each: cost_limit, learning_rate and those named in `Settings.member_settings`.
+    trainables: networks; scalars: other state, [P, …] each. statistic_names: the statistics of its losses, in their order.
     """
 
-    hyper_names: tuple[str, ...] = ()
-    figure_names: tuple[str, ...] = ()
+    statistic_names: tuple[str, ...] = ()
+
+    @classmethod
+    def can_learn(cls, episodes: EpisodeTotals, cost_limit: float) -> bool:
+        """Whether a dataset with these episodes has anything to learn from at a cost limit."""
+        return True
+
+    @classmethod
+    def for_limits(
+        cls, policies: PopulationPolicy, episodes: EpisodeTotals, members: Sequence[BaselineMember]
+    ) -> PopulationPolicy:
+        """The policies [P] of algorithms that ignore the limit in training, told the members' limits."""
+        return policies
 
     def __init__(
         self,
-        algorithm: str,
-        config: Config,
+        settings: Settings,
         data: Dataset,
-        members: Sequence[MemberConfig],
+        members: Sequence[BaselineMember],
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         first_row: int = 0,
     ) -> None:
-        self.algorithm, self.config, self.pretrain = algorithm, config.baseline, config.pretrain
-        self.total_steps = config.training_of(algorithm).total_steps
+        self.shared, self.own, self.pretrain = settings.shared, settings.own, settings.pretrain
+        self.total_steps = settings.total_steps
         self.data, self.spec, self.first_row = data, data.spec, first_row
         self.device, self.dtype = torch.device(device), dtype
         self.starts, self.states = (x.to(device, dtype) for x in (data.starts, data.states))
         self.seeds = torch.tensor([member.seed for member in members], device=device)
-        rates = [member.baseline_learning_rate or self._own_learning_rate for member in members]
-        self.hyper = {"learning_rate": torch.tensor(rates, device=device, dtype=dtype)}
-        for name in ("cost_limit", *self.hyper_names):
-            self.hyper[name] = torch.tensor([getattr(member, name) for member in members], device=device, dtype=dtype)
+        names = {"learning_rate": "learning_rate", "cost_limit": "cost_limit", **settings.member_settings}
+        self.hyper = {
+            name: torch.tensor([getattr(member, key) for member in members], device=device, dtype=dtype)
+            for name, key in names.items()
+        }
         self.trainables: dict[str, Trainable] = {}
         self.scalars: dict[str, Tensor] = {}
         self._start()
@@ -107,8 +133,8 @@ class Baseline(ABC):
     def policies(self) -> PopulationPolicy:
         """The deterministic policies, as numpy."""
 
-    def adjust(self, figures: Mapping[str, Tensor]) -> Metrics:
-        """Change what follows rules of its own, from the figures' means over the workers; metrics [P]."""
+    def adjust(self, statistics: Mapping[str, Tensor]) -> Metrics:
+        """Update the state that follows rules of its own, from the statistics' means over the workers; metrics [P]."""
         return {}
 
     def _add(self, name: str, network: object, copies: int = 1, tracked: bool = False) -> Trainable:
@@ -121,11 +147,11 @@ class Baseline(ABC):
     def _add_vae_and_critics(self) -> VAE:
         """The behaviour's VAE, and twin critics of reward and of cost, with targets."""
         spec = self.spec
-        vae = VAE(spec.observation_size, spec.action_size, self.config.vae_hidden)
+        vae = VAE(spec.observation_size, spec.action_size, self.shared.vae_hidden)
         self._add("encoder", vae.encoder)
         self._add("decoder", vae.decoder)
         for name in ("q_reward", "q_cost"):
-            critic = MLP(spec.observation_size + spec.action_size, tuple(self.config.hidden), 1)
+            critic = MLP(spec.observation_size + spec.action_size, tuple(self.shared.hidden), 1)
             self._add(name, critic, copies=2, tracked=True)
         return vae
 
@@ -135,13 +161,9 @@ class Baseline(ABC):
         return snapshot(part.network, part.weights, self.spec.observation_mean, self.spec.observation_std)
 
     @property
-    def _own_learning_rate(self) -> float:
-        return self.config.learning_rate_of(self.algorithm)
-
-    @property
     def cost_threshold(self) -> Tensor:
         """The limit as a discounted cost-to-go: l·(1 − γ^L)/((1 − γ)·L), [P]."""
-        gamma, length = self.config.discount, self.spec.episode_length
+        gamma, length = self.shared.discount, self.spec.episode_length
         return self.hyper["cost_limit"] * ((1.0 - gamma**length) / ((1.0 - gamma) * length))
 
     @property
@@ -163,24 +185,24 @@ class Baseline(ABC):
         return "step"
 
     def prepare(self, step: int) -> None:
-        """Nothing is due between steps."""
+        """No host-side work is needed between steps."""
         return
 
     def gradients(self, step_kind: str, batch: Batch, draws: Draws) -> tuple[list[Tensor], Metrics]:
         """All that is averaged over the workers, in the order `update` takes it, and metrics [P]; changes nothing."""
         found = self.losses(batch, draws)
-        parts = flat_gradients(torch.stack(list(found.of.values())).sum(), list(self.trainables.values()))
-        named = {f"baseline/{name}_loss": loss.detach() for name, loss in found.of.items()}
-        return [*parts, *(found.figures[name] for name in self.figure_names)], {**found.metrics, **named}
+        parts = flat_gradients(torch.stack(list(found.values.values())).sum(), list(self.trainables.values()))
+        named = {f"baseline/{name}_loss": loss.detach() for name, loss in found.values.items()}
+        return [*parts, *(found.statistics[name] for name in self.statistic_names)], {**found.metrics, **named}
 
     def update(self, step_kind: str, means: Sequence[Tensor], step: Tensor) -> Metrics:
         """Every change of a step; metrics [P]. step: scalar, on the device."""
         for part, gradient in zip(self.trainables.values(), means, strict=False):
             self._descend(part, gradient, step)
-        metrics = self.adjust(dict(zip(self.figure_names, means[len(self.trainables) :], strict=True)))
+        metrics = self.adjust(dict(zip(self.statistic_names, means[len(self.trainables) :], strict=True)))
         for part in self.trainables.values():
             if part.target_flat is not None:
-                part.track(self.config.target_step)
+                part.track(self.shared.target_step)
         return metrics
 
     def _descend(self, part: Trainable, gradient: Tensor, step: Tensor) -> None:
@@ -195,7 +217,7 @@ class Baseline(ABC):
         with torch.no_grad():
             states = self.states.expand(len(self.seeds), -1, -1)
             q = ensemble_q(critic, critic.weights, states, self.actions(states))
-            about = {"discount": self.config.discount, "episode_length": self.spec.episode_length}
+            about = {"discount": self.shared.discount, "episode_length": self.spec.episode_length}
             return episodic_cost(q.mean(1), **about), episodic_cost(q.std(1, correction=0), **about)
 
     def finite(self) -> Tensor:

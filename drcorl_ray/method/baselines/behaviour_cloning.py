@@ -19,39 +19,30 @@ from drcorl_ray.method.schedules import cosine
 from drcorl_ray.method.train_state import Trainable
 from drcorl_ray.policy.population import PopulationPolicy
 
-FRONTIER = 0.1  # of the data's range of returns: how far under the frontier an episode may be
-
-
-def chosen_episodes(kind: str, episodes: EpisodeTotals, cost_limit: float) -> np.ndarray:
-    """Which episodes a clone imitates, [E] bool; bc_safe knows none where no episode is within the limit."""
-    if kind == "bc_safe":
-        return episodes.costs <= np.float32(cost_limit)
-    if kind == "bc_reward":
-        return episodes.returns >= np.quantile(episodes.returns, 1.0 - BEST_EPISODES)
-    if kind == "bc_frontier":
-        order = np.argsort(episodes.costs, kind="stable")
-        best = np.maximum.accumulate(episodes.returns[order])
-        of_cost = best[np.searchsorted(episodes.costs[order], episodes.costs, side="right") - 1]
-        return episodes.returns >= of_cost - FRONTIER * np.ptp(episodes.returns)
-    return np.ones(len(episodes.costs), bool)
+FRONTIER = 0.1  # share of the data's range of returns: largest distance of an episode from the frontier
 
 
 class Cloning(Baseline):
     """Regression on the actions of each member's episodes, with the actor, the steps and the rates of pretraining."""
 
+    @classmethod
+    def chosen(cls, episodes: EpisodeTotals, cost_limit: float) -> np.ndarray:
+        """Which episodes it imitates, [E] bool."""
+        return np.ones(len(episodes.costs), bool)
+
+    @classmethod
+    def can_learn(cls, episodes: EpisodeTotals, cost_limit: float) -> bool:
+        return bool(cls.chosen(episodes, cost_limit).any())
+
     def _start(self) -> None:
         spec = self.spec
         self._add("actor", Actor(spec.observation_size, tuple(self.pretrain.actor_hidden), spec.action_size))
-
-    @property
-    def _own_learning_rate(self) -> float:
-        return self.pretrain.learning_rate
 
     def sampler(self, replay: Replay) -> Sampler:
         """Rows of each member's own episodes; UserError names a member without any."""
         episodes = self.data.episodes
         limits = self.hyper["cost_limit"].tolist()
-        chosen = [np.repeat(chosen_episodes(self.algorithm, episodes, limit), episodes.lengths) for limit in limits]
+        chosen = [np.repeat(self.chosen(episodes, limit), episodes.lengths) for limit in limits]
         rows = subset(torch.from_numpy(np.stack(chosen)).to(self.device))
         return lambda draws, count: replay.sample(draws, count, rows)
 
@@ -70,3 +61,30 @@ class Cloning(Baseline):
 
     def policies(self) -> PopulationPolicy:
         return self.snapshot("actor")
+
+
+class SafeCloning(Cloning):
+    """Of the episodes within the limit: none where the data has no such episode."""
+
+    @classmethod
+    def chosen(cls, episodes: EpisodeTotals, cost_limit: float) -> np.ndarray:
+        return episodes.costs <= np.float32(cost_limit)
+
+
+class RewardCloning(Cloning):
+    """Of the tenth of the episodes with the highest return."""
+
+    @classmethod
+    def chosen(cls, episodes: EpisodeTotals, cost_limit: float) -> np.ndarray:
+        return episodes.returns >= np.quantile(episodes.returns, 1.0 - BEST_EPISODES)
+
+
+class FrontierCloning(Cloning):
+    """Of the episodes whose return is close to the highest at no more cost."""
+
+    @classmethod
+    def chosen(cls, episodes: EpisodeTotals, cost_limit: float) -> np.ndarray:
+        order = np.argsort(episodes.costs, kind="stable")
+        best = np.maximum.accumulate(episodes.returns[order])
+        of_cost = best[np.searchsorted(episodes.costs[order], episodes.costs, side="right") - 1]
+        return episodes.returns >= of_cost - FRONTIER * np.ptp(episodes.returns)

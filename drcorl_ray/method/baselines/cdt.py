@@ -6,6 +6,8 @@ Its weights know no limit: a limit, and the return to go with it, is asked for w
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,7 +23,11 @@ from drcorl_ray.method.protocols import Sampler
 from drcorl_ray.method.random import Draws
 from drcorl_ray.method.replay import Batch, Replay
 from drcorl_ray.method.train_state import Trainable
+from drcorl_ray.policy.population import PopulationPolicy
 from drcorl_ray.policy.transformer import TransformerPolicy
+
+if TYPE_CHECKING:  # pydantic is for those who read settings, not for those who use them
+    from drcorl_ray.config import BaselineMember
 
 _COST_WEIGHT = 0.02
 _WEIGHT_DECAY = 1e-4
@@ -40,12 +46,17 @@ def target(episodes: EpisodeTotals, cost_limit: float, share: float) -> tuple[fl
 
 
 class CDT(Baseline):
-    hyper_names = ("cdt_target_return",)
+    @classmethod
+    def for_limits(
+        cls, policies: PopulationPolicy, episodes: EpisodeTotals, members: Sequence[BaselineMember]
+    ) -> PopulationPolicy:
+        targets = [target(episodes, member.cost_limit, getattr(member, "cdt.target_return")) for member in members]
+        return policies.with_arrays(policies.arrays() | {"target": np.array(targets, np.float32)})
 
     def _start(self) -> None:
-        spec, config = self.spec, self.config
+        spec, own = self.spec, self.own
         network = CausalTransformer(
-            spec.observation_size, spec.action_size, spec.episode_length, config.embedding, config.blocks, config.heads
+            spec.observation_size, spec.action_size, spec.episode_length, own.embedding, own.blocks, own.heads
         )
         self._add("transformer", network)
         self._add("temperature", Scalar(math.log(_TEMPERATURE)))
@@ -58,11 +69,11 @@ class CDT(Baseline):
 
     def history(self, rewards: Tensor, costs: Tensor) -> History:
         """The rows [N] of the episodes that it was told of."""
-        return History(self.data.episodes, rewards, costs, steps=self.config.context, augmented=self.config.augmented)
+        return History(self.data.episodes, rewards, costs, steps=self.own.context, augmented=self.own.augmented)
 
     def losses(self, batch: Batch, draws: Draws) -> Losses:
         assert isinstance(batch, Windows)
-        steps, part = self.config.context, self.trainables["transformer"]
+        steps, part = self.own.context, self.trainables["transformer"]
         actions, costs, valid = (x.unflatten(1, (-1, steps)) for x in (batch.actions, batch.costs, batch.valid))
         context = Context(
             scaled(batch.to_go, self.units).unflatten(1, (-1, steps)),
@@ -71,20 +82,20 @@ class CDT(Baseline):
             batch.times.unflatten(1, (-1, steps)),
             valid,
         )
-        masks = part.network.masks(draws, actions.shape[1], steps, self.config.dropout, actions.dtype)
+        masks = part.network.masks(draws, actions.shape[1], steps, self.own.dropout, actions.dtype)
         mean, log_std, cost_logit = part.network(part.weights, context, masks)
         squares = ((actions - mean) / log_std.exp()).square()
         likelihood = _of_steps(-(0.5 * squares + log_std + 0.5 * math.log(2.0 * math.pi)).sum(-1), valid)
         entropy = _of_steps((log_std + _ENTROPY).sum(-1), valid)
         known = F.binary_cross_entropy_with_logits(cost_logit, (costs > 0).to(cost_logit.dtype), reduction="none")
         temperature = self.trainables["temperature"].weights["value"][:, 0].exp()
-        of = {
+        values = {
             "actor": -(likelihood + temperature.detach() * entropy),
             "next_cost": _COST_WEIGHT * _of_steps(known, valid),
             "temperature": temperature * (entropy.detach() + self.spec.action_size),
         }
         metrics = {"baseline/likelihood": likelihood.detach(), "baseline/entropy": entropy.detach()}
-        return Losses(of, metrics=metrics | {"baseline/temperature": temperature.detach()})
+        return Losses(values, metrics=metrics | {"baseline/temperature": temperature.detach()})
 
     def _descend(self, part: Trainable, gradient: Tensor, step: Tensor) -> None:
         if part is self.trainables["temperature"]:
@@ -92,7 +103,7 @@ class CDT(Baseline):
             return
         norm = gradient.norm(dim=1, keepdim=True)
         gradient = gradient * (_LARGEST_GRADIENT / (norm + 1e-6)).clamp(max=1.0)
-        warm = ((step + 1) / self.config.warm_up).clamp(max=1.0).to(self.dtype)
+        warm = ((step + 1) / self.own.warm_up).clamp(max=1.0).to(self.dtype)
         part.descend(gradient, self.hyper["learning_rate"] * warm, _WEIGHT_DECAY)
 
     def actions(self, observations: Tensor) -> Tensor:
@@ -109,7 +120,7 @@ class CDT(Baseline):
         return part.network(part.weights, context)[0].squeeze(2).clamp(-1.0, 1.0)
 
     def _targets(self) -> np.ndarray:
-        limits, shares = (self.hyper[name].tolist() for name in ("cost_limit", "cdt_target_return"))
+        limits, shares = (self.hyper[name].tolist() for name in ("cost_limit", "target_return"))
         pairs = zip(limits, shares, strict=True)
         return np.array([target(self.data.episodes, limit, share) for limit, share in pairs], np.float32)
 
@@ -117,8 +128,8 @@ class CDT(Baseline):
         weights = self.trainables["transformer"].weights
         mean, std = (np.asarray(x, np.float32) for x in (self.spec.observation_mean, self.spec.observation_std))
         copied = {name: x.detach().to("cpu", torch.float32, copy=True).numpy() for name, x in weights.items()}
-        context = min(self.config.context, self.spec.episode_length)  # no history is longer
-        return TransformerPolicy(mean, std, copied, self._targets(), self.config.heads, context, self.units)
+        context = min(self.own.context, self.spec.episode_length)  # no history is longer
+        return TransformerPolicy(mean, std, copied, self._targets(), self.own.heads, context, self.units)
 
 
 def _of_steps(values: Tensor, valid: Tensor) -> Tensor:

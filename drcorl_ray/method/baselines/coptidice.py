@@ -41,10 +41,8 @@ def tilted(values: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class COptiDICE(Baseline):
-    hyper_names = ("dice_alpha", "dice_cost_bound")
-
     def _start(self) -> None:
-        spec, hidden = self.spec, tuple(self.config.hidden)
+        spec, hidden = self.spec, tuple(self.shared.hidden)
         self._add("nu", MLP(spec.observation_size, hidden, 1))
         self._add("chi", MLP(spec.observation_size, hidden, 1))
         self._add("actor", SquashedGaussian(spec.observation_size, hidden, spec.action_size))
@@ -52,7 +50,7 @@ class COptiDICE(Baseline):
         self._add("temperature", Scalar(1.0))
 
     def losses(self, batch: Batch, draws: Draws) -> Losses:
-        gamma, alpha = self.config.discount, self.hyper["dice_alpha"][:, None]
+        gamma, alpha = self.shared.discount, self.hyper["alpha"][:, None]
         going_on = gamma * (1.0 - batch.terminals)
         index = draws.integers(Stream.INITIAL_ROWS, batch.rewards.shape[1], len(self.starts))
         starts = self.starts[index]
@@ -73,10 +71,10 @@ class COptiDICE(Baseline):
         actor = self.trainables["actor"]
         mean, log_std = actor.network(actor.weights, batch.observations)
         likelihood = log_likelihood(mean, log_std, batch.actions)
-        of = {
+        values = {
             "nu": nu_loss,
             "chi": (weights * exponent).mean(1),
-            "temperature": temperature * (self.hyper["dice_cost_bound"] - divergence),
+            "temperature": temperature * (self.hyper["cost_bound"] - divergence),
             "price": price * ((1.0 - gamma) * self.cost_threshold - cost_bound),  # a step's, in the discounted mean over time
             "actor": -(ratio * likelihood).mean(1),
         }
@@ -86,7 +84,7 @@ class COptiDICE(Baseline):
             "baseline/ratio": ratio.mean(1),
             "baseline/temperature": temperature.detach(),
         }
-        return Losses(of, metrics=metrics)
+        return Losses(values, metrics=metrics)
 
     def _values(self, name: str, batch: Batch, starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """At s, s' and initial states, [P, B] each."""

@@ -28,12 +28,11 @@ _ACTOR_RATE = 0.1  # of the critics' learning rate: where the critics do not kno
 
 
 class CPQ(Baseline):
-    hyper_names = ("cpq_ood_scale",)
-    figure_names = ("outside",)
+    statistic_names = ("outside",)
 
     def _start(self) -> None:
         self.vae = self._add_vae_and_critics()
-        spec, hidden = self.spec, tuple(self.config.hidden)
+        spec, hidden = self.spec, tuple(self.shared.hidden)
         self._add("actor", SquashedGaussian(spec.observation_size, hidden, spec.action_size))
         self.scalars["log_weight"] = torch.zeros_like(self.hyper["cost_limit"])
 
@@ -46,7 +45,7 @@ class CPQ(Baseline):
             next_actions = actor.network.sample(actor.weights, batch.next_observations, noise).tanh()
             next_r = ensemble_q(q_reward, q_reward.target, batch.next_observations, next_actions).amin(1)
             next_c = ensemble_q(q_cost, q_cost.target, batch.next_observations, next_actions).amin(1)
-            going_on = self.config.discount * (1.0 - batch.terminals)
+            going_on = self.shared.discount * (1.0 - batch.terminals)
             reward_target = batch.rewards * self.reward_scale + going_on * (next_c <= threshold) * next_r
             cost_target = batch.costs + going_on * next_c
         outside = self._cost_outside(batch, draws)
@@ -54,8 +53,8 @@ class CPQ(Baseline):
         actions = actor.network.sample(actor.weights, observations, noise).tanh()
         q_r = ensemble_q(q_reward, frozen(q_reward), observations, actions).amin(1)
         q_c = ensemble_q(q_cost, frozen(q_cost), observations, actions).amin(1).detach()
-        of = {
-            "vae": vae_loss(self.vae, self.trainables, batch, draws, self.config.vae_divergence),
+        values = {
+            "vae": vae_loss(self.vae, self.trainables, batch, draws, self.shared.vae_divergence),
             "q_reward": critics.q_loss(
                 ensemble_q(q_reward, q_reward.weights, observations, batch.actions), reward_target.unsqueeze(1)
             ),
@@ -65,18 +64,18 @@ class CPQ(Baseline):
             "outside": -self.scalars["log_weight"].exp() * outside,
             "actor": -((q_c <= threshold) * q_r).mean(-1),
         }
-        about = {"discount": self.config.discount, "episode_length": self.spec.episode_length}
+        about = {"discount": self.shared.discount, "episode_length": self.spec.episode_length}
         metrics = {
             "critic/q_reward": q_r.detach().mean(-1),
             "critic/q_cost": q_c.mean(-1),
             "adaptation/cost_estimate": critics.episodic_cost(q_c, **about),
             "baseline/allowed": (q_c <= threshold).to(q_c.dtype).mean(-1),
         }
-        return Losses(of, {"outside": outside.detach()}, metrics)
+        return Losses(values, {"outside": outside.detach()}, metrics)
 
     def _cost_outside(self, batch: Batch, draws: Draws) -> Tensor:
         """Mean cost-to-go, by the critics in training, of the policy's own actions that the VAE holds to be no data's; [P]."""
-        count, size = self.config.sampled_actions, self.spec.action_size
+        count, size = self.shared.sampled_actions, self.spec.action_size
         actor, encoder, q_cost = (self.trainables[name] for name in ("actor", "encoder", "q_cost"))
         states = repeated(batch.observations, count)
         with torch.no_grad():
@@ -91,12 +90,12 @@ class CPQ(Baseline):
         rate = _ACTOR_RATE if part is self.trainables["actor"] else 1.0
         part.descend(gradient, rate * self.hyper["learning_rate"])
 
-    def adjust(self, figures: Mapping[str, Tensor]) -> Metrics:
-        """The weight rises until what is out of the data costs `cpq_ood_scale` times the limit."""
+    def adjust(self, statistics: Mapping[str, Tensor]) -> Metrics:
+        """The weight rises until what is out of the data costs `ood_scale` times the limit."""
         log_weight = self.scalars["log_weight"]
-        missing = self.hyper["cpq_ood_scale"] * self.cost_threshold - figures["outside"]
+        missing = self.hyper["ood_scale"] * self.cost_threshold - statistics["outside"]
         log_weight.add_(_WEIGHT_RATE * log_weight.exp() * missing).clamp_(*_LOG_WEIGHT_RANGE)
-        return {"baseline/outside_cost": figures["outside"], "baseline/outside_weight": log_weight.exp()}
+        return {"baseline/outside_cost": statistics["outside"], "baseline/outside_weight": log_weight.exp()}
 
     def actions(self, observations: Tensor) -> Tensor:
         actor = self.trainables["actor"]

@@ -30,8 +30,7 @@ _LOG_WEIGHT_RANGE = (-5.0, 5.0)
 class Lagrangian(Baseline):
     """What both share: the VAE, twin critics of reward and cost on the best of sampled next actions, the multiplier."""
 
-    hyper_names = ("pid_proportional", "pid_integral", "pid_derivative")
-    figure_names = ("excess",)
+    statistic_names = ("excess",)
 
     def _start(self) -> None:
         self.vae = self._add_vae_and_critics()
@@ -48,68 +47,66 @@ class Lagrangian(Baseline):
 
     @abstractmethod
     def _policy(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
-        """Actions [P, B, A] that the policy's loss is of, a penalty on them [P], and figures [P]."""
+        """Actions [P, B, A] that the policy's loss is of, a penalty on them [P], and statistics [P]."""
 
     def losses(self, batch: Batch, draws: Draws) -> Losses:
         observations, rows = batch.observations, batch.rewards.shape[1]
         q_reward, q_cost = self.trainables["q_reward"], self.trainables["q_cost"]
         with torch.no_grad():
-            next_states = repeated(batch.next_observations, self.config.sampled_actions)
+            next_states = repeated(batch.next_observations, self.shared.sampled_actions)
             next_actions = self._next_actions(next_states, draws, rows)
-            going_on = self.config.discount * (1.0 - batch.terminals)
+            going_on = self.shared.discount * (1.0 - batch.terminals)
             reward_target, cost_target = (
                 (own * scale + going_on * self._next_value(critic, next_states, next_actions)).unsqueeze(1)
                 for own, scale, critic in ((batch.rewards, self.reward_scale, q_reward), (batch.costs, 1.0, q_cost))
             )
-        actions, penalty, figures = self._policy(batch, draws)
+        actions, penalty, statistics = self._policy(batch, draws)
         q_r = ensemble_q(q_reward, frozen(q_reward), observations, actions).amin(1)
         q_c = ensemble_q(q_cost, frozen(q_cost), observations, actions).amin(1)
         excess = (q_c - self.cost_threshold[:, None]).mean(-1)
         multiplier = self.scalars["multiplier.value"]
-        of = {
-            "vae": vae_loss(self.vae, self.trainables, batch, draws, self.config.vae_divergence),
+        values = {
+            "vae": vae_loss(self.vae, self.trainables, batch, draws, self.shared.vae_divergence),
             "q_reward": critics.q_loss(ensemble_q(q_reward, q_reward.weights, observations, batch.actions), reward_target),
             "q_cost": critics.q_loss(ensemble_q(q_cost, q_cost.weights, observations, batch.actions), cost_target),
             "actor": multiplier * excess - q_r.mean(-1) + penalty,
         }
-        about = {"discount": self.config.discount, "episode_length": self.spec.episode_length}
+        about = {"discount": self.shared.discount, "episode_length": self.spec.episode_length}
         metrics = {
             "critic/q_reward": q_r.detach().mean(-1),
             "critic/q_cost": q_c.detach().mean(-1),
             "adaptation/cost_estimate": critics.episodic_cost(q_c.detach(), **about),
         }
-        return Losses(of, {"excess": excess.detach(), **figures}, metrics)
+        return Losses(values, {"excess": excess.detach(), **statistics}, metrics)
 
     def _next_value(self, critic: Trainable, states: Tensor, actions: Tensor) -> Tensor:
         """The best of the sampled next actions by the clipped targets, [P, B]: for the cost the most expensive."""
         q = ensemble_q(critic, critic.target, states, actions)
-        return soft_clipped(q, self.config.clip_weight).unflatten(1, (-1, self.config.sampled_actions)).amax(-1)
+        return soft_clipped(q, self.shared.clip_weight).unflatten(1, (-1, self.shared.sampled_actions)).amax(-1)
 
-    def adjust(self, figures: Mapping[str, Tensor]) -> Metrics:
+    def adjust(self, statistics: Mapping[str, Tensor]) -> Metrics:
         multiplier = Multiplier(*(self.scalars[f"multiplier.{name}"] for name in ("value", "integral", "previous_cost")))
         gains = {name: self.hyper[f"pid_{name}"] for name in ("proportional", "integral", "derivative")}
-        multiplier.update(1.0 + figures["excess"], **gains)
+        multiplier.update(1.0 + statistics["excess"], **gains)
         return {"adaptation/multiplier": multiplier.value.clone()}
 
 
 class BCQLag(Lagrangian):
     """Actions are decoded from the VAE and moved by at most Φ; deterministically, at the latent's mean 0."""
 
-    hyper_names = (*Lagrangian.hyper_names, "bcq_perturbation")
-
     def _add_actor(self) -> None:
         size = self.spec.action_size
-        self._add("actor", MLP(self.spec.observation_size + size, tuple(self.config.hidden), size), tracked=True)
+        self._add("actor", MLP(self.spec.observation_size + size, tuple(self.shared.hidden), size), tracked=True)
 
     def _moved(self, weights: Mapping[str, Tensor], states: Tensor, actions: Tensor) -> Tensor:
         change = self.trainables["actor"].network(weights, torch.cat([states, actions], dim=-1)).tanh()
-        return (actions + self.hyper["bcq_perturbation"][:, None, None] * change).clamp(-1.0, 1.0)
+        return (actions + self.hyper["perturbation"][:, None, None] * change).clamp(-1.0, 1.0)
 
     def _decoded(self, states: Tensor, latent: Tensor) -> Tensor:
         return self.vae.decode(frozen(self.trainables["decoder"]), states, latent).tanh()
 
     def _next_actions(self, states: Tensor, draws: Draws, rows: int) -> Tensor:
-        latent = self.vae.prior(draws, Stream.NEXT_LATENT, rows, self.config.sampled_actions, states.dtype)
+        latent = self.vae.prior(draws, Stream.NEXT_LATENT, rows, self.shared.sampled_actions, states.dtype)
         return self._moved(self.trainables["actor"].target, states, self._decoded(states, latent))
 
     def _policy(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
@@ -134,7 +131,7 @@ class BCQLag(Lagrangian):
 
         first, *others = layers("decoder", "weight")
         first = np.ascontiguousarray(first[:, : spec.observation_size])
-        scale = array(self.hyper["bcq_perturbation"])
+        scale = array(self.hyper["perturbation"])
         return MLPPolicy(
             np.asarray(spec.observation_mean, np.float32),
             np.asarray(spec.observation_std, np.float32),
@@ -147,40 +144,39 @@ class BCQLag(Lagrangian):
 class BEARLag(Lagrangian):
     """A squashed Gaussian whose samples stay within an MMD ε of the VAE's, by a dual weight."""
 
-    hyper_names = (*Lagrangian.hyper_names, "bear_mmd_limit", "bear_mmd_sigma")
-    figure_names = ("excess", "distance")
+    statistic_names = ("excess", "distance")
 
     def _add_actor(self) -> None:
         spec = self.spec
-        network = SquashedGaussian(spec.observation_size, tuple(self.config.hidden), spec.action_size)
+        network = SquashedGaussian(spec.observation_size, tuple(self.shared.hidden), spec.action_size)
         self._add("actor", network, tracked=True)
         self.scalars["log_weight"] = torch.zeros_like(self.hyper["cost_limit"])
 
     def _samples(self, weights: Mapping[str, Tensor], states: Tensor, draws: Draws, stream: Stream) -> Tensor:
         """Actions before the tanh for repeated states [P, B · N, S], [P, B · N, A]."""
-        rows = states.shape[1] // self.config.sampled_actions
-        noise = draws.normal(stream, rows, self.config.sampled_actions, self.spec.action_size, dtype=states.dtype)
+        rows = states.shape[1] // self.shared.sampled_actions
+        noise = draws.normal(stream, rows, self.shared.sampled_actions, self.spec.action_size, dtype=states.dtype)
         return self.trainables["actor"].network.sample(weights, states, noise.flatten(1, 2))
 
     def _next_actions(self, states: Tensor, draws: Draws, rows: int) -> Tensor:
         return self._samples(self.trainables["actor"].target, states, draws, Stream.NEXT_POLICY_NOISE).tanh()
 
     def _policy(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
-        count, rows = self.config.sampled_actions, batch.rewards.shape[1]
+        count, rows = self.shared.sampled_actions, batch.rewards.shape[1]
         states = repeated(batch.observations, count)
         latent = self.vae.prior(draws, Stream.LATENT, rows, count, states.dtype)
         behaviour = self.vae.decode(frozen(self.trainables["decoder"]), states, latent).unflatten(1, (rows, count))
         own = self._samples(self.trainables["actor"].weights, states, draws, Stream.POLICY_NOISE).unflatten(1, (rows, count))
-        distance = mmd(behaviour, own, self.hyper["bear_mmd_sigma"]).mean(-1)
-        penalty = self.scalars["log_weight"].exp() * (distance - self.hyper["bear_mmd_limit"])
+        distance = mmd(behaviour, own, self.hyper["mmd_sigma"]).mean(-1)
+        penalty = self.scalars["log_weight"].exp() * (distance - self.hyper["mmd_limit"])
         return own[:, :, 0].tanh(), penalty, {"distance": distance.detach()}
 
-    def adjust(self, figures: Mapping[str, Tensor]) -> Metrics:
-        log_weight, limit = self.scalars["log_weight"], self.hyper["bear_mmd_limit"]
-        change = self.hyper["learning_rate"] * log_weight.exp() * (figures["distance"] - limit)
+    def adjust(self, statistics: Mapping[str, Tensor]) -> Metrics:
+        log_weight, limit = self.scalars["log_weight"], self.hyper["mmd_limit"]
+        change = self.hyper["learning_rate"] * log_weight.exp() * (statistics["distance"] - limit)
         log_weight.add_(change).clamp_(*_LOG_WEIGHT_RANGE)
-        found = {"baseline/mmd": figures["distance"], "baseline/mmd_weight": log_weight.exp()}
-        return super().adjust(figures) | found
+        found = {"baseline/mmd": statistics["distance"], "baseline/mmd_weight": log_weight.exp()}
+        return super().adjust(statistics) | found
 
     def actions(self, observations: Tensor) -> Tensor:
         actor = self.trainables["actor"]

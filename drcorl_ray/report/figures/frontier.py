@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
-from drcorl_ray.config import CLONES, LIMITLESS
+from drcorl_ray.config.algorithms import Marker, algorithms, shown_algorithm
 from drcorl_ray.report.optuna_views import policies
 from drcorl_ray.report.tables.core import EDGE, Results, Row, is_baseline, settings, task_names, varied_keys
 
@@ -26,31 +26,13 @@ NOTE = (
 BEST = "best episode of the data within the limit"
 
 
-class Shape(NamedTuple):
-    """A marker as matplotlib and as plotly call it."""
-
-    png: str
-    page: str
-
-
-FAR = Shape(">", "triangle-right")
-BASELINES = {
-    "bc": Shape("X", "x"),
-    "bc_safe": Shape("D", "diamond"),
-    "bc_reward": Shape("*", "star"),
-    "bc_frontier": Shape("h", "hexagon"),
-    "bcq_lag": Shape("p", "pentagon"),
-    "bear_lag": Shape("8", "octagon"),
-    "cpq": Shape("<", "triangle-left"),
-    "coptidice": Shape("d", "diamond-tall"),
-    "cdt": Shape("P", "cross"),
-}
+FAR = Marker(">", "triangle-right")
 _SHAPES = (
-    Shape("o", "circle"),
-    Shape("s", "square"),
-    Shape("^", "triangle-up"),
-    Shape("v", "triangle-down"),
-    Shape("P", "cross"),
+    Marker("o", "circle"),
+    Marker("s", "square"),
+    Marker("^", "triangle-up"),
+    Marker("v", "triangle-down"),
+    Marker("P", "cross"),
 )
 _MOST_KEYS = 2  # in a legend's line
 _LEAST_LIMIT = 0.1  # a limit of zero has an edge too
@@ -63,7 +45,7 @@ class Mark(NamedTuple):
     cost: float
     reward: float
     color: str
-    shape: Shape
+    shape: Marker
 
 
 @dataclass(frozen=True)
@@ -78,13 +60,20 @@ class Panel:
     task: str
     edge: float
     colors: Mapping[float, str]
-    shapes: Mapping[str, Shape]
+    shapes: Mapping[str, Marker]
     policies: Sequence[Mark]
     baselines: Sequence[Mark]
     costs: np.ndarray
     rewards: np.ndarray
     beyond: int
     best: Mapping[float, float]
+
+    @property
+    def algorithms(self) -> list[str]:
+        """The baselines' names, the registered ones first, in their order."""
+        names = {mark.row["algorithm"] for mark in self.baselines}
+        registered = [algorithm.name for algorithm in algorithms() if algorithm.name in names]
+        return [*registered, *sorted(names - {*registered})]
 
     @property
     def axis(self) -> str:
@@ -109,7 +98,7 @@ def _panel(results: Results, task: str) -> Panel:
     names = _names(finished)
     shapes = dict(zip(sorted(set(names)), _SHAPES, strict=False))
 
-    def mark(row: Row, color: str, shape: Shape) -> Mark:
+    def mark(row: Row, color: str, shape: Marker) -> Mark:
         far = row["cost_mean"] > edge
         return Mark(row, min(row["cost_mean"], edge), row["normalized_reward"], color, FAR if far else shape)
 
@@ -126,7 +115,7 @@ def _panel(results: Results, task: str) -> Panel:
         colors,
         shapes,
         [mark(row, colors[row["cost_limit"]], shapes[name]) for row, name in zip(finished, names, strict=True)],
-        [mark(row, _baseline_color(row, colors), BASELINES[row["algorithm"]]) for row in baselines],
+        [mark(row, _baseline_color(row, colors), shown_algorithm(row["algorithm"]).marker) for row in baselines],
         costs[near],
         rewards[near],
         int((~near).sum()),
@@ -139,8 +128,8 @@ def _colors(count: int) -> list[str]:
 
 
 def _baseline_color(row: Row, colors: Mapping[float, str]) -> str:
-    """A clone that knows no limit has no colour of one."""
-    return "black" if row["algorithm"] in {*CLONES} & {*LIMITLESS} else colors[row["cost_limit"]]
+    """Black for a policy that acts alike at every limit."""
+    return "black" if shown_algorithm(row["algorithm"]).limit_blind else colors[row["cost_limit"]]
 
 
 def _names(rows: Sequence[Row]) -> list[str]:

@@ -11,15 +11,14 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
-from drcorl_ray.report.figures.frontier import BASELINES, BEST, Mark, Panel
+from drcorl_ray.config.algorithms import shown_algorithm
+from drcorl_ray.report.figures.frontier import BEST, Mark, Panel
 from drcorl_ray.report.optuna_views import OFFLINE, Judged, Series, Studied, pareto_front, quiet, ranked_keys
 from drcorl_ray.report.tables.core import EDGE, WALL_PARTS, Row, is_baseline, is_judged, is_winner, row_name, settings
 from drcorl_ray.report.tables.paper import Cell
 
 BLUE, RED, ORANGE, GOLD, GREEN, PURPLE, GREY = "#1f77b4", "#c0392b", "#e67e22", "#f5b301", "#2e8b57", "#7d3c98", "#9aa0a6"
 PALETTE = qualitative.D3
-_COLORS = {"bc": RED, "bc_safe": ORANGE}
-_MORE_COLORS = ("#8c564b", "#e377c2", "#17becf", "#bcbd22", "#9467bd", "#7f7f7f", "#2f4f4f")
 _MARGIN = {"l": 60, "r": 20, "t": 44, "b": 50}
 
 
@@ -77,11 +76,9 @@ def _groups(rows: Sequence[Row]) -> Iterable[tuple[str, list[Row], dict[str, Any
     what = "configuration" if any(map(is_judged, policies)) else "policy"
     yield "stopped early", stopped, {"symbol": "circle-open", "color": GREY, "size": 8}
     yield what, finished, {"color": BLUE, "size": 9, "opacity": 0.75}
-    baselines = sorted({row["algorithm"] for row in filter(is_baseline, rows)})
-    colors = dict(zip([name for name in baselines if name not in _COLORS], _MORE_COLORS, strict=False)) | _COLORS
-    for name in baselines:
+    for name in sorted({row["algorithm"] for row in filter(is_baseline, rows)}):
         group = [row for row in rows if is_baseline(row) and row["algorithm"] == name]
-        yield name, group, {"color": colors[name], "symbol": "diamond", "size": 10}
+        yield name, group, {"color": shown_algorithm(name).color, "symbol": "diamond", "size": 10}
     star = {"symbol": "star", "color": GOLD, "size": 17, "line": {"color": "black", "width": 1}}
     yield "winner, fresh score", list(filter(is_winner, rows)), star
 
@@ -110,7 +107,7 @@ def frontier(panel: Panel, keys: Sequence[str]) -> go.Figure:
     figure.add_trace(_plain(panel.backdrop, panel.costs.tolist(), np.round(panel.rewards, 4).tolist(), faint))
     dash = {"symbol": "line-ew", "size": 7, "line": {"width": 3, "color": [panel.colors[limit] for limit in panel.best]}}
     figure.add_trace(_plain(BEST, list(panel.best), list(panel.best.values()), dash))
-    for name in BASELINES:
+    for name in panel.algorithms:
         figure.add_trace(_marks(name, [mark for mark in panel.baselines if mark.row["algorithm"] == name], keys, "-open"))
     for limit, color in panel.colors.items():
         name, own = f"limit {limit:g}", [mark for mark in panel.policies if mark.row["cost_limit"] == limit]

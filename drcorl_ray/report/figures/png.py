@@ -11,9 +11,10 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
+from drcorl_ray.config.algorithms import shown_algorithm
 from drcorl_ray.io.files import write_bytes
 from drcorl_ray.report.figures.calibration import KIND_COLORS, LINES, MOST_NAMED
-from drcorl_ray.report.figures.frontier import BASELINES, BEST, Mark, Panel
+from drcorl_ray.report.figures.frontier import BEST, Mark, Panel
 from drcorl_ray.report.optuna_views import Judged, Studied, pareto_front, quiet, ranked_keys
 from drcorl_ray.report.tables.calibration import KINDS, Entry, Point, own_name, points
 from drcorl_ray.report.tables.core import EDGE, Row, is_winner
@@ -26,10 +27,6 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLORS = {
-    "drcorl": "tab:blue", "bc": "tab:red", "bc_safe": "tab:orange", "bc_reward": "tab:brown", "bc_frontier": "tab:olive",
-    "bcq_lag": "tab:purple", "bear_lag": "tab:pink", "cpq": "tab:cyan", "coptidice": "tab:gray", "cdt": "black",
-}  # fmt: skip
 _MOST_COLUMNS = 4
 _MOST_STUDIES = 6
 _MOST_LINES = 10  # that are named
@@ -164,7 +161,7 @@ def _points(axis: Axes, rows: Sequence[Row], algorithm: str, *, hollow: bool) ->
     if not rows:
         return
     costs, rewards = (np.array([row[f"normalized_{name}"] for row in rows]) for name in ("cost", "reward"))
-    beyond, color = costs > EDGE, COLORS[algorithm]
+    beyond, color = costs > EDGE, shown_algorithm(algorithm).color
     style = {"edgecolor": color, "facecolor": "none" if hollow else color, "alpha": 0.8}
     axis.scatter(costs[~beyond], rewards[~beyond], label=f"{algorithm}, stopped" if hollow else algorithm, **style)
     axis.scatter(np.full(beyond.sum(), EDGE), rewards[beyond], marker=">", **style)
@@ -201,8 +198,8 @@ def _explain(axis: Axes, panel: Panel) -> None:
     style: dict[str, Any] = {"linestyle": "", "color": "grey"}
     for name, shape in panel.shapes.items():
         axis.plot([], [], marker=shape.png, label=name, **style)
-    for name in sorted({mark.row["algorithm"] for mark in panel.baselines}):
-        axis.plot([], [], marker=BASELINES[name].png, markerfacecolor="none", label=name, **style)
+    for name in panel.algorithms:
+        axis.plot([], [], marker=shown_algorithm(name).marker.png, markerfacecolor="none", label=name, **style)
     if panel.best:
         axis.plot([], [], marker="_", markersize=8, markeredgewidth=2.5, label=BEST, **style)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from drcorl_ray.config.algorithms import algorithms, shown_algorithm
 from drcorl_ray.io.console import wide_console
 from drcorl_ray.report.tables.core import Column, Results, Row, is_winner, terminal_table
 
@@ -18,10 +20,6 @@ NOTE = (
     "its own Table 1, on DSRL's data at the limit 10."
 )
 
-NAMES = {
-    "bc": "BC", "bc_safe": "BC-Safe", "bc_reward": "BC-Reward", "bc_frontier": "BC-Frontier", "bcq_lag": "BCQ-Lag",
-    "bear_lag": "BEAR-Lag", "cdt": "CDT", "cpq": "CPQ", "coptidice": "COptiDICE", "drcorl": "DRCORL",
-}  # fmt: skip
 _FAMILIAR = {"bc", "bc_safe", "drcorl"}  # are in every report's first table
 _ORDER = ("bc", "bcq_lag", "bear_lag", "cdt", "cpq", "coptidice", "drcorl")
 _PAPER_LIMIT = 10.0
@@ -64,7 +62,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """Of one cost limit; algorithms in the paper's order."""
+    """Of one cost limit; algorithms in the paper's order, others behind its baselines, DRCORL last."""
 
     limit: float
     algorithms: Sequence[str]
@@ -79,7 +77,7 @@ class Table:
             Column("task", lambda line: line.head),
             *(
                 Column(
-                    NAMES[name],
+                    shown_algorithm(name).title,
                     lambda line, name=name: str(line.cells.get(name, "–")),
                     lambda line, name=name: line.cells[name].safe if line.measured and name in line.cells else None,
                 )
@@ -104,11 +102,18 @@ def tables(results: Results) -> list[Table]:
     found = []
     for limit in sorted({row["cost_limit"] for row in results["rows"]}):
         rows = [row for row in results["rows"] if row["cost_limit"] == limit]
-        names = [name for name in NAMES if any(row["algorithm"] == name for row in rows)]
+        names = _in_order({row["algorithm"] for row in rows})
         tasks = sorted({row["task"] for row in rows})
         if len(names) > 1 and ({*names} - _FAMILIAR or {*tasks} & {*PAPER}):
             found.append(Table(limit, names, [line for task in tasks for line in _lines(task, limit, names, rows)]))
     return found
+
+
+def _in_order(names: Collection[str]) -> list[str]:
+    """The registered baselines in their order, those that are not registered here, DRCORL."""
+    registered = [algorithm.name for algorithm in sorted(algorithms(), key=lambda algorithm: algorithm.pretrained)]
+    others = sorted({*names} - {*registered})
+    return [name for name in (*registered[:-1], *others, registered[-1]) if name in names]
 
 
 def _lines(task: str, limit: float, names: Sequence[str], rows: Sequence[Row]) -> list[Line]:
@@ -145,7 +150,7 @@ def latex(found: Sequence[Table]) -> str:
             f"% cost limit {table.limit:g}",
             "\\begin{tabular}{l" + "c" * len(table.algorithms) + "}",
             "\\toprule",
-            " & ".join(["Reward (Cost)", *(NAMES[name] for name in table.algorithms)]) + " \\\\",
+            " & ".join(["Reward (Cost)", *(_latex_text(shown_algorithm(name).title) for name in table.algorithms)]) + " \\\\",
             "\\midrule",
             *(_latex_line(table, line) for line in table.lines),
             "\\bottomrule",
@@ -155,10 +160,14 @@ def latex(found: Sequence[Table]) -> str:
 
 
 def _latex_line(table: Table, line: Line) -> str:
-    head = line.head.replace("\\", "").replace("_", "\\_") if line.measured else "\\textit{paper}"
+    head = _latex_text(line.head) if line.measured else "\\textit{paper}"
     cells = [line.cells.get(name) for name in table.algorithms]
     shown = ["--" if cell is None else _coloured(cell) if line.measured else str(cell) for cell in cells]
     return " & ".join([head, *shown]) + " \\\\"
+
+
+def _latex_text(text: str) -> str:
+    return re.sub(r"([&%$#_{}])", r"\\\1", text.replace("\\", ""))
 
 
 def _coloured(cell: Cell) -> str:

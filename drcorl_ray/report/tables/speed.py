@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from drcorl_ray.config import BASELINES, CLONES
+from drcorl_ray.config.algorithms import shown_algorithm
 from drcorl_ray.config.loading import load_config
 from drcorl_ray.errors import UserError
 from drcorl_ray.evaluation.speed import DENOISING_STEPS, STATES, diffusion_policy, seconds_per_thousand
@@ -17,7 +17,7 @@ from drcorl_ray.method.architectures import CONDITIONS
 from drcorl_ray.method.networks import NoiseNetwork
 from drcorl_ray.policy.loading import Policy, load_policy
 from drcorl_ray.report.tables.core import Column, Results
-from drcorl_ray.report.tables.paper import NAMES, Cell, Table
+from drcorl_ray.report.tables.paper import Cell, Table
 from drcorl_ray.runs.directory import RunDirectory
 
 TITLE = "Score against inference time"
@@ -46,7 +46,7 @@ COLUMNS = [
 
 def timed(run: RunDirectory, results: Results, tables: list[Table]) -> list[Timed]:
     """Of the first table that has more than clones beside DRCORL, its algorithms and diffusion models; empty without one."""
-    compared = [table for table in tables if {*table.algorithms} & ({*BASELINES} - {*CLONES})]
+    compared = [table for table in tables if any(map(_is_heavy, table.algorithms))]
     if not compared:
         return []
     table, found, sizes = compared[0], [], None
@@ -61,10 +61,15 @@ def timed(run: RunDirectory, results: Results, tables: list[Table]) -> list[Time
             except UserError:
                 continue  # a report moved away from its policies
             sizes = policy.population.observation_size, policy.population.action_size
-            found.append(Timed(NAMES[name], _policy_seconds(policy), _mean(cells)))
+            found.append(Timed(shown_algorithm(name).title, _policy_seconds(policy), _mean(cells)))
         return found + _diffusion(run.config, *sizes) if sizes else found
     finally:
         torch.set_num_threads(threads)
+
+
+def _is_heavy(name: str) -> bool:
+    algorithm = shown_algorithm(name)
+    return not (algorithm.light or algorithm.pretrained)
 
 
 def _mean(cells: Sequence[Cell]) -> Cell | None:

@@ -22,15 +22,15 @@ GAINS = ("member.pid_proportional=5", "member.pid_integral=0.05")
 def test_bcq_lag_stops_at_the_limit():
     """The best action within a limit l is l. Fault: drop the penalty, and every member goes to 1."""
     _, actions = bandit_actions(
-        "bcq_lag", LIMITS, 900, *GAINS, "member.bcq_perturbation=1.0", "member.baseline_learning_rate=0.003"
+        "bcq_lag", LIMITS, 900, *GAINS, "baseline.bcq_lag.perturbation=1.0", "baseline.learning_rate=0.003"
     )
     np.testing.assert_allclose(actions, [0.2, 0.6, 1.0], atol=0.12)
 
 
 def test_bcq_lag_moves_a_decoded_action_no_further_than_told():
     """The decoder's middle is 0, the reward at 1, the limit far: Φ. Fault: Φ of a neighbour."""
-    members = [{"cost_limit": 50.0, "bcq_perturbation": reach} for reach in (0.0, 0.1, 0.4)]
-    _, actions = bandit_actions("bcq_lag", members, 500, "member.baseline_learning_rate=0.003")
+    members = [{"cost_limit": 50.0, "bcq_lag.perturbation": reach} for reach in (0.0, 0.1, 0.4)]
+    _, actions = bandit_actions("bcq_lag", members, 500, "baseline.learning_rate=0.003")
     np.testing.assert_allclose(actions, [0.0, 0.1, 0.4], atol=0.07)
     assert np.diff(actions).tolist() == pytest.approx([0.1, 0.3], abs=0.03)
 
@@ -68,7 +68,7 @@ def test_a_terminal_ends_both_bootstraps():
         flat.fill_(3.0)
     table = make_table(50, 3, 2) | {"terminals": torch.ones(50, dtype=torch.float64)}
     batch = sampler(table)(learner.draws(0), 8)
-    losses = learner.losses(batch, learner.draws(0)).of
+    losses = learner.losses(batch, learner.draws(0)).values
     for name, own in (("q_reward", batch.rewards * learner.reward_scale), ("q_cost", batch.costs)):
         part = learner.trainables[name]
         q = part.network(
@@ -82,17 +82,15 @@ def test_a_terminal_ends_both_bootstraps():
 
 def test_bear_lag_stops_at_the_limit():
     _, actions = bandit_actions(
-        "bear_lag", LIMITS, 900, *GAINS, "member.bear_mmd_limit=10", "member.baseline_learning_rate=0.003"
+        "bear_lag", LIMITS, 900, *GAINS, "baseline.bear_lag.mmd_limit=10", "baseline.learning_rate=0.003"
     )
     np.testing.assert_allclose(actions, [0.2, 0.6, 1.0], atol=0.15)
 
 
 def test_bear_lag_stays_with_the_behaviour_as_told():
     """Data around 0.2, reward at 1. Fault: the weight of the distance left at its start."""
-    members = [{"cost_limit": 50.0, "bear_mmd_limit": limit, "bear_mmd_sigma": 1.0} for limit in (0.05, 10.0)]
-    learner, actions = bandit_actions(
-        "bear_lag", members, 900, "member.baseline_learning_rate=0.01", table=bandit(spread=0.05)
-    )
+    members = [{"cost_limit": 50.0, "bear_lag.mmd_limit": limit, "bear_lag.mmd_sigma": 1.0} for limit in (0.05, 10.0)]
+    learner, actions = bandit_actions("bear_lag", members, 900, "baseline.learning_rate=0.01", table=bandit(spread=0.05))
     assert abs(float(actions[0]) - 0.2) < 0.25
     assert float(actions[1]) > 0.9
     weights = learner.scalars["log_weight"].exp()
@@ -119,7 +117,7 @@ def test_cpq_makes_actions_out_of_the_data_costly():
     """No data costs anything; around 0.2 stays cheap, −1 and 1 do not. Fault: the common implementation's penalty without a
     gradient, by which the critic learns nothing of them."""
     table = bandit(spread=0.05, cost_from=2.0)
-    learner, _ = bandit_actions("cpq", [{"cost_limit": 5.0}], 700, "member.baseline_learning_rate=0.003", table=table)
+    learner, _ = bandit_actions("cpq", [{"cost_limit": 5.0}], 700, "baseline.learning_rate=0.003", table=table)
     critic = learner.trainables["q_cost"]
     inputs = torch.tensor([[[0.0, 0.2], [0.0, 0.9], [0.0, -0.9]]]).expand(2, -1, -1)
     near, right, left = critic.network(critic.weights, inputs).squeeze(-1).amin(0).tolist()
@@ -139,7 +137,7 @@ def test_cpq_cuts_the_bootstrap_where_the_next_action_is_over_the_limit():
             assert flat is not None
             flat.zero_()
             learner.trainables[name].target["layers.2.bias"].fill_(value)
-        found = learner.losses(batch, learner.draws(0)).of["q_reward"]
+        found = learner.losses(batch, learner.draws(0)).values["q_reward"]
         part = learner.trainables["q_reward"]
         x = torch.cat([batch.observations, batch.actions], dim=-1).repeat_interleave(2, dim=0)
         target = batch.rewards * learner.reward_scale + 0.99 * going_on * 7.0
@@ -200,7 +198,7 @@ def test_coptidice_weighs_the_data_until_it_keeps_the_limit():
     Faults: a threshold in another unit; a price that does not rise.
     """
     limits = [0.15, 0.25, 50.0]
-    settings = ("member.baseline_learning_rate=0.002", "baseline.discount=0")
+    settings = ("baseline.learning_rate=0.002", "baseline.discount=0")
     learner, actions = bandit_actions("coptidice", [{"cost_limit": limit} for limit in limits], 1500, *settings, rows=256)
     grid = np.linspace(-1.0, 1.0, 101)
     reward, cost = grid * learner.reward_scale, np.maximum(grid, 0.0)
@@ -233,7 +231,7 @@ def test_coptidice_losses_are_those_of_its_paper():
 
     Faults: the threshold as a cost-to-go; no next state in ν or χ; the mean cost in place of its upper bound.
     """
-    learner = make_population("coptidice", baseline_config("member.dice_alpha=0.7"), [{"cost_limit": 3.0}])
+    learner = make_population("coptidice", baseline_config("baseline.coptidice.alpha=0.7"), [{"cost_limit": 3.0}])
     table = make_table(50, 3, 2)
     table["terminals"] = (torch.arange(50) % 3 == 0).double()
     batch, draws = sampler(table)(learner.draws(0), 8), learner.draws(0)
@@ -272,7 +270,7 @@ def test_coptidice_losses_are_those_of_its_paper():
         "price": price * (limit - bound),
     }
     assert divergence > 1e-3
-    found = learner.losses(batch, draws).of
+    found = learner.losses(batch, draws).values
     for name, loss in expected.items():
         assert float(found[name]) == pytest.approx(float(loss), rel=1e-6), name
 

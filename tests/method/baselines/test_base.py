@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from drcorl_ray.config import BASELINES, CLONES
+from drcorl_ray.config.algorithms import baselines
 from drcorl_ray.config.loading import load_config
 from drcorl_ray.errors import UserError
 from drcorl_ray.policy.loading import load_policy, load_population
 from tests.helpers.baselines import baseline_config, feed, make_population, train
 from tests.helpers.learners import make_table
 
+BASELINES = [algorithm.name for algorithm in baselines()]
 TABLE = make_table(200, 3, 2)
-MEMBERS = [{"seed": 3, "cost_limit": 5.0}, {"seed": 3, "cost_limit": 40.0}, {"seed": 8, "baseline_learning_rate": 5e-3}]
+MEMBERS = [{"seed": 3, "cost_limit": 5.0}, {"seed": 3, "cost_limit": 40.0}, {"seed": 8, "learning_rate": 5e-3}]
 
 
 @pytest.fixture(params=BASELINES)
@@ -93,7 +94,8 @@ def test_two_workers_with_half_the_batch_equal_one(algorithm):
 
 def test_policies_act_as_the_learner_does(algorithm, tmp_path):
     """In numpy, from the population's file and from a member's own. Faults: idle rows of a decoder that act; a lost reach."""
-    learner = make_population(algorithm, baseline_config(), [*MEMBERS, {"bcq_perturbation": 0.6}], dtype=torch.float32)
+    own = {"bcq_lag.perturbation": 0.6} if algorithm == "bcq_lag" else {}
+    learner = make_population(algorithm, baseline_config(), [*MEMBERS, own], dtype=torch.float32)
     train(learner, {name: column.float() for name, column in TABLE.items()}, 0, 6)
     states = torch.randn(4, 20, 3, generator=torch.Generator().manual_seed(2))
     expected = learner.actions(states).detach().numpy()
@@ -111,7 +113,7 @@ def test_policies_act_as_the_learner_does(algorithm, tmp_path):
 def test_settings_that_a_baseline_has_no_use_for_are_refused(algorithm):
     with pytest.raises(UserError, match=f"{algorithm} learns offline alone"):
         load_config([f"run.algorithm={algorithm}", "evaluation.mode=online"])
-    if algorithm in (*CLONES, "cdt"):
+    if algorithm in ("bc", "bc_safe", "bc_reward", "bc_frontier", "cdt"):
         with pytest.raises(UserError, match=r"leave data\.window_rows out"):
             load_config([f"run.algorithm={algorithm}", "data.window_rows=1000"])
 
@@ -119,4 +121,4 @@ def test_settings_that_a_baseline_has_no_use_for_are_refused(algorithm):
 def test_heads_that_do_not_share_the_width_are_refused():
     """Fault: an error of torch in a worker of Ray."""
     with pytest.raises(UserError, match="embedding 20 is not divisible by heads 8"):
-        load_config(["run.algorithm=cdt", "baseline.embedding=20"])
+        load_config(["run.algorithm=cdt", "baseline.cdt.embedding=20"])

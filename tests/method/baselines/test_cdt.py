@@ -128,13 +128,13 @@ def test_actions_follow_what_is_asked_for(kind):
     columns = {name: x.float() for name, x in table(rewards, costs).items()}
     columns |= {"observations": states, "actions": (side - 0.5)[:, None]}
     episodes = EpisodeTotals(rewards.numpy(), costs.numpy(), np.ones(400, int))
-    config = baseline_config("baseline.dropout=0", "baseline.augmented=0")
+    config = baseline_config("baseline.cdt.dropout=0", "baseline.cdt.augmented=0")
     members = (
         [{"cost_limit": 0.0}, {"cost_limit": 5.0}]
         if kind == "cost"
-        else [{"cdt_target_return": 0.0}, {"cdt_target_return": 1.0}]
+        else [{"cdt.target_return": 0.0}, {"cdt.target_return": 1.0}]
     )
-    members = [{"baseline_learning_rate": 0.005, **member} for member in members]
+    members = [{"learning_rate": 0.005, **member} for member in members]
     learner = make_population("cdt", config, members, BANDIT, torch.float32, episodes=episodes)
     train(learner, columns, 0, 150, rows=64)
     np.testing.assert_allclose(learner.actions(torch.zeros(2, 1, 1)).detach().flatten(), [-0.5, 0.5], atol=0.1)
@@ -161,7 +161,7 @@ def test_the_return_asked_for_lies_within_the_limit():
 
 def test_the_rate_warms_up():
     """Fault: the full rate at once."""
-    learner = make_population("cdt", baseline_config("baseline.warm_up=100"), [{"baseline_learning_rate": 1e-2}])
+    learner = make_population("cdt", baseline_config("baseline.cdt.warm_up=100"), [{"learning_rate": 1e-2}])
     before = learner.trainables["transformer"].flat.clone()
     train(learner, table(torch.ones(40).double(), torch.zeros(40).double()) | _of_spec(40), 0, 1)
     moved = (learner.trainables["transformer"].flat - before).abs().max()
@@ -178,7 +178,7 @@ def _of_spec(rows: int) -> dict[str, torch.Tensor]:
 
 def trained(members: int = 2, observations: int = 3, actions: int = 2, length: int = 7, context: int = 3) -> CDT:
     spec = make_spec(observations, actions, episode_length=length, return_max=30.0)
-    config = baseline_config(f"baseline.context={context}")
+    config = baseline_config(f"baseline.cdt.context={context}")
     chosen = [{"seed": seed, "cost_limit": 10.0 * (1 + seed)} for seed in range(members)]
     learner = make_population("cdt", config, chosen, spec, torch.float32)
     assert isinstance(learner, CDT)

@@ -12,7 +12,7 @@ from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.distributed import comparison
 from drcorl_ray.errors import UserError
 from drcorl_ray.evaluation.rollout import Rollouts
-from drcorl_ray.method.baselines.behaviour_cloning import chosen_episodes
+from drcorl_ray.method.baselines.behaviour_cloning import Cloning, FrontierCloning, RewardCloning, SafeCloning
 from drcorl_ray.method.replay import Replay
 from drcorl_ray.policy.population import PopulationPolicy
 from drcorl_ray.runs.directory import RunDirectory
@@ -40,7 +40,7 @@ def two_styles(tmp_path_factory) -> TaskData:
 
 def clone(data: TaskData, kind: str, members: list[dict], *overrides: str) -> PopulationPolicy:
     config = baseline_config(*CLONING, *overrides)
-    learner = build_baseline(config, data, kind, [config.member_with(member) for member in members], Placement())
+    learner = build_baseline(config, data, kind, [config.member_with(member, kind) for member in members], Placement())
     replay = Replay(data.manifest)
     replay.insert(read_store(data.store))
     rows = config.training_of(kind).batch_size
@@ -73,9 +73,10 @@ def test_the_episodes_of_each_kind():
     returns = np.array([10.0, 0.0, 12.0, 8.5, 11.0, 9.5, 30.0, 28.0, 26.9, 3.0])
     costs = np.array([0.0, 0.0, 2.0, 2.0, 5.0, 5.0, 9.0, 9.0, 9.0, 9.0])
     episodes = EpisodeTotals(returns, costs, np.full(10, 7))
-    numbers = {kind: np.flatnonzero(chosen_episodes(kind, episodes, 2.0)).tolist() for kind in ("bc", "bc_safe", "bc_reward")}
-    assert numbers == {"bc": [*range(10)], "bc_safe": [0, 1, 2, 3], "bc_reward": [6]}
-    assert np.flatnonzero(chosen_episodes("bc_frontier", episodes, 2.0)).tolist() == [0, 2, 4, 5, 6, 7]
+    kinds = (Cloning, SafeCloning, RewardCloning, FrontierCloning)
+    numbers = [np.flatnonzero(kind.chosen(episodes, 2.0)).tolist() for kind in kinds]
+    assert numbers == [[*range(10)], [0, 1, 2, 3], [6], [0, 2, 4, 5, 6, 7]]
+    assert [kind.can_learn(episodes, -1.0) for kind in kinds] == [True, False, True, True]
 
 
 def test_bc_is_trained_once_for_all_limits(two_styles):
@@ -90,8 +91,8 @@ def test_bc_is_trained_once_for_all_limits(two_styles):
         limits = (1.0, 5.0, 20.0) if compared is everything else (5.0, 20.0)
         assert [(c.seed, c.cost_limit) for c in compared.candidates] == [(seed, limit) for seed in (0, 4) for limit in limits]
         assert {c.algorithm for c in compared.candidates} == {compared.algorithm}
-    assert everything.candidates[0].config == {"seed": 0, "cost_limit": None}
-    assert safe.candidates[0].config == {"seed": 0, "cost_limit": 5.0}
+    assert everything.candidates[0].config == {"seed": 0, "cost_limit": None, "learning_rate": 1e-3}
+    assert safe.candidates[0].config == {"seed": 0, "cost_limit": 5.0, "learning_rate": 1e-3}
 
 
 def test_a_learner_that_knows_limits_is_trained_at_each(two_styles):
@@ -99,7 +100,8 @@ def test_a_learner_that_knows_limits_is_trained_at_each(two_styles):
     members = [MemberConfig(cost_limit=limit, seed=2) for limit in (1.0, 20.0)]
     [compared] = comparison.plan(config, two_styles, members)
     assert [member.cost_limit for member in compared.members] == [1.0, 20.0]
-    assert compared.candidates[1].config["cpq_ood_scale"] == 1.5
+    rate, scale = {"learning_rate": 1e-3}, {"cpq.ood_scale": 1.5}
+    assert compared.candidates[1].config == {"seed": 2, "cost_limit": 20.0, **rate, **scale}  # and no key of DRCORL's
     assert compared.places == (0, 1)
 
 

@@ -13,6 +13,7 @@ from drcorl_ray.config.loading import dump_config
 from drcorl_ray.evaluation import speed as inference
 from drcorl_ray.io.files import write_bytes
 from drcorl_ray.method.diffusion import sample
+from drcorl_ray.report.figures.frontier import panels
 from drcorl_ray.report.tables import paper, speed
 from drcorl_ray.runs.directory import RunDirectory
 from tests.helpers.policies import random_policy
@@ -52,6 +53,20 @@ def test_a_table_of_each_limit_with_the_papers_numbers_below():
     safe = [column.safe(ten.lines[0]) for column in ten.columns()]
     assert safe == [None, False, False, True, True]
     assert [column.safe(ten.lines[1]) for column in ten.columns()] == [None] * 5
+
+
+def test_an_algorithm_that_is_not_registered_here_is_shown_by_its_name(tmp_path):
+    """Results of a user's own algorithm, read elsewhere. Fault: KeyError in a table of names, markers or colours."""
+    rows = [row("mine_&_all", 0.5, 0.2, baseline=True, cost_limit=limit) for limit in (10.0, 20.0)]
+    results = make_results([*ROWS, *rows], data_episodes=[], curves=[make_curve(task="HopperVelocity")])
+    ten, _ = paper.tables(results)
+    assert ten.algorithms == ["bc", "bcq_lag", "cpq", "mine_&_all", "drcorl"]
+    assert "& mine\\_\\&\\_all &" in paper.latex([ten])
+    written = report(tmp_path, results)
+    assert "mine_&amp;_all" in written["report.md"]
+    assert [panel.algorithms for panel in panels(results)] == [["bc", "bcq_lag", "cpq", "mine_&_all"]]
+    for name in ("scatter", "frontier"):
+        assert imread(tmp_path / f"{name}.png").size > 0
 
 
 def test_of_several_configurations_the_winner_is_shown():

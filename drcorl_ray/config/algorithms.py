@@ -1,0 +1,188 @@
+"""Every learning algorithm by its name: one entry has all that the rest of the program must know of it.
+
+The learner's class is named by a text and imported only where a population is built, so this table needs no torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from drcorl_ray.config.base import Section
+from drcorl_ray.config.baselines import (
+    BCQLagSettings,
+    BEARLagSettings,
+    CDTSettings,
+    COptiDICESettings,
+    CPQSettings,
+    SharedSettings,
+)
+from drcorl_ray.errors import UserError
+
+
+class Marker(NamedTuple):
+    """A marker by its names in matplotlib and in plotly."""
+
+    png: str
+    page: str
+
+
+_MARKER = Marker("H", "hexagon2")
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A learning algorithm.
+
+    name: in settings, files and results. title: in tables. color: "#rrggbb"; marker: in figures.
+    learner: "package.module:Class", a subclass of `drcorl_ray.method.baselines.Baseline` (but for DRCORL).
+    settings: the section of its own keys, `baseline.NAME`; None where it has none. member_settings: those of them that may
+    differ between the members of a population; shared_member_settings: keys of `member` that it uses beside the cost limit.
+    steps, batch_size (rows of a global minibatch), learning_rate: its budget where `baseline` gives none; None: as much as a
+    phase of pretraining.
+    limit_agnostic: its weights do not depend on the cost limit. limit_conditioned: its policies are told the limit when they
+    act. whole_episodes: it learns from whole episodes, so it refuses data.window_rows. light: its training is not worth a
+    GPU. pretrained: it starts from pretrained weights and its members are the `member` section (DRCORL).
+    """
+
+    name: str
+    title: str
+    learner: str
+    color: str = "#2f4f4f"
+    marker: Marker = _MARKER
+    settings: type[Section] | None = None
+    member_settings: tuple[str, ...] = ()
+    shared_member_settings: tuple[str, ...] = ()
+    steps: int | None = 100_000
+    batch_size: int | None = 512
+    learning_rate: float | None = 1e-3
+    limit_agnostic: bool = False
+    limit_conditioned: bool = False
+    whole_episodes: bool = False
+    light: bool = False
+    pretrained: bool = False
+
+    @property
+    def limit_blind(self) -> bool:
+        """Whether its policies act alike at every cost limit."""
+        return self.limit_agnostic and not self.limit_conditioned
+
+    @property
+    def own_keys(self) -> dict[str, str]:
+        """Its own settings: {key of a member, "NAME.key": key of the section}."""
+        return {f"{self.name}.{key}": key for key in (self.settings.model_fields if self.settings else ())}
+
+
+def register_algorithm(algorithm: Algorithm) -> Algorithm:
+    """Add an algorithm of one's own, and return it: it then works in training, searches, comparisons, tables and figures.
+
+    Registering an equal entry again changes nothing. UserError where the name is taken or a value is not usable.
+    """
+    if (problem := _problem(algorithm)) is not None:
+        raise UserError(f"register_algorithm({algorithm.name!r}): {problem}")
+    _ALGORITHMS[algorithm.name] = algorithm
+    return algorithm
+
+
+def get_algorithm(name: str) -> Algorithm:
+    """The algorithm of that name; UserError naming the nearest one and all of them."""
+    if name in _ALGORITHMS:
+        return _ALGORITHMS[name]
+    close = difflib.get_close_matches(str(name), _ALGORITHMS, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise UserError(f"unknown algorithm {name!r:.60}; {hint}valid: {', '.join(_ALGORITHMS)}")
+
+
+def algorithms() -> list[Algorithm]:
+    """DRCORL, the baselines, and those registered in this process, in that order."""
+    return list(_ALGORITHMS.values())
+
+
+def baselines() -> list[Algorithm]:
+    """All algorithms but DRCORL."""
+    return [algorithm for algorithm in algorithms() if not algorithm.pretrained]
+
+
+def shown_algorithm(name: str) -> Algorithm:
+    """The algorithm of that name for tables and figures; one that is not registered here has its name and default looks."""
+    return _ALGORITHMS.get(name) or Algorithm(name, name, learner="")
+
+
+def user_algorithms() -> tuple[Algorithm, ...]:
+    """Those registered in this process."""
+    return tuple(algorithm for name, algorithm in _ALGORITHMS.items() if name not in _BUILT_IN)
+
+
+def _problem(algorithm: Algorithm) -> str | None:
+    """Why an algorithm cannot be registered; None where it can."""
+    from drcorl_ray.config.sections import MemberConfig  # it names algorithms by this table
+
+    name, settings = algorithm.name, algorithm.settings
+    if not re.fullmatch(r"[A-Za-z][\w-]*", name, re.ASCII) or name in SharedSettings.model_fields:
+        return "a name of letters, digits, '_' and '-' expected that is no key of `baseline`; it names files and a section"
+    if _ALGORITHMS.get(name, algorithm) != algorithm:
+        return f"{name!r} ({_ALGORITHMS[name].learner}) is already an algorithm; choose another name"
+    if not re.fullmatch(r"[\w.]+:\w+", algorithm.learner):
+        return f'learner {algorithm.learner!r} is not of the form "package.module:Class"'
+    if not algorithm.title or not re.fullmatch(r"#[0-9a-fA-F]{6}", algorithm.color):
+        return f'give a title, and a color of the form "#rrggbb" (got {algorithm.color!r})'
+    if settings is not None and not (isinstance(settings, type) and issubclass(settings, Section)):
+        return "settings must be a subclass of drcorl_ray.config.Section"
+    unknown = {*algorithm.member_settings} - {*(settings.model_fields if settings else ())}
+    if unknown:
+        return f"member_settings {', '.join(sorted(unknown))}: no key of its settings"
+    unknown = {*algorithm.shared_member_settings} - {*MemberConfig.model_fields}
+    if unknown:
+        return f"shared_member_settings {', '.join(sorted(unknown))}: no key of `member`"
+    if any(value is not None and not value > 0 for value in (algorithm.steps, algorithm.batch_size, algorithm.learning_rate)):
+        return "steps, batch_size and learning_rate must be above 0, or None: as pretraining's"
+    if algorithm.pretrained and name not in _BUILT_IN:
+        return "only DRCORL starts from pretrained weights"
+    return None
+
+
+_BASELINES = "drcorl_ray.method.baselines"
+_CLONING = {"steps": None, "batch_size": None, "learning_rate": None, "whole_episodes": True, "light": True}
+_PID = ("pid_proportional", "pid_integral", "pid_derivative")
+_BUILT_IN: dict[str, Algorithm] = {
+    entry.name: entry
+    for entry in (
+        Algorithm(
+            "drcorl", "DRCORL", "drcorl_ray.method.learner:Learner", "#1f77b4", Marker("o", "circle"), pretrained=True
+        ),
+        Algorithm(
+            "bc", "BC", f"{_BASELINES}.behaviour_cloning:Cloning", "#d62728", Marker("X", "x"), limit_agnostic=True, **_CLONING
+        ),
+        Algorithm(
+            "bc_safe", "BC-Safe", f"{_BASELINES}.behaviour_cloning:SafeCloning", "#ff7f0e", Marker("D", "diamond"), **_CLONING
+        ),
+        Algorithm(
+            "bc_reward", "BC-Reward", f"{_BASELINES}.behaviour_cloning:RewardCloning", "#8c564b", Marker("*", "star"),
+            limit_agnostic=True, **_CLONING,
+        ),
+        Algorithm(
+            "bc_frontier", "BC-Frontier", f"{_BASELINES}.behaviour_cloning:FrontierCloning", "#bcbd22",
+            Marker("h", "hexagon"), limit_agnostic=True, **_CLONING,
+        ),
+        Algorithm(
+            "bcq_lag", "BCQ-Lag", f"{_BASELINES}.lagrangian:BCQLag", "#9467bd", Marker("p", "pentagon"), BCQLagSettings,
+            ("perturbation",), _PID,
+        ),
+        Algorithm(
+            "bear_lag", "BEAR-Lag", f"{_BASELINES}.lagrangian:BEARLag", "#e377c2", Marker("8", "octagon"), BEARLagSettings,
+            ("mmd_limit", "mmd_sigma"), _PID, steps=300_000,
+        ),
+        Algorithm(
+            "cdt", "CDT", f"{_BASELINES}.cdt:CDT", "#000000", Marker("P", "cross"), CDTSettings, ("target_return",),
+            batch_size=2048, learning_rate=1e-4, limit_agnostic=True, limit_conditioned=True, whole_episodes=True,
+        ),
+        Algorithm("cpq", "CPQ", f"{_BASELINES}.cpq:CPQ", "#17becf", Marker("<", "triangle-left"), CPQSettings, ("ood_scale",)),
+        Algorithm(
+            "coptidice", "COptiDICE", f"{_BASELINES}.coptidice:COptiDICE", "#7f7f7f", Marker("d", "diamond-tall"),
+            COptiDICESettings, ("alpha", "cost_bound"), learning_rate=1e-4,
+        ),
+    )
+}  # fmt: skip
+_ALGORITHMS = dict(_BUILT_IN)
