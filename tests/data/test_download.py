@@ -15,7 +15,7 @@ NAME = "SafetyMadeUp-v0-1-2.hdf5"
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one file, with faults chosen by the first folder of the path, and keeps the ranges it was asked for."""
+    """Serves one file, with faults chosen by the first folder of the path, and records the requested ranges."""
 
     daemon_threads = True
 
@@ -68,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
 def content(tmp_path_factory) -> bytes:
     path = tmp_path_factory.mktemp("source") / NAME
     write_dataset(path, make_columns(20_000))
-    assert path.stat().st_size > 600_000  # several chunks: a part may be kept and taken up
+    assert path.stat().st_size > 600_000  # several chunks, so that a part may be kept and resumed
     return path.read_bytes()
 
 
@@ -102,7 +102,7 @@ def test_download_from_the_second_mirror(server, content, tmp_path):
 
 
 def test_the_hubs_own_checksum_is_verified(server, content, tmp_path):
-    """It stands in the answer that leads to the file. Fault: look at the last answer alone."""
+    """The redirect's response announces it. Fault: read the last response only."""
     mirrors = [server.url("hub-other"), server.url("hub-good")]
     assert find_dataset(NAME, mirrors, folder=tmp_path).read_bytes() == content
     assert [fault for fault, _ in server.asked] == ["hub-other", "other", "hub-good", "good"]

@@ -160,7 +160,7 @@ def test_density_filter_is_dsrls_own_and_repeatable(tmp_path, monkeypatch):
     np.testing.assert_array_equal(some.columns["rewards"], again.columns["rewards"])
     assert some.rows != other.rows or not np.array_equal(some.columns["rewards"], other.columns["rewards"])
     assert set(some.episodes.returns) <= set(dataset.episodes.returns)  # whole episodes only
-    assert not list(tmp_path.iterdir())  # dsrl saves a figure where it stands
+    assert not list(tmp_path.iterdir())  # dsrl saves a figure in the working directory
 
 
 def test_outlier_filter_disguises_risky_episodes():
@@ -224,7 +224,7 @@ def test_real_files_read_as_their_readme_says(name, rows, episodes, terminated, 
 
 
 def elsewhere(kind: str, file: h5py.File, path: Path) -> None:
-    """Put in the place of 'costs' something that is not the file's own numbers."""
+    """Replace 'costs' by data that are not in the file itself."""
     if kind == "external link":
         file["costs"] = h5py.ExternalLink(str(path), "/costs")
     elif kind == "loop":
@@ -253,7 +253,7 @@ def elsewhere(kind: str, file: h5py.File, path: Path) -> None:
     ],
 )
 def test_a_file_holds_its_own_numbers(tmp_path, kind, said):
-    """Fault: read what a downloaded file points to, or all that it declares."""
+    """Fault: read the files that a downloaded file points to, or as many numbers as it declares."""
     columns = make_columns(50)
     write_dataset(tmp_path / "other.hdf5", columns)
     path = tmp_path / "data.hdf5"

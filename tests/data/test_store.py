@@ -37,7 +37,7 @@ def test_every_row_comes_back(tmp_path_factory, rows, seed, rows_per_shard):
 
 
 def test_rates_of_a_table_made_by_hand(tmp_path):
-    """One terminated episode, one cut, one that the file leaves open; rewards and costs differ."""
+    """One terminated episode, one cut by a timeout, and one that the file does not end; rewards and costs differ."""
     columns = make_columns(7)
     columns["rewards"] = np.array([1, 2, 3, 4, 5, 6, 7], np.float32)
     columns["costs"] = np.array([0, 1, 0, 1, 1, 0, 2], np.float32)
@@ -116,7 +116,7 @@ def test_a_damaged_shard_is_named(tmp_path, damage):
     else:
         path.write_bytes(whole[:-1] if damage == "cut" else b"?" * len(whole))
     refusal(read_store, tmp_path / "store", path)
-    if damage != "garbage":  # of the same size: seen by those who read it
+    if damage != "garbage":  # of the same size, so only reading the content reveals it
         refusal(load_manifest, tmp_path / "store", path)
 
 

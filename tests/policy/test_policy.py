@@ -113,7 +113,7 @@ def test_a_row_acts_alone_as_among_others_to_the_last_bit(rows, seed, first, hid
 def test_actions_do_not_depend_on_the_number_of_threads():
     """A rollout actor has one thread, a process that calls `evaluate` has one per core. Fault: products of blocks of 4 rows.
 
-    With OpenBLAS's kernel for Haswell and Zen, which shows this fault; where there is no such kernel, with the usual one.
+    OpenBLAS's kernel for Haswell and Zen shows this fault; a machine without that kernel uses its default.
     """
     code = (
         "import numpy as np; from tests.policy.test_policy import *; "

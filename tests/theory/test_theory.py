@@ -33,7 +33,7 @@ def test_the_optimum_without_a_budget_is_value_iterations():
 
 
 def test_the_optimum_of_a_bandit_mixes_its_arms():
-    """Arms (reward, cost) = (1, 1) and (0, 0), γ = ½: a budget b ≤ 2 is spent wholly, on the first arm with chance b/2."""
+    """Arms (reward, cost) = (1, 1) and (0, 0), γ = ½: the optimum for a budget b ≤ 2 takes arm 1 with probability b/2."""
     cmdp = CMDP(np.ones((1, 2, 1)), np.array([[1.0, 0.0]]), np.array([[1.0, 0.0]]), np.ones(1), 0.5)
     best, policy = cmdp.optimum(0.6)
     assert best == pytest.approx(0.6)
@@ -52,7 +52,7 @@ def test_an_optimal_policy_keeps_its_budget_and_earns_what_it_says():
 
 
 def test_the_natural_gradient_is_the_fishers_inverse_times_the_gradient():
-    """By autograd and a pseudo-inverse, up to what a softmax does not see: a constant in each state."""
+    """By autograd and a pseudo-inverse, up to a constant in each state, which does not change a softmax."""
     cmdp = random_cmdp(2, states=4, actions=3)
     logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     transitions, rewards, start = (torch.from_numpy(x) for x in (cmdp.transitions, cmdp.rewards, cmdp.start))
@@ -75,7 +75,7 @@ def test_the_natural_gradient_is_the_fishers_inverse_times_the_gradient():
 
 
 def test_the_band_follows_the_learners_own_gradient_manipulation():
-    """And the weight is the reward's share of it, Eq. 12 written out. Fault: Eq. 46's weight without the 2."""
+    """The weight is the reward's share of the direction, by Eq. 12 written out. Fault: Eq. 46's weight without the 2."""
     generator = np.random.default_rng(4)
     seen = set()
     for _ in range(20):
@@ -102,7 +102,7 @@ def test_the_weighted_policy_comes_to_the_optimum_as_the_theorem_says():
 
 
 def test_a_critics_error_leaves_a_floor():
-    """Ten times the iterations do not help, ten times the error costs more. Fault: an error that averages out over time."""
+    """Ten times the iterations do not help; ten times the error costs more. Fault: an error that averages out over time."""
     found = rates(problems=2, iterations=(300, 3000), noises=(0.0, 0.05, 0.5))
     total = found.gap.clip(min=0.0) + found.violation.clip(min=0.0)
     assert total[0, 1] < 0.5 * total[0, 0]
@@ -122,7 +122,7 @@ def test_iterations_are_in_one_region_each():
 
 
 def test_proposition_3_1_holds_and_its_parts_are_what_they_say():
-    """The performance difference lemma (Eq. 29) with the same advantage. Fault: the distance of one direction alone."""
+    """The performance difference lemma (Eq. 29) with the same advantage. Fault: the KL divergence in one direction only."""
     found = bounds(problems=60)
     assert (found.proved, found.printed, found.tried) == (60, 60, 60)
     assert 0.0 < found.tightest < 1.0
