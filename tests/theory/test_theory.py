@@ -33,7 +33,7 @@ def test_the_optimum_without_a_budget_is_value_iterations():
 
 
 def test_the_optimum_of_a_bandit_mixes_its_arms():
-    """Arms (reward, cost) = (1, 1) and (0, 0), γ = ½: for a budget b ≤ 2 the first arm is taken with probability b/2."""
+    """Arms (reward, cost) = (1, 1) and (0, 0), γ = ½: the optimum for a budget b ≤ 2 takes arm 1 with probability b/2."""
     cmdp = CMDP(np.ones((1, 2, 1)), np.array([[1.0, 0.0]]), np.array([[1.0, 0.0]]), np.ones(1), 0.5)
     best, policy = cmdp.optimum(0.6)
     assert best == pytest.approx(0.6)
