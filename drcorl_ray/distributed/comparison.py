@@ -24,6 +24,7 @@ from drcorl_ray.io.console import console
 from drcorl_ray.method.baselines.cdt import target
 from drcorl_ray.policy.loading import load_population
 from drcorl_ray.runs.directory import RunDirectory
+from drcorl_ray.runs.schema import Row
 from drcorl_ray.training.comparison import POPULATION, Compared, _device, _label, plan, train
 
 
@@ -56,9 +57,7 @@ def start(
     return Pending(compared, task.remote(config, data, run, compared))
 
 
-def rows(
-    data: TaskData, run: RunDirectory, pending: Pending | None, pool: RolloutPool, seeds: Sequence[int]
-) -> list[dict[str, Any]]:
+def rows(data: TaskData, run: RunDirectory, pending: Pending | None, pool: RolloutPool, seeds: Sequence[int]) -> list[Row]:
     """Rows of the trained populations on episodes of the given seeds; a policy that diverged has none, and is named."""
     if pending is None:
         return []
@@ -76,7 +75,7 @@ def rows(
 
 def _rows(
     data: TaskData, run: RunDirectory, compared: Compared, path: Path, pool: RolloutPool, seeds: Sequence[int]
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     policies, meta = load_population(path)
     sound = [place for place, member in enumerate(compared.places) if meta["finite"][member]]
     if len(sound) < len(compared.places):
@@ -84,9 +83,9 @@ def _rows(
     if not sound:
         return []
     chosen = policies.select([compared.places[place] for place in sound])
-    candidates = [compared.candidates[place] for place in sound]
+    infos = [compared.infos[place] for place in sound]
     if compared.algorithm == "cdt":
-        asked = [target(data.episodes, each.cost_limit, each.config["cdt_target_return"]) for each in candidates]
+        asked = [target(data.episodes, each.cost_limit, each.config["cdt_target_return"]) for each in infos]
         chosen = chosen.with_arrays(chosen.arrays() | {"target": np.array(asked, np.float32)})
     stats = pool.evaluate(chosen, data.task, seeds)
-    return score(run, data, chosen, candidates, stats, [_label(candidate) for candidate in candidates])
+    return score(run, data, chosen, infos, stats, [_label(info) for info in infos])

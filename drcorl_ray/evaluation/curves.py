@@ -20,6 +20,7 @@ from drcorl_ray.evaluation.scoring import mean_scores
 from drcorl_ray.evaluation.seeds import CURVE_SEEDS
 from drcorl_ray.policy.loading import load_population
 from drcorl_ray.policy.population import PopulationPolicy
+from drcorl_ray.runs.schema import Calibration, Curve
 from drcorl_ray.training.build import Population
 
 CALIBRATED_K = (0.0, 1.0, 2.0, 3.0, 4.0)  # standard deviations of the estimates that are compared with the truth; 0: the mean
@@ -74,13 +75,8 @@ def load_curve_point(path: Path) -> CurvePoint:
 
 def roll_out_curves(
     config: Config, data: TaskData, members: Sequence[MemberConfig], point_at: PointAt, pool: RolloutPool
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The entries "curves" and "calibration" of results.json, for P members and the K steps of `curve_steps`.
-
-    curve: task, steps [K], numbers [P] of the members, normalized_reward, normalized_cost [P][K]. calibration: task, steps,
-    episodes, k; members (labels), modes, cost_limits, member_k [P]; estimates [P][k][K] and own_estimates [P][K] of the
-    episode cost; true_cost, true_cost_se [P][K]. A policy that is not finite has no value.
-    """
+) -> tuple[Curve, Calibration]:
+    """The entries "curves" and "calibration" of results.json, for P members and the K steps of `curve_steps`."""
     episodes = config.evaluation.curve_episodes
     seeds = range(CURVE_SEEDS, CURVE_SEEDS + episodes)
     limits, steps = [member.cost_limit for member in members], curve_steps(config)
@@ -98,12 +94,18 @@ def roll_out_curves(
     reward, cost, true_cost, error = measured.transpose(1, 2, 0)
     mean, deviation = expected.transpose(1, 2, 0)
     own = np.array([member.k for member in members])
-    about = {"task": data.task.name, "steps": steps}
-    scores = {"normalized_reward": _nested(reward), "normalized_cost": _nested(cost)}
-    curve = about | {"numbers": list(range(len(members)))} | scores
-    calibration = about | {
+    curve: Curve = {
+        "task": data.task.name,
+        "steps": steps,
+        "numbers": list(range(len(members))),
+        "normalized_reward": _nested(reward),
+        "normalized_cost": _nested(cost),
+    }
+    calibration: Calibration = {
+        "task": data.task.name,
+        "steps": steps,
         "members": [f"{place} {member.evaluation_mode}" for place, member in enumerate(members)],
-        "modes": [member.evaluation_mode for member in members],
+        "modes": [str(member.evaluation_mode) for member in members],
         "cost_limits": limits,
         "member_k": own.tolist(),
         "k": list(CALIBRATED_K),

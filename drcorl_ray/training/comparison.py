@@ -10,7 +10,7 @@ import torch
 from drcorl_ray.config import CLONES, LIMITLESS, Config, MemberConfig
 from drcorl_ray.data.store import read_store
 from drcorl_ray.data.task_data import TaskData
-from drcorl_ray.evaluation.scoring import Candidate
+from drcorl_ray.evaluation.scoring import RowInfo
 from drcorl_ray.method.replay import Replay
 from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.runs.metrics_log import MetricsLog
@@ -26,11 +26,11 @@ _REPORTS = 200  # of a training; its state may be large
 
 @dataclass(frozen=True)
 class Compared:
-    """One algorithm's population, the candidates of its rows, and which member each one is."""
+    """One algorithm's population, what its rows say of it, and the member that each row is of."""
 
     algorithm: str
     members: tuple[MemberConfig, ...]
-    candidates: tuple[Candidate, ...]
+    infos: tuple[RowInfo, ...]
     places: tuple[int, ...]
 
 
@@ -48,7 +48,7 @@ def plan(config: Config, data: TaskData, members: Sequence[MemberConfig]) -> lis
 def _compared(config: Config, data: TaskData, algorithm: str, cells: Sequence[tuple[int | None, float]]) -> Compared:
     cheapest = data.episodes.costs.min()
     places: dict[tuple[int | None, float | None], int] = {}
-    members, candidates, chosen = [], [], []
+    members, infos, chosen = [], [], []
     for seed, limit in cells:
         if algorithm == "bc_safe" and limit < cheapest:
             continue
@@ -59,9 +59,9 @@ def _compared(config: Config, data: TaskData, algorithm: str, cells: Sequence[tu
             members.append(member)
         assert member.seed is not None
         own = {"seed": seed, "cost_limit": known} if algorithm in CLONES else member.model_dump()
-        candidates.append(Candidate(algorithm, own, member.seed, limit, details={"baseline": True}))
+        infos.append(RowInfo(algorithm, own, member.seed, limit, details={"baseline": True}))
         chosen.append(places[seed, known])
-    return Compared(algorithm, tuple(members), tuple(candidates), tuple(chosen))
+    return Compared(algorithm, tuple(members), tuple(infos), tuple(chosen))
 
 
 def _device(config: Config, compared: Sequence[Compared]) -> str:
@@ -99,5 +99,5 @@ def _train_one(
     save_last(folder / POPULATION, learner)
 
 
-def _label(candidate: Candidate) -> str:
-    return f"{candidate.algorithm}-limit-{candidate.cost_limit:g}-seed-{candidate.seed}"
+def _label(info: RowInfo) -> str:
+    return f"{info.algorithm}-limit-{info.cost_limit:g}-seed-{info.seed}"

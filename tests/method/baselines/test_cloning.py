@@ -88,10 +88,10 @@ def test_bc_is_trained_once_for_all_limits(two_styles):
     assert safe.places == (0, 1, 2, 3)
     for compared in (everything, safe):
         limits = (1.0, 5.0, 20.0) if compared is everything else (5.0, 20.0)
-        assert [(c.seed, c.cost_limit) for c in compared.candidates] == [(seed, limit) for seed in (0, 4) for limit in limits]
-        assert {c.algorithm for c in compared.candidates} == {compared.algorithm}
-    assert everything.candidates[0].config == {"seed": 0, "cost_limit": None}
-    assert safe.candidates[0].config == {"seed": 0, "cost_limit": 5.0}
+        assert [(c.seed, c.cost_limit) for c in compared.infos] == [(seed, limit) for seed in (0, 4) for limit in limits]
+        assert {c.algorithm for c in compared.infos} == {compared.algorithm}
+    assert everything.infos[0].config == {"seed": 0, "cost_limit": None}
+    assert safe.infos[0].config == {"seed": 0, "cost_limit": 5.0}
 
 
 def test_a_learner_that_knows_limits_is_trained_at_each(two_styles):
@@ -99,7 +99,7 @@ def test_a_learner_that_knows_limits_is_trained_at_each(two_styles):
     members = [MemberConfig(cost_limit=limit, seed=2) for limit in (1.0, 20.0)]
     [compared] = comparison.plan(config, two_styles, members)
     assert [member.cost_limit for member in compared.members] == [1.0, 20.0]
-    assert compared.candidates[1].config["cpq_ood_scale"] == 1.5
+    assert compared.infos[1].config["cpq_ood_scale"] == 1.5
     assert compared.places == (0, 1)
 
 
