@@ -1,5 +1,6 @@
 """Lint, format and types, so that one command checks everything; and the rules of the house that no linter knows."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -40,3 +41,46 @@ def test_the_package_imports_with_the_core_dependencies_alone():
     code = f"import sys, drcorl_ray; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_a_report_is_drawn_without_torch_and_ray():
+    """Fault: measure, or load a policy, while a report is written."""
+    heavy = ("torch", "ray", "drcorl_ray.method")
+    code = f"import sys, drcorl_ray.report.build; print([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def private_optuna_names(source: str) -> set[str]:
+    """Attributes with a leading underscore of anything but self, private modules, and private methods that are overridden."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and re.match(r"_[a-z]", node.attr):
+            if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")):
+                names.add(node.attr)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("optuna"):
+            names |= {part for part in [*str(node.module).split("."), *(name.name for name in node.names)] if part[0] == "_"}
+        elif isinstance(node, ast.ClassDef) and any("optuna" in ast.unparse(base) for base in node.bases):
+            names |= {part.name for part in node.body if isinstance(part, ast.FunctionDef) and re.match(r"_[a-z]", part.name)}
+    return names
+
+
+def test_private_names_of_optuna_are_in_one_file():
+    """Fault: `frozen._trial_id` in search/study.py."""
+    own = ROOT / "drcorl_ray" / "search" / "optuna_private.py"
+    assert private_optuna_names(own.read_text()) == {"_trial_id", "_cached_frozen_trial", "_find_sample_id"}
+    for file in (ROOT / "drcorl_ray").rglob("*.py"):
+        source = file.read_text()
+        if file != own and re.search(r"^\s*(import|from) optuna\b", source, re.MULTILINE):
+            assert private_optuna_names(source) == set(), file
+    for name in private_optuna_names(own.read_text()):
+        others = [file for file in (ROOT / "drcorl_ray").rglob("*.py") if file != own and name in file.read_text()]
+        assert others == [], name
+
+
+def test_private_modules_of_ray_are_named_in_one_file():
+    own = ROOT / "drcorl_ray" / "distributed" / "ray_private.py"
+    pattern = re.compile(r"\bray(\.\w+)*\._(private|internal)\b|\bfrom ray(\.\w+)* import _(private|internal)\b")
+    assert pattern.search(own.read_text())
+    for file in (ROOT / "drcorl_ray").rglob("*.py"):
+        assert file == own or not pattern.search(file.read_text()), file

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from drcorl_ray.config import Config
+from drcorl_ray.config.algorithms import baselines
 from drcorl_ray.data.source import task_store
 from drcorl_ray.data.task_data import TaskData
-from drcorl_ray.evaluation.scoring import Records
+from drcorl_ray.evaluation.speed import inference_times
 from drcorl_ray.io.console import console
 from drcorl_ray.io.files import write_json
 from drcorl_ray.report import write_report
 from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.runs.provenance import describe_results
+from drcorl_ray.runs.schema import Row
 from drcorl_ray.tasks.envs import make_simulator
 
 
-def finish(run: RunDirectory, rows: Records, started: float, extra: Mapping[str, Any]) -> None:
-    """Write the report and, last, results.json, with `extra` in its description of the run."""
-    results = describe_results(rows, time.monotonic() - started, extra)
+def finish(config: Config, run: RunDirectory, rows: Sequence[Row], started: float, extra: Mapping[str, Any]) -> None:
+    """Measure inference times; write the report and, last, results.json, with `extra` in its description of the run."""
+    wall_s = time.monotonic() - started
+    times = inference_times(
+        run.path, rows, config.pretrain, {algorithm.name for algorithm in baselines() if not algorithm.light}
+    )
+    results = describe_results(rows, wall_s, {**extra, "inference_times": times})
     write_report(run, results)
     write_json(run.results, results)
     console.print(f"report: {run.path / 'report.html'}")

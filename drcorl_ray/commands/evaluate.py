@@ -14,11 +14,12 @@ from drcorl_ray.config import Config
 from drcorl_ray.config.sections import EvaluationConfig
 from drcorl_ray.errors import UserError
 from drcorl_ray.evaluation.dsrl_protocol import EPISODES, dsrl_groups, protocol_gaps, protocol_table
-from drcorl_ray.evaluation.policy_files import Entry, Row, load_entries, score_policies
+from drcorl_ray.evaluation.policy_files import Entry, load_entries, score_policies
 from drcorl_ray.evaluation.seeds import EVALUATION_SEEDS
 from drcorl_ray.io.console import progress_bars, wide_console
 from drcorl_ray.io.files import write_bytes, write_json
 from drcorl_ray.io.storage import storage_path
+from drcorl_ray.runs.schema import EvaluatedRow
 
 
 def evaluate_files(paths: Sequence[str], config: Config) -> None:
@@ -72,7 +73,7 @@ def _output_folder(settings: EvaluationConfig) -> Path | None:
     return folder
 
 
-def _table(rows: Sequence[Row]) -> Table:
+def _table(rows: Sequence[EvaluatedRow]) -> Table:
     table = Table(
         Column("policy", overflow="fold"),
         "task",
@@ -109,7 +110,7 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
     return [f"{who}: no return range of the dataset in the file; reward normalised by the task's reference ({used})"]
 
 
-def _record(entries: Sequence[Entry], rows: Sequence[Row], folder: Path, bars: Progress) -> list[str]:
+def _record(entries: Sequence[Entry], rows: Sequence[EvaluatedRow], folder: Path, bars: Progress) -> list[str]:
     """Write the GIF of each policy's first episode; a line for each reason why there is none."""
     from drcorl_ray.evaluation.video import record_episode  # matplotlib takes a second to import
 

@@ -18,13 +18,14 @@ from drcorl_ray.errors import UserError
 from drcorl_ray.evaluation.curves import load_curve_point, roll_out_curves
 from drcorl_ray.evaluation.pool import RolloutPool
 from drcorl_ray.evaluation.references import best_safe_episodes, data_episodes
-from drcorl_ray.evaluation.scoring import Records, Selection, member_candidate, score
+from drcorl_ray.evaluation.scoring import member_info, score
 from drcorl_ray.evaluation.seeds import FRESH_SEEDS, episode_seeds
 from drcorl_ray.io.console import console, progress_bars
 from drcorl_ray.policy.loading import load_population
 from drcorl_ray.policy.population import PopulationPolicy
 from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.runs.progress import Watcher
+from drcorl_ray.runs.schema import Row, Selection
 from drcorl_ray.runs.tracking import Tracker
 from drcorl_ray.training.pretrained import pretrain_seeds
 
@@ -63,7 +64,7 @@ def train(config: Config) -> RunDirectory:
         )
     references = best_safe_episodes(data, [member.cost_limit for member in members])
     measured = {"curves": [curve], "calibration": [calibration], "references": references}
-    finish(run, rows, started, measured | {"data_episodes": [data_episodes(data)]})
+    finish(config, run, rows, started, measured | {"data_episodes": [data_episodes(data)]})
     return run
 
 
@@ -77,7 +78,7 @@ def _name_idle_cpus(config: Config) -> None:
 
 def evaluate_population(
     config: Config, data: TaskData, run: RunDirectory, members: Sequence[MemberSettings], population: Path, pool: RolloutPool
-) -> Records:
+) -> list[Row]:
     """Rows of the last policies on fresh episodes, and of those that online evaluations chose during the training.
 
     A member that diverged has none, and is named.
@@ -87,16 +88,16 @@ def evaluate_population(
     for member in sorted(set(range(policies.members)) - set(sound)):
         console.print(f"[red]{data.task.name}: member {member} diverged (non-finite weights) and is left out")
 
-    def rows(policies: PopulationPolicy, places: Sequence[int], selection: Selection, suffix: str = "") -> Records:
+    def rows(policies: PopulationPolicy, places: Sequence[int], selection: Selection, suffix: str = "") -> list[Row]:
         if not places:
             return []
         stats = pool.evaluate(policies, data.task, episode_seeds(FRESH_SEEDS, config.evaluation.episodes))
         taken = [(meta["online_episodes"][place], meta["appended_transitions"][place]) for place in places]
-        candidates = [
-            member_candidate(config, members[place], *numbers, selection) for place, numbers in zip(places, taken, strict=True)
+        infos = [
+            member_info(config, members[place], *numbers, selection) for place, numbers in zip(places, taken, strict=True)
         ]
         labels = [f"{config.run.algorithm}-{place:03d}{suffix}" for place in places]
-        return score(run, data, policies, candidates, stats, labels, places)
+        return score(run, data, policies, infos, stats, labels, places)
 
     last = rows(policies.select(sound), sound, "last")
     if not run.online_best(data.task.name).exists():

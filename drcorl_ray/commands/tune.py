@@ -72,7 +72,7 @@ def search(config: Config) -> RunDirectory:
     references = [reference for data in tasks for reference in best_safe_episodes(data, limits)]
     described = describe_search(records, ledger.cost(records, time.monotonic() - started))
     measured = {"curves": curves, "calibration": calibration, "references": references}
-    finish(run, rows, started, measured | {"data_episodes": list(map(data_episodes, tasks)), "search": described})
+    finish(config, run, rows, started, measured | {"data_episodes": list(map(data_episodes, tasks)), "search": described})
     return run
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from drcorl_ray.config.algorithms import Algorithm, get_algorithm, register_algorithm, user_algorithms
+from drcorl_ray.config.algorithms import Algorithm, get_algorithm, user_algorithms
 from drcorl_ray.config.base import Section, nearest, validate
 from drcorl_ray.config.members import BaselineConfig, BaselineMember, MemberSettings, check_values, resolved_member
+from drcorl_ray.config.registration import register_algorithm
 from drcorl_ray.config.search import RangeConfig, SearchConfig
 from drcorl_ray.config.sections import (
     DataConfig,

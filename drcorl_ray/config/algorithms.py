@@ -6,7 +6,6 @@ The learner's class is named by a text and imported only where a population is b
 from __future__ import annotations
 
 import difflib
-import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +16,6 @@ from drcorl_ray.config.baselines import (
     CDTSettings,
     COptiDICESettings,
     CPQSettings,
-    SharedSettings,
 )
 from drcorl_ray.errors import UserError
 
@@ -75,29 +73,18 @@ class Algorithm:
         return {f"{self.name}.{key}": key for key in (self.settings.model_fields if self.settings else ())}
 
 
-def register_algorithm(algorithm: Algorithm) -> Algorithm:
-    """Add an algorithm of one's own, and return it: it then works in training, searches, comparisons, tables and figures.
-
-    Registering an equal entry again changes nothing. UserError where the name is taken or a value is not usable.
-    """
-    if (problem := _problem(algorithm)) is not None:
-        raise UserError(f"register_algorithm({algorithm.name!r}): {problem}")
-    _ALGORITHMS[algorithm.name] = algorithm
-    return algorithm
-
-
 def get_algorithm(name: str) -> Algorithm:
     """The algorithm of that name; UserError naming the nearest one and all of them."""
-    if name in _ALGORITHMS:
-        return _ALGORITHMS[name]
-    close = difflib.get_close_matches(str(name), _ALGORITHMS, n=1)
+    if name in ALGORITHMS:
+        return ALGORITHMS[name]
+    close = difflib.get_close_matches(str(name), ALGORITHMS, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    raise UserError(f"unknown algorithm {name!r:.60}; {hint}valid: {', '.join(_ALGORITHMS)}")
+    raise UserError(f"unknown algorithm {name!r:.60}; {hint}valid: {', '.join(ALGORITHMS)}")
 
 
 def algorithms() -> list[Algorithm]:
     """DRCORL, the baselines, and those registered in this process, in that order."""
-    return list(_ALGORITHMS.values())
+    return list(ALGORITHMS.values())
 
 
 def baselines() -> list[Algorithm]:
@@ -107,46 +94,18 @@ def baselines() -> list[Algorithm]:
 
 def shown_algorithm(name: str) -> Algorithm:
     """The algorithm of that name for tables and figures; one that is not registered here has its name and default looks."""
-    return _ALGORITHMS.get(name) or Algorithm(name, name, learner="")
+    return ALGORITHMS.get(name) or Algorithm(name, name, learner="")
 
 
 def user_algorithms() -> tuple[Algorithm, ...]:
     """Those registered in this process."""
-    return tuple(algorithm for name, algorithm in _ALGORITHMS.items() if name not in _BUILT_IN)
-
-
-def _problem(algorithm: Algorithm) -> str | None:
-    """Why an algorithm cannot be registered; None where it can."""
-    from drcorl_ray.config.sections import MemberConfig  # it names algorithms by this table
-
-    name, settings = algorithm.name, algorithm.settings
-    if not re.fullmatch(r"[A-Za-z][\w-]*", name, re.ASCII) or name in SharedSettings.model_fields:
-        return "a name of letters, digits, '_' and '-' expected that is no key of `baseline`; it names files and a section"
-    if _ALGORITHMS.get(name, algorithm) != algorithm:
-        return f"{name!r} ({_ALGORITHMS[name].learner}) is already an algorithm; choose another name"
-    if not re.fullmatch(r"[\w.]+:\w+", algorithm.learner):
-        return f'learner {algorithm.learner!r} is not of the form "package.module:Class"'
-    if not algorithm.title or not re.fullmatch(r"#[0-9a-fA-F]{6}", algorithm.color):
-        return f'give a title, and a color of the form "#rrggbb" (got {algorithm.color!r})'
-    if settings is not None and not (isinstance(settings, type) and issubclass(settings, Section)):
-        return "settings must be a subclass of drcorl_ray.config.Section"
-    unknown = {*algorithm.member_settings} - {*(settings.model_fields if settings else ())}
-    if unknown:
-        return f"member_settings {', '.join(sorted(unknown))}: no key of its settings"
-    unknown = {*algorithm.shared_member_settings} - {*MemberConfig.model_fields}
-    if unknown:
-        return f"shared_member_settings {', '.join(sorted(unknown))}: no key of `member`"
-    if any(value is not None and not value > 0 for value in (algorithm.steps, algorithm.batch_size, algorithm.learning_rate)):
-        return "steps, batch_size and learning_rate must be above 0, or None: as pretraining's"
-    if algorithm.pretrained and name not in _BUILT_IN:
-        return "only DRCORL starts from pretrained weights"
-    return None
+    return tuple(algorithm for name, algorithm in ALGORITHMS.items() if name not in BUILT_IN)
 
 
 _BASELINES = "drcorl_ray.method.baselines"
 _CLONING = {"steps": None, "batch_size": None, "learning_rate": None, "whole_episodes": True, "light": True}
 _PID = ("pid_proportional", "pid_integral", "pid_derivative")
-_BUILT_IN: dict[str, Algorithm] = {
+BUILT_IN: dict[str, Algorithm] = {
     entry.name: entry
     for entry in (
         Algorithm(
@@ -185,4 +144,4 @@ _BUILT_IN: dict[str, Algorithm] = {
         ),
     )
 }  # fmt: skip
-_ALGORITHMS = dict(_BUILT_IN)
+ALGORITHMS = dict(BUILT_IN)

@@ -22,6 +22,7 @@ from drcorl_ray.evaluation.scoring import score
 from drcorl_ray.io.console import console
 from drcorl_ray.policy.loading import load_population
 from drcorl_ray.runs.directory import RunDirectory
+from drcorl_ray.runs.schema import Row
 from drcorl_ray.training.baselines import baseline_class
 from drcorl_ray.training.comparison import BaselinePlan, _device, _label, plan, train
 
@@ -55,9 +56,7 @@ def start(
     return Pending(plans, task.remote(config, data, run, plans))
 
 
-def rows(
-    data: TaskData, run: RunDirectory, pending: Pending | None, pool: RolloutPool, seeds: Sequence[int]
-) -> list[dict[str, Any]]:
+def rows(data: TaskData, run: RunDirectory, pending: Pending | None, pool: RolloutPool, seeds: Sequence[int]) -> list[Row]:
     """Rows of the trained populations on episodes of the given seeds; a policy that diverged has none, and is named."""
     if pending is None:
         return []
@@ -75,7 +74,7 @@ def rows(
 
 def _rows(
     data: TaskData, run: RunDirectory, planned: BaselinePlan, path: Path, pool: RolloutPool, seeds: Sequence[int]
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     policies, meta = load_population(path)
     sound = [place for place, member in enumerate(planned.places) if meta["finite"][member]]
     if len(sound) < len(planned.places):
@@ -83,8 +82,8 @@ def _rows(
     if not sound:
         return []
     chosen = policies.select([planned.places[place] for place in sound])
-    candidates = [planned.candidates[place] for place in sound]
+    infos = [planned.infos[place] for place in sound]
     row_members = [planned.row_members[place] for place in sound]
     chosen = baseline_class(planned.algorithm).for_limits(chosen, data.episodes, row_members)
     stats = pool.evaluate(chosen, data.task, seeds)
-    return score(run, data, chosen, candidates, stats, [_label(candidate) for candidate in candidates])
+    return score(run, data, chosen, infos, stats, [_label(info) for info in infos])

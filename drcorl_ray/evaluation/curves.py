@@ -21,6 +21,7 @@ from drcorl_ray.evaluation.seeds import CURVE_SEEDS
 from drcorl_ray.method.protocols import Population
 from drcorl_ray.policy.loading import load_population
 from drcorl_ray.policy.population import PopulationPolicy
+from drcorl_ray.runs.schema import Calibration, Curve
 
 CALIBRATED_K = (0.0, 1.0, 2.0, 3.0, 4.0)  # standard deviations of the estimates that are compared with the truth; 0: the mean
 
@@ -71,13 +72,8 @@ def roll_out_curves(
     episodes: int,
     point_at: PointAt,
     pool: RolloutPool,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The entries "curves" and "calibration" of results.json, for P members at K steps, by `episodes` episodes each.
-
-    curve: task, steps [K], numbers [P] of the members, normalized_reward, normalized_cost [P][K]. calibration: task, steps,
-    episodes, k; members (labels), modes, cost_limits, member_k [P]; estimates [P][k][K] and own_estimates [P][K] of the
-    episode cost; true_cost, true_cost_se [P][K]. A policy that is not finite has no value.
-    """
+) -> tuple[Curve, Calibration]:
+    """The entries "curves" and "calibration" of results.json, for P members at K steps, by `episodes` episodes each."""
     seeds = range(CURVE_SEEDS, CURVE_SEEDS + episodes)
     limits = [member.cost_limit for member in members]
     measured = np.full((len(steps), 4, len(members)), np.nan)  # normalised reward and cost, cost and its standard error
@@ -94,12 +90,18 @@ def roll_out_curves(
     reward, cost, true_cost, error = measured.transpose(1, 2, 0)
     mean, deviation = expected.transpose(1, 2, 0)
     own = np.array([member.k for member in members])
-    about = {"task": data.task.name, "steps": list(steps)}
-    scores = {"normalized_reward": _nested(reward), "normalized_cost": _nested(cost)}
-    curve = about | {"numbers": list(range(len(members)))} | scores
-    calibration = about | {
+    curve: Curve = {
+        "task": data.task.name,
+        "steps": list(steps),
+        "numbers": list(range(len(members))),
+        "normalized_reward": _nested(reward),
+        "normalized_cost": _nested(cost),
+    }
+    calibration: Calibration = {
+        "task": data.task.name,
+        "steps": list(steps),
         "members": [f"{place} {member.evaluation_mode}" for place, member in enumerate(members)],
-        "modes": [member.evaluation_mode for member in members],
+        "modes": [str(member.evaluation_mode) for member in members],
         "cost_limits": limits,
         "member_k": own.tolist(),
         "k": list(CALIBRATED_K),

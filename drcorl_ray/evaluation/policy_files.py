@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.progress import Progress
 
@@ -15,11 +15,10 @@ from drcorl_ray.evaluation.pool import LocalRolloutPool
 from drcorl_ray.io.storage import named_file, storage_path
 from drcorl_ray.policy.loading import Policy, load_policy
 from drcorl_ray.policy.population import PopulationPolicy
-from drcorl_ray.runs.results import read_results
+from drcorl_ray.runs.results import read_results, results_file
+from drcorl_ray.runs.schema import EvaluatedRow, row_scores
 from drcorl_ray.tasks.registry import Task, get_task
-from drcorl_ray.tasks.scores import EpisodeStats, normalized_cost, normalized_reward
-
-Row = dict[str, Any]
+from drcorl_ray.tasks.scores import EpisodeStats
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Entry:
     file: Path
     policy: Policy
     task: Task
-    about: Row
+    about: dict[str, Any]
     return_range: tuple[float, float] | None
 
     @property
@@ -55,12 +54,13 @@ def load_entries(paths: Sequence[str]) -> list[Entry]:
 def _policy_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
+    listing = results_file(path)
     try:
-        files = [named_file(path / "results.json", row["policy"]) for row in read_results(path)["rows"]]
+        files = [named_file(listing, row["policy"]) for row in read_results(path, "name a policy file")["rows"]]
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path / 'results.json'}: a row lists no policy ({error!r})") from error
+        raise UserError(f"{listing}: a row lists no policy ({error!r})") from error
     if not files:
-        raise UserError(f"{path / 'results.json'}: lists no policy")
+        raise UserError(f"{listing}: lists no policy")
     return files
 
 
@@ -115,9 +115,9 @@ def _load(name: str, file: Path) -> Entry:
     return Entry(name, file, policy, task, about, None if low is None or high is None else (low, high))
 
 
-def score_policies(entries: Sequence[Entry], seeds: Sequence[int], bars: Progress) -> list[Row]:
+def score_policies(entries: Sequence[Entry], seeds: Sequence[int], bars: Progress) -> list[EvaluatedRow]:
     """A row per policy, in order, after one episode of it per seed; policies that can be are rolled out side by side."""
-    rows: dict[str, Row] = {}
+    rows: dict[str, EvaluatedRow] = {}
     for alike in _alike(entries):
         stats = _roll_out(alike, seeds, bars)
         rows |= {entry.name: _row(entry, stats, member) for member, entry in enumerate(alike)}
@@ -143,25 +143,19 @@ def _roll_out(entries: Sequence[Entry], seeds: Sequence[int], bars: Progress) ->
         return pool.evaluate(population, task, seeds)
 
 
-def _row(entry: Entry, stats: EpisodeStats, member: int) -> Row:
+def _row(entry: Entry, stats: EpisodeStats, member: int) -> EvaluatedRow:
     returns, costs, lengths = stats.returns[member], stats.costs[member], stats.lengths[member]
-    known = entry.return_range
-    cost = float(normalized_cost(costs, entry.about["cost_limit"]).mean())
-    return entry.about | {
+    scores = row_scores(returns, costs, lengths, entry.about["cost_limit"], entry.return_range)
+    row = {
+        **entry.about,
         "name": entry.name,
         "policy": str(entry.file),
-        "episodes": len(stats.seeds),
-        "reward_mean": float(returns.mean()),
-        "reward_std": float(returns.std()),
-        "cost_mean": float(costs.mean()),
-        "cost_std": float(costs.std()),
-        "length_mean": float(lengths.mean()),
-        "normalized_reward": float(normalized_reward(returns, *known).mean()) if known else None,
-        "normalized_cost": cost,
-        "safe": cost <= 1,
-        "return_range": known,
+        **scores,
+        "safe": scores["normalized_cost"] <= 1,
+        "return_range": entry.return_range,
         "seeds": stats.seeds.tolist(),
         "returns": returns.tolist(),
         "costs": costs.tolist(),
         "lengths": lengths.tolist(),
     }
+    return cast("EvaluatedRow", row)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
 from drcorl_ray.data.task_data import TaskData
+from drcorl_ray.runs.schema import DataEpisodes, Reference
 from drcorl_ray.tasks.scores import normalized_reward
 
 MOST_EPISODES = 1000
 
 
-def best_safe_episodes(data: TaskData, cost_limits: Iterable[float]) -> list[dict[str, Any]]:
-    """References of a report: {"task", "cost_limit", "normalized_reward"} per limit that an episode of the data keeps."""
+def best_safe_episodes(data: TaskData, cost_limits: Iterable[float]) -> list[Reference]:
+    """References of a report, one per limit that an episode of the data keeps."""
     best = {limit: best_safe_episode(data, limit) for limit in sorted(set(cost_limits))}
     return [
         {"task": data.task.name, "cost_limit": limit, "normalized_reward": reward}
@@ -30,8 +30,8 @@ def best_safe_episode(data: TaskData, cost_limit: float) -> float | None:
     return float(normalized_reward(safe.max(), data.spec.return_min, data.spec.return_max)) if len(safe) else None
 
 
-def data_episodes(data: TaskData) -> dict[str, Any]:
-    """The data's own episodes, for a report: {"task", "normalized_reward": [E], "cost": [E]}, costs undiscounted sums.
+def data_episodes(data: TaskData) -> DataEpisodes:
+    """The data's own episodes, for a report.
 
     Of more than 1,000 that many, evenly spaced in the data's order, the first and the last among them.
     """

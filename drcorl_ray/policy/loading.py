@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from drcorl_ray.errors import UserError
-from drcorl_ray.io.files import load_arrays, read_json
+from drcorl_ray.io.files import load_arrays
 from drcorl_ray.io.storage import named_file, storage_path
 from drcorl_ray.policy.mlp import PERTURBATION, PERTURBATION_SCALE, assemble, shapes_fit
 from drcorl_ray.policy.population import POLICY_SCHEMA, STATISTICS, TRANSFORMER, PopulationPolicy
+from drcorl_ray.runs.results import read_results, results_file
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,10 @@ class Episode:
 
 
 def load_policy(path: str | Path) -> Policy:
-    """Load a policy file, or the best policy of a finished run's directory; UserError if it is not an intact policy."""
+    """Load a policy file, or of a finished run's directory its search's first winner or its first member.
+
+    UserError where it is not an intact policy, where the run is not finished, and where it has policies of several tasks.
+    """
     file = storage_path(str(path))
     file = _policy_of_run(file) if file.is_dir() else file
     arrays, meta = load_arrays(file)
@@ -72,14 +76,20 @@ def load_policy(path: str | Path) -> Policy:
 
 
 def _policy_of_run(run: Path) -> Path:
-    """Return the policy file of the search's first winner, or of the first member of a training run."""
-    results = read_json(run / "results.json")
+    """The search's first winner, or the first member of a training run; UserError where the run has several tasks."""
+    listing, rows = results_file(run), read_results(run, otherwise="name a policy file")["rows"]
     try:
-        rows = results["rows"]
-        chosen = next((row for row in rows if row["selection"] == "search_winner"), rows[0])
-        return named_file(run / "results.json", chosen["policy"])
-    except (KeyError, IndexError, TypeError) as error:
-        raise UserError(f"{run / 'results.json'}: lists no policy ({error!r})") from error
+        selected: dict[str, str] = {}
+        for row in sorted(rows, key=lambda row: row["selection"] != "search_winner"):
+            selected.setdefault(row["task"], row["policy"])
+        files = [named_file(listing, name) for name in selected.values()]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{listing}: lists no policy ({error!r})") from error
+    if not files:
+        raise UserError(f"{listing}: lists no policy")
+    if len(files) > 1:
+        raise UserError(f"{run}: has policies of {len(files)} tasks; name one of them: {', '.join(map(str, files))}")
+    return files[0]
 
 
 def load_population(path: Path) -> tuple[PopulationPolicy, dict[str, Any]]:

@@ -5,15 +5,14 @@ A search adds what lies beside it: Optuna's studies and the packs' metrics logs;
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from drcorl_ray.io.files import write_bytes
 from drcorl_ray.report.tables import paper, seeds
 from drcorl_ray.report.tables.core import print_table
 from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.runs.results import read_results
+from drcorl_ray.runs.schema import Results
 
 __all__ = ["print_table", "rebuild", "write_report"]
 
@@ -23,7 +22,7 @@ def rebuild(run: Path) -> None:
     write_report(RunDirectory(run), read_results(run))
 
 
-def write_report(run: RunDirectory, results: Mapping[str, Any]) -> None:
+def write_report(run: RunDirectory, results: Results) -> None:
     """Write the report's files and print its table. results: what results.json holds, or will."""
     from drcorl_ray.report.build import write_files  # matplotlib, plotly and Optuna take seconds to import
 

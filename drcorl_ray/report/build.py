@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from drcorl_ray.report.figures import frontier
+from drcorl_ray.report.figures import calibration_png, frontier
 from drcorl_ray.report.figures import png as pictures
-from drcorl_ray.report.optuna_views import Studied, importances, judged, offline_curves, read_studies
+from drcorl_ray.report.optuna_views import StudyView, importances, judged, offline_curves, read_studies
 from drcorl_ray.report.page import Page
 from drcorl_ray.report.tables import adaptation, calibration, paper, seeds, speed
 from drcorl_ray.report.tables.core import (
     LEGEND,
-    Results,
     cost_rows,
-    is_search,
     markdown_table,
     plain,
     references,
+    search_of,
     task_names,
     top_columns,
     top_rows,
     verdict,
 )
 from drcorl_ray.runs.directory import RunDirectory
+from drcorl_ray.runs.schema import Results
 
 Shares = Mapping[str, Mapping[str, Mapping[str, float]]]
 
@@ -31,26 +31,25 @@ Shares = Mapping[str, Mapping[str, Mapping[str, float]]]
 def write_files(run: RunDirectory, results: Results) -> dict[str, str]:
     """Write the pictures; the texts {file name: content} are returned."""
     page = read_page(run, results)
-    shares = {name: found for name, found in page.shares.items() if found}
-    drawn = _pictures(run.path, results, page.studies, shares, page.timed)
+    shares = {name: by_score for name, by_score in page.shares.items() if by_score}
+    drawn = _pictures(run.path, results, page.studies, shares, page.times)
     texts = {
-        "report.md": _markdown(run.path.name, results, drawn, page.timed, adaptation.adapted(results, page.offline)),
+        "report.md": _markdown(run.path.name, results, drawn, page.times, adaptation.adaptation_shares(results, page.offline)),
         "report.html": page.html(),
     }
-    found = paper.tables(results)
-    return texts | {"table1.tex": paper.latex(found)} if found else texts
+    tables = paper.tables(results)
+    return texts | {"table1.tex": paper.latex(tables)} if tables else texts
 
 
 def read_page(run: RunDirectory, results: Results) -> Page:
     """The page of a run, with all that lies beside its results."""
     studies = read_studies(run, results)
     shares = {study.name: importances(study) for study in studies}
-    timed = speed.timed(run, results, paper.tables(results))
-    return Page(run.path.name, results, studies, shares, offline_curves(run, results), timed)
+    return Page(run.path.name, results, studies, shares, offline_curves(run, results), speed.inference_times(results))
 
 
 def _pictures(
-    folder: Path, results: Results, studies: Sequence[Studied], shares: Shares, timed: Sequence[speed.Timed]
+    folder: Path, results: Results, studies: Sequence[StudyView], shares: Shares, times: Sequence[speed.InferenceTime]
 ) -> list[tuple[str, Path]]:
     """(title, file) of every picture that this run has something for; an older one that it has nothing for is removed."""
     about = results["run"]
@@ -67,11 +66,11 @@ def _pictures(
         )
     known = about.get("references", [])
     drawn.append(("Reward against cost", pictures.scatter(path["scatter"], task_names(results), results["rows"], known)))
-    if timed:
-        drawn.append((speed.TITLE, pictures.speed(path["speed"], timed)))
+    if times:
+        drawn.append((speed.TITLE, pictures.speed(path["speed"], times)))
     if panels := frontier.panels(results):
         drawn.append((frontier.TITLE, pictures.frontier(path["frontier"], panels)))
-    if is_search(results) and about["search"].get("multi_objective"):
+    if (search := search_of(results)) and search.get("multi_objective"):
         fronts = {study.name: judged(results, study.name) for study in studies}
         drawn.append(("Pareto front", pictures.pareto(path["pareto"], fronts)))
     if shares:
@@ -80,7 +79,7 @@ def _pictures(
         drawn.append(("Parallel coordinates", pictures.parallel(path["parallel"], several)))
     measured = calibration.by_task(results)
     if measured:
-        drawn.append((calibration.TITLE, pictures.calibration(path["calibration"], measured)))
+        drawn.append((calibration.TITLE, calibration_png.calibration(path["calibration"], measured)))
     return drawn
 
 
@@ -88,8 +87,8 @@ def _markdown(
     name: str,
     results: Results,
     drawn: Sequence[tuple[str, Path]],
-    timed: Sequence[speed.Timed],
-    adapted: Sequence[adaptation.Adapted],
+    times: Sequence[speed.InferenceTime],
+    shares: Sequence[adaptation.AdaptationShares],
 ) -> str:
     sentence, by_task = verdict(results)
     lines = [f"# {plain(name)}", "", sentence, "", *(f"- {plain(line)}" for line in by_task), ""]
@@ -97,17 +96,17 @@ def _markdown(
     lines += [*(f"- {plain(line)}" for line in references(results)), "", LEGEND, "", "Everything, to look into: report.html"]
     if over_seeds := seeds.groups(results):
         lines += ["", f"## {seeds.TITLE}", "", *markdown_table(seeds.columns(over_seeds), over_seeds), "", seeds.NOTE]
-    for table in (found := paper.tables(results)):
+    for table in (tables := paper.tables(results)):
         lines += ["", f"## {table.title}", "", *markdown_table(table.columns(), table.lines)]
-    lines += ["", f"{paper.NOTE} In LaTeX: table1.tex"] if found else []
+    lines += ["", f"{paper.NOTE} In LaTeX: table1.tex"] if tables else []
     for title, path in drawn:
         lines += ["", f"## {title}", "", f"![{title}]({path.name})"]
-        lines += ["", *markdown_table(speed.COLUMNS, timed), "", speed.NOTE] if title == speed.TITLE else []
-    if adapted:
-        lines += ["", f"## {adaptation.TITLE}", "", *markdown_table(adaptation.columns(adapted), adapted), "", adaptation.NOTE]
+        lines += ["", *markdown_table(speed.COLUMNS, times), "", speed.NOTE] if title == speed.TITLE else []
+    if shares:
+        lines += ["", f"## {adaptation.TITLE}", "", *markdown_table(adaptation.columns(shares), shares), "", adaptation.NOTE]
     lines += _calibration(results)
-    cost = (results["run"].get("search") or {}).get("cost")
-    if cost:
+    search = search_of(results)
+    if search and (cost := search.get("cost")):
         lines += ["", "## What the search cost", "", "| what | how much |", "| --- | --- |"]
         lines += [f"| {what} | {much} |" for what, much in cost_rows(cost)]
     return "\n".join(lines) + "\n"

@@ -23,9 +23,10 @@ from optuna.trial import FrozenTrial, TrialState
 from drcorl_ray.errors import UserError
 from drcorl_ray.io.files import local_file, read_json
 from drcorl_ray.io.storage import named_file
-from drcorl_ray.report.tables.core import Results, Row, is_baseline, is_judged, is_winner
+from drcorl_ray.report.tables.core import is_baseline, is_judged, is_winner, number, search_of
 from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.runs.metrics_log import read_log
+from drcorl_ray.runs.schema import Results, Row, Search, StudyEntry
 
 FEWEST_FINISHED = 4
 OFFLINE = {
@@ -43,8 +44,8 @@ _SERIES = (*OFFLINE, *SHARES)
 
 
 @dataclass(frozen=True)
-class Studied:
-    """A study of the run as results.json names it, and Optuna's own, where its journal is there."""
+class StudyView:
+    """A study of the run as results.json names it, and as Optuna reads it from its journal, if that file exists."""
 
     name: str
     tasks: Sequence[str]
@@ -54,13 +55,13 @@ class Studied:
         return self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if self.optuna else []
 
 
-def read_studies(run: RunDirectory, results: Results) -> list[Studied]:
-    search = results["run"].get("search") or {}
-    entries = sorted(search.get("studies", []), key=lambda entry: entry["name"])
-    return [Studied(entry["name"], entry["tasks"], _load(run, entry)) for entry in entries]
+def read_studies(run: RunDirectory, results: Results) -> list[StudyView]:
+    search = search_of(results)
+    entries = sorted(search.get("studies", []) if search else [], key=lambda entry: entry["name"])
+    return [StudyView(entry["name"], entry["tasks"], _load(run, entry)) for entry in entries]
 
 
-def _load(run: RunDirectory, entry: Mapping[str, Any]) -> optuna.Study | None:
+def _load(run: RunDirectory, entry: StudyEntry) -> optuna.Study | None:
     """A copy in memory, so that drawing cannot change the study; None where the journal is absent or damaged."""
     path = named_file(run.results, entry["journal"])
     if not path.is_file():
@@ -79,7 +80,7 @@ def _load(run: RunDirectory, entry: Mapping[str, Any]) -> optuna.Study | None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Optuna's hints for programmers are nothing for a report's reader."""
+    """Silence Optuna's developer warnings while drawing."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
@@ -90,7 +91,7 @@ def quiet() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def importances(study: Studied) -> dict[str, dict[str, float]]:
+def importances(study: StudyView) -> dict[str, dict[str, float]]:
     """Shares, of sum 1, {"reward" | "cost": {key: share}}, by PED-ANOVA; of a score that enough trials have, not all alike.
 
     The share of a key says how much it tells the best configurations from the others; Optuna advises five or more of those.
@@ -111,7 +112,7 @@ def importances(study: Studied) -> dict[str, dict[str, float]]:
 def ranked_keys(shares: Mapping[str, Mapping[str, float]]) -> list[str]:
     """The keys of `importances`, the one that tells most of the reward last."""
     by_reward = shares.get("reward", {})
-    return sorted({key for found in shares.values() for key in found}, key=lambda key: by_reward.get(key, 0.0))
+    return sorted({key for by_key in shares.values() for key in by_key}, key=lambda key: by_reward.get(key, 0.0))
 
 
 def _varies(scores: Sequence[float]) -> bool:
@@ -126,7 +127,7 @@ def _cost(trial: FrozenTrial) -> float:
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedConfiguration:
     """A configuration's search score over its study's tasks: mean reward, worst cost."""
 
     number: int
@@ -136,20 +137,20 @@ class Judged:
     row: Row
 
 
-def judged(results: Results, study: str) -> list[Judged]:
+def judged(results: Results, study: str) -> list[JudgedConfiguration]:
     rows: dict[int, list[Row]] = {}
     for row in results["rows"]:
         if is_judged(row) and row.get("study") == study:
-            rows.setdefault(row["configuration"], []).append(row)
+            rows.setdefault(number(row), []).append(row)
     return [
-        Judged(
-            number,
+        JudgedConfiguration(
+            configuration,
             "stopped" if any(row.get("state") == "stopped" for row in group) else "complete",
             float(np.mean([row["normalized_reward"] for row in group])),
             max(row["normalized_cost"] for row in group),
             group[0],
         )
-        for number, group in sorted(rows.items())
+        for configuration, group in sorted(rows.items())
     ]
 
 
@@ -157,7 +158,7 @@ def policies(results: Results, task: str) -> dict[int, Row]:
     """A task's policies by configuration, or member: a winner's fresh row for its judged one; no online_best, no baselines."""
     rows = [row for row in results["rows"] if row["task"] == task and not is_baseline(row)]
     rows = [row for row in rows if row["selection"] != "online_best"]
-    return {row.get("configuration", row["member"]): row for row in sorted(rows, key=is_winner)}
+    return {number(row): row for row in sorted(rows, key=is_winner)}
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -180,14 +181,15 @@ class Series:
 def offline_curves(run: RunDirectory, results: Results) -> dict[str, dict[int, Series]]:
     """{task: {configuration, or member of a training run: series}}, at most 100 points each."""
     points: dict[tuple[str, int], dict[int, list[float]]] = {}
-    logs = _pack_logs(run, results) if results["run"].get("search") else _training_log(run)
+    search = search_of(results)
+    logs = _pack_logs(run, search) if search else _training_log(run)
     for task, numbers, line in logs:
-        for place, number in enumerate(numbers):
+        for place, policy in enumerate(numbers):
             values = [_at(line["metrics"].get(metric), place) for metric in _SERIES]
-            points.setdefault((task, number), {})[line["step"]] = values
+            points.setdefault((task, policy), {})[line["step"]] = values
     curves: dict[str, dict[int, Series]] = {}
-    for (task, number), by_step in sorted(points.items()):
-        curves.setdefault(task, {})[number] = _series(by_step)
+    for (task, policy), by_step in sorted(points.items()):
+        curves.setdefault(task, {})[policy] = _series(by_step)
     return curves
 
 
@@ -208,9 +210,9 @@ def _training_log(run: RunDirectory) -> Iterator[tuple[str, Sequence[int], Mappi
         yield line["task"], range(len(line["metrics"]["adaptation/cost_estimate"])), line
 
 
-def _pack_logs(run: RunDirectory, results: Results) -> Iterator[tuple[str, Sequence[int], Mapping[str, Any]]]:
+def _pack_logs(run: RunDirectory, search: Search) -> Iterator[tuple[str, Sequence[int], Mapping[str, Any]]]:
     """RUN/packs/STUDY-0003/TASK: the log, and the trial numbers of its members from result.json."""
-    names = {entry["name"] for entry in results["run"]["search"]["studies"]}
+    names = {entry["name"] for entry in search["studies"]}
     for path in sorted((run.path / "packs").glob("*/*/result.json")):
         if path.parent.parent.name.rsplit("-", 1)[0] not in names:
             continue
@@ -223,7 +225,7 @@ def _pack_logs(run: RunDirectory, results: Results) -> Iterator[tuple[str, Seque
 
 
 def _extraction(log: Path) -> list[dict[str, Any]]:
-    """None of a damaged log: the rest of the report does without."""
+    """Return no lines for a damaged log; the report omits that section."""
     try:
         return [line for line in read_log(log) if "adaptation/cost_estimate" in line["metrics"]]
     except (UserError, OSError):

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 import plotly.io as pio
-from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
+from drcorl_ray.report import elements
 from drcorl_ray.report.figures import calibration as calibration_figures
 from drcorl_ray.report.figures import frontier
 from drcorl_ray.report.figures import plotly as figures
-from drcorl_ray.report.optuna_views import FEWEST_FINISHED, Series, Studied, judged, policies
+from drcorl_ray.report.optuna_views import FEWEST_FINISHED, Series, StudyView, judged, policies
 from drcorl_ray.report.tables import adaptation, calibration, paper, seeds, speed
 from drcorl_ray.report.tables.core import (
     LEGEND,
     Column,
-    Results,
-    Row,
     cost_rows,
     duration,
     is_baseline,
@@ -29,6 +26,7 @@ from drcorl_ray.report.tables.core import (
     judged_columns,
     judged_rows,
     references,
+    search_of,
     settings,
     task_names,
     top_columns,
@@ -36,8 +34,8 @@ from drcorl_ray.report.tables.core import (
     varied_keys,
     verdict,
 )
+from drcorl_ray.runs.schema import Results, Row
 
-_SHOWN_AT_ONCE = 6  # tasks; of more, the page opens with the first one
 # The browser itself keeps the page from loading anything.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
@@ -49,14 +47,14 @@ class Page:
         self,
         name: str,
         results: Results,
-        studies: Sequence[Studied],
+        studies: Sequence[StudyView],
         shares: Mapping[str, Mapping[str, Mapping[str, float]]],
         offline: Mapping[str, Mapping[int, Series]],
-        timed: Sequence[speed.Timed],
+        times: Sequence[speed.InferenceTime],
     ) -> None:
-        """shares: of each study, `study.importances`; offline: `study.offline_curves`; timed: `speed.timed`."""
+        """shares: `importances` of each study; offline: `optuna_views.offline_curves`; times: `speed.inference_times`."""
         self._name, self._results, self._about = name, results, results["run"]
-        self.studies, self.shares, self.offline, self.timed = studies, shares, offline, timed
+        self.studies, self.shares, self.offline, self.times = studies, shares, offline, times
         self._tasks, self._keys = task_names(results), varied_keys(results["rows"])
 
     def html(self) -> str:
@@ -80,12 +78,12 @@ class Page:
         head = (
             '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
             f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-            f"<title>{escape(self._name)}</title><style>{_asset('page.css')}</style>"
+            f"<title>{escape(self._name)}</title><style>{elements.asset('page.css')}</style>"
         )
         scripts = [
-            _script(pio.templates["plotly_white"], "theme"),
+            elements.script(pio.templates["plotly_white"], "theme"),
             f"<script>{get_plotlyjs()}</script>",
-            f"<script>{_asset('page.js')}</script>",
+            f"<script>{elements.asset('page.js')}</script>",
         ]
         body = "\n".join(part for part in [*parts, *scripts] if part)
         return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
@@ -101,15 +99,14 @@ class Page:
             "wall time": duration(about["wall_s"]) if "wall_s" in about else None,
             "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         }
-        if is_search(self._results):
-            search = about["search"]
+        if search := search_of(self._results):
             goal = "reward against cost (Pareto)" if search.get("multi_objective") else "reward, cost ≤ limit"
             facts["search"] = f"{search.get('objective')} objective: {goal}; sampler {search.get('sampler')}"
         sentence, by_task = verdict(self._results)
         listed = "".join(f"<dt>{name}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items() if value)
         return (
             f'<header><h1>{escape(self._name)}</h1><p class="verdict">{escape(sentence)}</p>'
-            f'{_list(by_task)}<dl class="facts">{listed}</dl></header>'
+            f'{elements.bullets(by_task)}<dl class="facts">{listed}</dl></header>'
         )
 
     def _winners(self) -> str:
@@ -118,25 +115,30 @@ class Page:
             chosen = Column("hyper-parameters", lambda row: ", ".join(_chosen(row, self._keys)))
             columns = [*columns, chosen]
         title = "Winners" if is_search(self._results) else "Policies"
-        table = _table(columns, rows, "") if rows else _note("no policy was evaluated")
-        return _section(title, table, f'<p class="legend">{LEGEND}</p>', _list(references(self._results)))
+        table = elements.table(columns, rows, "") if rows else elements.note("no policy was evaluated")
+        return elements.section(title, table, f'<p class="legend">{LEGEND}</p>', elements.bullets(references(self._results)))
 
     def _over_seeds(self) -> str:
         found = seeds.groups(self._results)
         if not found:
             return ""
-        table = _table(seeds.columns(found), found, "", lambda group: self._tagged([group.first["task"]]))
-        return _section(seeds.TITLE, table, _note(seeds.NOTE))
+        table = elements.table(seeds.columns(found), found, "", lambda group: self._tagged([group.first["task"]]))
+        return elements.section(seeds.TITLE, table, elements.note(seeds.NOTE))
 
     def _paper(self) -> str:
-        parts = [_section(table.title, _table(table.columns(), table.lines, "")) for table in paper.tables(self._results)]
-        timed = _section(speed.TITLE, _table(speed.COLUMNS, self.timed, ""), _note(speed.NOTE)) if self.timed else ""
-        return "".join([*parts, _note(paper.NOTE), timed]) if parts else ""
+        tables = paper.tables(self._results)
+        parts = [elements.section(table.title, elements.table(table.columns(), table.lines, "")) for table in tables]
+        return "".join([*parts, elements.note(paper.NOTE), self._speed()]) if parts else ""
+
+    def _speed(self) -> str:
+        if not self.times:
+            return ""
+        return elements.section(speed.TITLE, elements.table(speed.COLUMNS, self.times, ""), elements.note(speed.NOTE))
 
     def _chooser(self) -> str:
         if len(self._tasks) < 2:
             return ""
-        chosen = "" if len(self._tasks) <= _SHOWN_AT_ONCE else "0"
+        chosen = "" if len(self._tasks) <= elements.SHOWN_AT_ONCE else "0"
         options = [("", "all tasks"), *((str(index), task) for index, task in enumerate(self._tasks))]
         items = "".join(
             f'<option value="{value}"{" selected" if value == chosen else ""}>{escape(text)}</option>'
@@ -151,9 +153,8 @@ class Page:
         content = figure if isinstance(figure, dict) else figure.to_dict()
         content["layout"].pop("template", None)  # the same for all: once in the page
         height = content["layout"]["height"]
-        return (
-            f'<div class="plot {style}" style="height:{height}px" data-tasks="{self._tagged(tasks)}">{_script(content)}</div>'
-        )
+        head = f'<div class="plot {style}" style="height:{height}px" data-tasks="{self._tagged(tasks)}">'
+        return f"{head}{elements.script(content)}</div>"
 
     def _scatter(self) -> str:
         rows, known = self._results["rows"], self._about.get("references", [])
@@ -161,22 +162,23 @@ class Page:
             self._plot(figures.scatter(task, [row for row in rows if row["task"] == task], known, self._keys), [task])
             for task in self._tasks
         ]
-        return _section("Reward against cost", _grid(plots)) if plots else ""
+        return elements.section("Reward against cost", elements.grid(plots)) if plots else ""
 
     def _frontier(self) -> str:
         panels = frontier.panels(self._results)
         plots = [self._plot(figures.frontier(panel, self._keys), [panel.task], "wide") for panel in panels]
-        return _section(frontier.TITLE, _note(frontier.NOTE), *plots) if plots else ""
+        return elements.section(frontier.TITLE, elements.note(frontier.NOTE), *plots) if plots else ""
 
     def _pareto(self) -> str:
-        if not (self._about.get("search") or {}).get("multi_objective"):
+        search = search_of(self._results)
+        if not (search and search.get("multi_objective")):
             return ""
         plots = [
             self._plot(figures.pareto(study.name, judged(self._results, study.name), self._keys), study.tasks)
             for study in self.studies
         ]
-        note = _note("Of these configurations none has both more reward and less cost (search scores).")
-        return _section("Pareto front", note, _grid(plots))
+        note = elements.note("Of these configurations none has both more reward and less cost (search scores).")
+        return elements.section("Pareto front", note, elements.grid(plots))
 
     def _importances(self) -> str:
         if not self.studies:
@@ -192,7 +194,7 @@ class Page:
         finished = [len(study.finished()) for study in self.studies if study.optuna]
         note = "Share of each key in telling the best configurations from the others (PED-ANOVA, finished configurations only)"
         hint = f"; with few of them ({min(finished)} here) it is noisy." if finished and min(finished) < 30 else "."
-        return _section("Which hyper-parameters matter", _note(note + hint), _grid(plots))
+        return elements.section("Which hyper-parameters matter", elements.note(note + hint), elements.grid(plots))
 
     def _parallel(self) -> str:
         if not self.studies:
@@ -203,10 +205,10 @@ class Page:
             else self._missing(study, "no finished configuration")
             for study in self.studies
         ]
-        note = _note("A line a finished configuration; dotted: not safe; None: the key was not asked for.")
-        return _section("Parallel coordinates", note, *plots)
+        note = elements.note("A line a finished configuration; dotted: not safe; None: the key was not asked for.")
+        return elements.section("Parallel coordinates", note, *plots)
 
-    def _missing(self, study: Studied, reason: str) -> str:
+    def _missing(self, study: StudyView, reason: str) -> str:
         why = reason if study.optuna else "its Optuna study is not beside this report"
         return f'<p class="note" data-tasks="{self._tagged(study.tasks)}">{escape(study.name)}: {why}</p>'
 
@@ -224,14 +226,14 @@ class Page:
                 note = f"{escape(task)}: its packs' metrics logs are not beside this report"
                 parts.append(f'<p class="note" data-tasks="{self._tagged([task])}">{note}</p>')
         note = "A line a member or configuration; gold: winner, blue: safe, red: not safe, grey: stopped early."
-        return _section("Learning curves", _note(note), *parts) if parts else ""
+        return elements.section("Learning curves", elements.note(note), *parts) if parts else ""
 
     def _adaptation(self) -> str:
-        rows = adaptation.adapted(self._results, self.offline)
+        rows = adaptation.adaptation_shares(self._results, self.offline)
         if not rows:
             return ""
-        table = _table(adaptation.columns(rows), rows, "", lambda entry: self._tagged([entry.row["task"]]))
-        return _section(adaptation.TITLE, table, _note(adaptation.NOTE))
+        table = elements.table(adaptation.columns(rows), rows, "", lambda entry: self._tagged([entry.row["task"]]))
+        return elements.section(adaptation.TITLE, table, elements.note(adaptation.NOTE))
 
     def _calibration(self) -> str:
         known = calibration.by_task(self._results)
@@ -246,72 +248,32 @@ class Page:
                 self._plot(draw(task, entries), [task]) for draw in (calibration_figures.scatter, calibration_figures.errors)
             ]
             rows += calibration.table(task, entries)
-        return _section(
+        return elements.section(
             calibration.TITLE,
             f'<table class="answers">{"".join(answers)}</table>',
             f'<div class="pairs">{"".join(plots)}</div>',
-            _table(calibration.COLUMNS, rows, "", lambda row: self._tagged([row.task])),
-            _note(calibration.NOTE),
+            elements.table(calibration.COLUMNS, rows, "", lambda row: self._tagged([row.task])),
+            elements.note(calibration.NOTE),
         )
 
     def _cost(self) -> str:
-        cost = (self._about.get("search") or {}).get("cost")
-        if not cost:
+        search = search_of(self._results)
+        if not (search and search.get("cost")):
             return ""
+        cost = search["cost"]
         cells = "".join(f"<tr><td>{escape(what)}</td><td>{escape(much)}</td></tr>" for what, much in cost_rows(cost))
-        return _section("What the search cost", self._plot(figures.wall_time(cost), self._tasks), f"<table>{cells}</table>")
+        return elements.section(
+            "What the search cost", self._plot(figures.wall_time(cost), self._tasks), f"<table>{cells}</table>"
+        )
 
     def _configurations(self) -> str:
         rows = judged_rows(self._results)
         if not rows:
             return ""
-        table = _table(judged_columns(varied_keys(rows)), rows, "sortable", lambda row: self._tagged([row["task"]]))
+        table = elements.table(judged_columns(varied_keys(rows)), rows, "sortable", lambda row: self._tagged([row["task"]]))
         summary = f"<summary>{len(rows)} judged by the search's own episodes; click a heading to sort</summary>"
-        return _section("All configurations", f"<details>{summary}{table}</details>")
-
-
-def _asset(name: str) -> str:
-    return Path(__file__).with_name(name).read_text(encoding="utf-8")
-
-
-def _script(content: Any, identity: str = "") -> str:
-    """A plotly object as JSON inside the page; plotly escapes every <, so that no text can end the element."""
-    return f'<script type="application/json"{f" id={identity!r}" if identity else ""}>{to_json_plotly(content)}</script>'
-
-
-def _section(title: str, *parts: str) -> str:
-    return f"<section><h2>{title}</h2>{''.join(parts)}</section>"
-
-
-def _grid(parts: Sequence[str]) -> str:
-    return f'<div class="grid">{"".join(parts)}</div>'
-
-
-def _note(text: str) -> str:
-    return f'<p class="note">{escape(text)}</p>'
-
-
-def _list(lines: Sequence[str]) -> str:
-    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    return f'<ul class="{"long" if len(lines) > _SHOWN_AT_ONCE else ""}">{items}</ul>' if lines else ""
+        return elements.section("All configurations", f"<details>{summary}{table}</details>")
 
 
 def _chosen(row: Row, keys: Sequence[str]) -> list[str]:
     return [] if is_baseline(row) else settings(row, keys)
-
-
-def _table(columns: Sequence[Column], rows: Sequence[Any], style: str, tagged: Callable[[Any], str] | None = None) -> str:
-    """tagged: the tasks of a row, for the chooser."""
-    head = "".join(f"<th>{escape(column.title)}</th>" for column in columns)
-    marks = [f' data-tasks="{tagged(row)}"' if tagged else "" for row in rows]
-    lines = ["".join(_cell(column, row) for column in columns) for row in rows]
-    body = "".join(f"<tr{mark}>{line}</tr>" for mark, line in zip(marks, lines, strict=True))
-    return f'<div class="scroll"><table class="{style}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _cell(column: Column, row: Any) -> str:
-    text, safe = escape(column.text(row)), column.safe(row)
-    if column.title == "config" and row.get("config_file"):
-        text = f'<a href="{escape(row["config_file"])}">{text}</a>'
-    style = {True: "safe", False: "unsafe", None: "settings" if column.title == "hyper-parameters" else ""}[safe]
-    return f"<td{f' class={style!r}' if style else ''}>{text}</td>"

@@ -9,19 +9,20 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from drcorl_ray.runs.results import RESULTS_SCHEMA
+from drcorl_ray.runs.schema import Machine, Results
 
 _PACKAGES = ("drcorl_ray", "torch", "ray", "optuna", "gymnasium", "mujoco", "numpy", "pyarrow")
 
 
-def describe_results(rows: Sequence[Mapping[str, Any]], wall_s: float, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of results.json. It is the last file that a run writes, so it marks the run as finished."""
+def describe_results(rows: Sequence[Mapping[str, Any]], wall_s: float, extra: Mapping[str, Any]) -> Results:
+    """The content of results.json, the last file of a run: its presence says that the run is finished."""
     about = {"commit": _commit(), "versions": _versions(), "machine": _machine(), "wall_s": round(wall_s, 1), "argv": sys.argv}
-    return {"schema": RESULTS_SCHEMA, "run": about | dict(extra), "rows": [dict(row) for row in rows]}
+    return cast("Results", {"schema": RESULTS_SCHEMA, "run": about | dict(extra), "rows": [dict(row) for row in rows]})
 
 
 def _commit() -> str | None:
@@ -43,6 +44,6 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _machine() -> dict[str, Any]:
+def _machine() -> Machine:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"cpus": os.cpu_count(), "processor": platform.machine(), "gpus": gpus}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import cast
 
 from drcorl_ray.distributed.ray_tune import pack_resources
 from drcorl_ray.runs.metrics_log import read_log
+from drcorl_ray.runs.schema import SearchCost
 from drcorl_ray.search.finished_study import SearchRecord
 from drcorl_ray.search.plan import Pack
 from drcorl_ray.tasks.registry import Task
@@ -29,12 +30,8 @@ class Ledger:
         yield
         self._phases[name] = time.monotonic() - began
 
-    def cost(self, records: Sequence[SearchRecord], wall_s: float) -> dict[str, Any]:
-        """The account of results.json; times in seconds.
-
-        packs_s: this session's wall time in which at least one pack was at work. overhead_s: wall time in which nothing
-        was pretrained, trained, judged or evaluated. *_device_s: CPU or GPU seconds booked, of a pack since its last start.
-        """
+    def cost(self, records: Sequence[SearchRecord], wall_s: float) -> SearchCost:
+        """The account of results.json."""
         spent = [(record, pack, task, record.result(pack, task)) for record, pack, task in _jobs(records)]
         intervals = [(result["began"], result["ended"]) for *_, result in spent]
         packs_s = covered((max(begin, self._began), end) for begin, end in intervals)
@@ -46,7 +43,7 @@ class Ledger:
         per_worker = 1.0 if device == "GPU" else scaling.cpus_per_worker
         logs = (record.run.pretraining_log(data.task.name) for record in records for data in record.tasks)
         pretraining = sum(line["seconds"] for log in logs for line in read_log(log))
-        return {
+        account = {
             "wall_s": wall_s,
             **named,
             "overhead_s": wall_s - sum(named.values()),
@@ -60,6 +57,7 @@ class Ledger:
             "configurations": sum(len(record.path) for record in records),
             "stopped": sum(not record.complete(number) for record in records for number in record.path),
         }
+        return cast("SearchCost", account)
 
 
 def _jobs(records: Sequence[SearchRecord]) -> Iterator[tuple[SearchRecord, Pack, Task]]:

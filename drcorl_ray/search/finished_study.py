@@ -14,13 +14,14 @@ from drcorl_ray.config.loading import dump_config
 from drcorl_ray.config.members import member_keys
 from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.evaluation.curves import CurvePoint, PointAt, load_curve_point
-from drcorl_ray.evaluation.scoring import Candidate, Records, Selection, member_candidate, score
+from drcorl_ray.evaluation.scoring import RowInfo, member_info, score
 from drcorl_ray.io.files import read_json, write_bytes
 from drcorl_ray.io.storage import storage_path
 from drcorl_ray.policy.loading import load_population
 from drcorl_ray.policy.population import PopulationPolicy
 from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.runs.folders import TrainingFolder
+from drcorl_ray.runs.schema import Row, RowDetails, Selection
 from drcorl_ray.search.plan import Pack, read_packs
 from drcorl_ray.search.study import SearchStudy
 from drcorl_ray.tasks.registry import Task
@@ -71,17 +72,20 @@ class SearchRecord:
 
         return point
 
-    def candidate(self, number: int, task: Task, selection: Selection, **details: Any) -> Candidate:
-        """What a configuration's row says of it; all the study's episodes chose a winner, and its curve's a best point."""
+    def row_info(self, number: int, task: Task, selection: Selection, details: RowDetails | None = None) -> RowInfo:
+        """What a configuration's row says of it.
+
+        A winner is charged with all the study's episodes, which selected it; a best point with those of its curve.
+        """
         charged = list(self.path) if selection == "search_winner" else [number]
         curve = len(self.config.curve_steps()) * self.config.evaluation.curve_episodes if selection == "online_best" else 0
-        return member_candidate(
+        return member_info(
             self.config,
             self.member(number),
             sum(self.episodes(other) for other in charged) + curve,
             self._taken(number, task)["appended_transitions"],
             selection,
-            self._details(number, task) | details,
+            {**self._details(number, task), **(details or {})},
         )
 
     def episodes(self, number: int) -> int:
@@ -99,11 +103,10 @@ class SearchRecord:
         """Whether a configuration was trained to the end, and not stopped by a rung."""
         return self.path[number][-1][0].stop == self.config.training.total_steps
 
-    def _details(self, number: int, task: Task) -> dict[str, Any]:
+    def _details(self, number: int, task: Task) -> RowDetails:
         """The columns of a configuration's row that only a search has."""
         return {
             "study": self.study.name,
-            "member": number,
             "configuration": number,
             "state": "complete" if self.complete(number) else "stopped",
             "member_steps": self.path[number][-1][0].stop,
@@ -111,9 +114,9 @@ class SearchRecord:
         }
 
 
-def configuration_rows(record: SearchRecord, data: TaskData) -> Records:
+def configuration_rows(record: SearchRecord, data: TaskData) -> list[Row]:
     """A row for every configuration on a task, as the search judged it last; its settings are written beside."""
-    rows: Records = []
+    rows: list[Row] = []
     for pack in record.packs:
         result = record.result(pack, data.task)
         last = [place for place, member in enumerate(pack.members) if record.path[member.number][-1][0] == pack]
@@ -128,9 +131,9 @@ def configuration_rows(record: SearchRecord, data: TaskData) -> Records:
         returns, costs, lengths = (np.array([member[name] for member in judged]) for name in ("returns", "costs", "lengths"))
         policies = load_population(record.folder(pack, data.task).population)[0].select(sound)
         numbers = [pack.members[place].number for place in sound]
-        candidates = [record.candidate(number, data.task, "last") for number in numbers]
+        infos = [record.row_info(number, data.task, "last") for number in numbers]
         stats = EpisodeStats(returns, costs, lengths, np.array(result["seeds"]))
-        rows += score(record.run, data, policies, candidates, stats, [f"{number:04d}" for number in numbers])
+        rows += score(record.run, data, policies, infos, stats, [f"{number:04d}" for number in numbers], numbers)
     return rows
 
 

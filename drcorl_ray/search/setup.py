@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from drcorl_ray.config import Config, MemberConfig, MemberSettings
 from drcorl_ray.config.algorithms import get_algorithm
 from drcorl_ray.config.presets import PRESETS
 from drcorl_ray.evaluation.pool import RolloutPool
-from drcorl_ray.evaluation.scoring import Records
 from drcorl_ray.runs.directory import RunDirectory
+from drcorl_ray.runs.schema import Calibration, Curve, Row, Search, SearchCost, StudyEntry
 from drcorl_ray.search.finished_study import SearchRecord, configuration_rows
 from drcorl_ray.search.study import SearchStudy
 from drcorl_ray.search.winners import online_best_rows, winner_curves, winner_rows
 
 
-def describe_search(records: Sequence[SearchRecord], cost: Mapping[str, Any]) -> dict[str, Any]:
+def describe_search(records: Sequence[SearchRecord], cost: SearchCost) -> Search:
     """What results.json says of the search itself."""
     settings = records[0].config.search
-    studies = [
+    studies: list[StudyEntry] = [
         {
             "name": record.study.name,
             "tasks": [data.task.name for data in record.tasks],
@@ -28,8 +28,13 @@ def describe_search(records: Sequence[SearchRecord], cost: Mapping[str, Any]) ->
         }
         for record in records
     ]
-    asked = {"objective": settings.objective, "sampler": settings.sampler, "multi_objective": settings.multi_objective}
-    return asked | {"studies": studies, "cost": dict(cost)}
+    return {
+        "objective": settings.objective,
+        "sampler": settings.sampler,
+        "multi_objective": settings.multi_objective,
+        "studies": studies,
+        "cost": cost,
+    }
 
 
 def open_studies(config: Config, run: RunDirectory, tasks: Sequence[str]) -> list[tuple[SearchStudy, list[str]]]:
@@ -66,16 +71,16 @@ def stops(config: Config) -> list[int]:
     return sorted({first + max(1, round(share * steps)) for share in (*config.search.rungs, 1.0)})
 
 
-def evaluate_search(records: Sequence[SearchRecord], pool: RolloutPool) -> tuple[Records, Records, Records]:
+def evaluate_search(records: Sequence[SearchRecord], pool: RolloutPool) -> tuple[list[Row], list[Curve], list[Calibration]]:
     """Rows of the winners, of all configurations and of the winners' best points; the winners' curves and calibration."""
-    rows: Records = []
-    pairs: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    rows: list[Row] = []
+    pairs: list[tuple[Curve, Calibration]] = []
     for record in records:
         best, winning = winner_rows(record, pool)
         rows += winning
         for data in record.tasks:
             rows += configuration_rows(record, data)
-            found = winner_curves(record, data, best, pool)
-            rows += online_best_rows(record, data, best, [curve for curve, _ in found], pool)
-            pairs += found
+            measured = winner_curves(record, data, best, pool)
+            rows += online_best_rows(record, data, best, [curve for curve, _ in measured], pool)
+            pairs += measured
     return rows, [curve for curve, _ in pairs], [calibration for _, calibration in pairs]

@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from drcorl_ray.config import RangeConfig, SearchConfig
 from drcorl_ray.errors import UserError
 from drcorl_ray.io.storage import storage_of
+from drcorl_ray.search.optuna_private import NumberedQMCSampler, live_trial, restarted_trial
 
 COST_CONSTRAINT = "normalized_cost - 1"  # feasible where ≤ 0
 _ASKED = "asked"  # user attribute of a trial whose parameters are all there
@@ -95,7 +96,7 @@ class SearchStudy:
         with warnings.catch_warnings(action="ignore"):  # of experimental samplers
             self.optuna.sampler = sampler(self.settings, self._seed, number)
             if frozen is not None and frozen.state == TrialState.RUNNING:
-                trial = _begun_again(self.optuna, frozen)
+                trial = restarted_trial(self.optuna, frozen)
             else:
                 trial = self.optuna.ask()
             assert trial.number == number, f"{self.path}: trial {trial.number} was asked where {number} was due"
@@ -116,7 +117,7 @@ class SearchStudy:
             return
         assert score.reward is not None
         assert score.cost is not None
-        trial = Trial(self.optuna, frozen._trial_id)
+        trial = live_trial(self.optuna, frozen)
         trial.set_user_attr("normalized_reward", score.reward)
         trial.set_user_attr("normalized_cost", score.cost)
         trial.set_user_attr("member_steps", steps)
@@ -157,30 +158,9 @@ def sampler(settings: SearchConfig, seed: int, number: int) -> optuna.samplers.B
         case "cmaes":
             return optuna.samplers.CmaEsSampler(seed=each, warn_independent_sampling=False)
         case "qmc":
-            return _NumberedQMC(seed, number)
+            return NumberedQMCSampler(seed, number)
         case "random" | "grid":  # a grid's points are all enqueued
             return optuna.samplers.RandomSampler(seed=each)
-
-
-class _NumberedQMC(optuna.samplers.QMCSampler):
-    """One sequence for the whole study, a configuration's place in it being its number."""
-
-    def __init__(self, seed: int, number: int) -> None:
-        each: Any = [seed, number]
-        other = optuna.samplers.RandomSampler(seed=each)  # of conditional keys
-        super().__init__(seed=seed, scramble=True, independent_sampler=other, warn_independent_sampling=False)
-        self._number = number
-
-    def _find_sample_id(self, study: optuna.Study, search_space: dict[str, Any]) -> int:
-        return self._number
-
-
-def _begun_again(study: optuna.Study, frozen: FrozenTrial) -> Trial:
-    """A trial whose asking was cut short, as it was before the first of its parameters."""
-    trial = Trial(study, frozen._trial_id)
-    trial._cached_frozen_trial.params = {}
-    trial._cached_frozen_trial.distributions = {}
-    return trial
 
 
 def fit(space: Mapping[str, RangeConfig], values: Mapping[str, Any]) -> dict[str, Any]:

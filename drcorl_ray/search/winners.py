@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -11,9 +10,10 @@ from drcorl_ray.config import Config
 from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.evaluation.curves import roll_out_curves
 from drcorl_ray.evaluation.pool import RolloutPool
-from drcorl_ray.evaluation.scoring import Records, score
+from drcorl_ray.evaluation.scoring import score
 from drcorl_ray.evaluation.seeds import FRESH_SEEDS, episode_seeds
 from drcorl_ray.io.console import console
+from drcorl_ray.runs.schema import Calibration, Curve, Row, RowDetails
 from drcorl_ray.search.finished_study import SearchRecord
 from drcorl_ray.tasks.registry import Task
 
@@ -23,15 +23,16 @@ def fresh_episodes(config: Config, task: Task) -> int:
     return config.search.fresh_episodes or (100 if task.cheap else 20)
 
 
-def winner_rows(record: SearchRecord, pool: RolloutPool) -> tuple[list[int], Records]:
-    """The best configurations, the crowned one of each cost limit first, and their rows from fresh episodes on every task.
+def winner_rows(record: SearchRecord, pool: RolloutPool) -> tuple[list[int], list[Row]]:
+    """The best configurations, the selected one of each cost limit first, and their rows from fresh episodes on every task.
 
-    The crown goes to the first of the search's order that is safe on the fresh episodes too, and not to the best fresh
-    score: that would be luck again. Without a safe one the order stays, and it is said. The tightest limit comes first.
+    The highest-ranked configuration that is also safe on fresh episodes is selected. Choosing by fresh score would bias the
+    estimate again. Without a safe one the order stays, and a message says so. The tightest limit comes first.
     """
     ranking = record.study.ranking()
     limits = {number: record.member(number).cost_limit for number in ranking}
-    crowned, rows = [], []
+    winners: list[int] = []
+    rows: list[Row] = []
     if not ranking:
         console.print(f"[red]{record.study.name}: no configuration finished with a finite policy")
     for limit, best in finalists(ranking, limits, record.config.search.winners).items():
@@ -39,9 +40,9 @@ def winner_rows(record: SearchRecord, pool: RolloutPool) -> tuple[list[int], Rec
         safe = {number: all(row["normalized_cost"] <= 1 for row in fresh[number]) for number in best}
         order = sorted(best, key=lambda number: not safe[number])
         _announce(f"{record.study.name}, limit {limit:g}", order[0], best, safe)
-        crowned += order
+        winners += order
         rows += [row for number in order for row in fresh[number]]
-    return crowned, rows
+    return winners, rows
 
 
 def finalists(ranking: Sequence[int], limits: Mapping[int, float], count: int) -> dict[float, list[int]]:
@@ -49,55 +50,58 @@ def finalists(ranking: Sequence[int], limits: Mapping[int, float], count: int) -
     return {limit: [number for number in ranking if limits[number] == limit][:count] for limit in sorted({*limits.values()})}
 
 
-def _announce(name: str, crowned: int, best: Sequence[int], safe: Mapping[int, bool]) -> None:
+def _announce(name: str, selected: int, best: Sequence[int], safe: Mapping[int, bool]) -> None:
     if not any(safe.values()):
         console.print(f"[red]{name}: none of the best {len(best)} configurations was safe on fresh episodes")
-    elif crowned != best[0]:
+    elif selected != best[0]:
         console.print(f"[yellow]{name}: configuration {best[0]} was best in the search but not safe on fresh episodes")
 
 
-def _winner_row(record: SearchRecord, data: TaskData, number: int, pool: RolloutPool) -> dict[str, Any]:
+def _winner_row(record: SearchRecord, data: TaskData, number: int, pool: RolloutPool) -> Row:
     pack, place = record.path[number][-1]
     judged = record.result(pack, data.task)["members"][place]
-    search_scores = {f"search_{name}": judged[name] for name in ("normalized_reward", "normalized_cost")}
-    candidate = record.candidate(number, data.task, "search_winner", **search_scores)
+    search_scores: RowDetails = {
+        "search_normalized_reward": judged["normalized_reward"],
+        "search_normalized_cost": judged["normalized_cost"],
+    }
+    info = record.row_info(number, data.task, "search_winner", search_scores)
     policies = record.policy(number, data.task)
     stats = pool.evaluate(policies, data.task, episode_seeds(FRESH_SEEDS, fresh_episodes(record.config, data.task)))
-    return score(record.run, data, policies, [candidate], stats, [f"winner-{number:04d}"])[0]
+    return score(record.run, data, policies, [info], stats, [f"winner-{number:04d}"], [number])[0]
 
 
 def winner_curves(
     record: SearchRecord, data: TaskData, winners: Sequence[int], pool: RolloutPool
-) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+) -> list[tuple[Curve, Calibration]]:
     """The winners' true reward and cost along their training, and their calibration."""
     pairs = []
     for number in winners:
-        label = {"label": f"{record.study.name} {number}"}
+        label = f"{record.study.name} {number}"
         point_at = record.point_at(number, data.task)
         curve, calibration = roll_out_curves(
             data, [record.member(number)], record.config.curve_steps(), record.config.evaluation.curve_episodes, point_at, pool
         )
-        pairs.append((curve | label | {"numbers": [number]}, calibration | label))
+        pairs.append(({**curve, "label": label, "numbers": [number]}, {**calibration, "label": label}))
     return pairs
 
 
 def online_best_rows(
-    record: SearchRecord, data: TaskData, winners: Sequence[int], curves: Sequence[Mapping[str, Any]], pool: RolloutPool
-) -> Records:
+    record: SearchRecord, data: TaskData, winners: Sequence[int], curves: Sequence[Curve], pool: RolloutPool
+) -> list[Row]:
     """Each winner's policy at the best point of its curve, if it has one, on fresh episodes; the curve's are charged too."""
     pairs = zip(winners, curves, strict=True)
     return [_online_best_row(record, data, number, best_step(curve), pool) for number, curve in pairs if curve["steps"]]
 
 
-def best_step(curve: Mapping[str, Any]) -> int:
+def best_step(curve: Curve) -> int:
     """The step at which a curve of one member is best: the highest reward that is safe, else the lowest cost."""
     reward, cost = (np.array(curve[name][0], np.float64) for name in ("normalized_reward", "normalized_cost"))
     safe = cost <= 1
     return curve["steps"][np.where(safe, reward, -np.inf).argmax() if safe.any() else np.nanargmin(cost)]
 
 
-def _online_best_row(record: SearchRecord, data: TaskData, number: int, step: int, pool: RolloutPool) -> dict[str, Any]:
-    candidate = record.candidate(number, data.task, "online_best", member_steps=step)
+def _online_best_row(record: SearchRecord, data: TaskData, number: int, step: int, pool: RolloutPool) -> Row:
+    info = record.row_info(number, data.task, "online_best", {"member_steps": step})
     policies = record.point_at(number, data.task)(step).policies
     stats = pool.evaluate(policies, data.task, episode_seeds(FRESH_SEEDS, fresh_episodes(record.config, data.task)))
-    return score(record.run, data, policies, [candidate], stats, [f"online-best-{number:04d}"])[0]
+    return score(record.run, data, policies, [info], stats, [f"online-best-{number:04d}"], [number])[0]

@@ -13,7 +13,7 @@ from drcorl_ray.config.algorithms import get_algorithm
 from drcorl_ray.config.members import row_settings
 from drcorl_ray.data.store import read_store
 from drcorl_ray.data.task_data import TaskData
-from drcorl_ray.evaluation.scoring import Candidate
+from drcorl_ray.evaluation.scoring import RowInfo
 from drcorl_ray.method.replay import Replay
 from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.runs.metrics_log import MetricsLog
@@ -29,12 +29,12 @@ _REPORTS = 200  # a training; its state may be large
 class BaselinePlan:
     """One algorithm's population, and its rows in the results.
 
-    members: to train, [P]. Of each row: its candidate; its member with the row's cost limit; its place among `members`.
+    members: to train, [P]. Of each row: its info; its member with the row's cost limit; its place among `members`.
     """
 
     algorithm: str
     members: tuple[BaselineMember, ...]
-    candidates: tuple[Candidate, ...]
+    infos: tuple[RowInfo, ...]
     row_members: tuple[BaselineMember, ...]
     places: tuple[int, ...]
 
@@ -55,7 +55,7 @@ def _plan(config: Config, data: TaskData, name: str, cells: Sequence[tuple[int |
     places: dict[tuple[int | None, float | None], int] = {}
     members: list[BaselineMember] = []
     row_members: list[BaselineMember] = []
-    candidates, chosen = [], []
+    infos, chosen = [], []
     for seed, limit in cells:
         if not learner.can_learn(data.episodes, limit):
             continue
@@ -64,10 +64,10 @@ def _plan(config: Config, data: TaskData, name: str, cells: Sequence[tuple[int |
         if key not in places:
             places[key] = len(members)
             members.append(member)
-        candidates.append(Candidate(name, row_settings(name, member), member.seed, limit, details={"baseline": True}))
+        infos.append(RowInfo(name, row_settings(name, member), member.seed, limit, details={"baseline": True}))
         row_members.append(member)
         chosen.append(places[key])
-    return BaselinePlan(name, tuple(members), tuple(candidates), tuple(row_members), tuple(chosen))
+    return BaselinePlan(name, tuple(members), tuple(infos), tuple(row_members), tuple(chosen))
 
 
 def _device(config: Config, plans: Sequence[BaselinePlan]) -> str:
@@ -100,5 +100,5 @@ def _train_one(
     loop.save_last(folder.population, learner)
 
 
-def _label(candidate: Candidate) -> str:
-    return f"{candidate.algorithm}-limit-{candidate.cost_limit:g}-seed-{candidate.seed}"
+def _label(info: RowInfo) -> str:
+    return f"{info.algorithm}-limit-{info.cost_limit:g}-seed-{info.seed}"

@@ -38,6 +38,7 @@ def test_a_run_of_one_algorithm_beside_all_others(tmp_path):
     run = train(config)
     results = read_results(run.path)
     assert {row["algorithm"] for row in results["rows"]} == {*BASELINES}
+    assert {entry["algorithm"] for entry in results["run"]["inference_times"]} == {*BASELINES, None}
     data = TaskData.open(task_store(config, "PointCircle"))
     learner = build_baseline(config, data, "cdt", config.members(), Placement())
     build_runner(learner, whole_replay(data), 16, Placement(), config.scaling).advance(0, 60)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
 from drcorl_ray.commands.train import train
 from drcorl_ray.commands.tune import search
-from drcorl_ray.config import algorithms as registry
-from drcorl_ray.config.algorithms import register_algorithm
+from drcorl_ray.config.algorithms import ALGORITHMS
 from drcorl_ray.config.loading import load_config
+from drcorl_ray.config.registration import register_algorithm
 from drcorl_ray.policy.loading import load_policy
 from drcorl_ray.runs.results import read_results
 from tests.helpers.results import Parsed
@@ -20,9 +22,10 @@ QUICK = ("evaluation.curve_points=1", "evaluation.curve_episodes=1", "evaluation
 
 
 @pytest.fixture(autouse=True)
-def toy(monkeypatch) -> None:
-    monkeypatch.setattr(registry, "_ALGORITHMS", dict(registry._ALGORITHMS))
+def toy() -> Iterator[None]:
     register_algorithm(TOY)
+    yield
+    del ALGORITHMS[TOY.name]
 
 
 def shown(run) -> tuple[str, str, str]:

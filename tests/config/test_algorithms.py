@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 from pydantic import BaseModel
 
 from drcorl_ray.config import Config, Section
-from drcorl_ray.config import algorithms as registry
-from drcorl_ray.config.algorithms import Algorithm, algorithms, get_algorithm, register_algorithm, shown_algorithm
+from drcorl_ray.config.algorithms import ALGORITHMS, BUILT_IN, Algorithm, algorithms, get_algorithm, shown_algorithm
 from drcorl_ray.config.loading import dump_config, load_config
+from drcorl_ray.config.registration import register_algorithm
 from drcorl_ray.errors import UserError
 from drcorl_ray.method.baselines import Baseline
 from drcorl_ray.training.baselines import baseline_class
@@ -28,8 +29,14 @@ WITH_SETTINGS = replace(OWN, settings=OwnSettings, member_settings=("pull",))
 
 
 @pytest.fixture(autouse=True)
-def own_registry(monkeypatch) -> None:
-    monkeypatch.setattr(registry, "_ALGORITHMS", dict(registry._BUILT_IN))
+def own_registry() -> Iterator[None]:
+    yield
+    forget_own()
+
+
+def forget_own() -> None:
+    for name in ALGORITHMS.keys() - BUILT_IN.keys():
+        del ALGORITHMS[name]
 
 
 def test_every_built_in_learner_can_be_imported():
@@ -95,12 +102,12 @@ def test_an_unregistered_algorithm_is_shown_by_its_name():
     assert (shown_algorithm("gone").title, shown_algorithm("cpq").title) == ("gone", "CPQ")
 
 
-def test_a_configuration_brings_a_users_algorithms_along(monkeypatch):
+def test_a_configuration_brings_a_users_algorithms_along():
     """As into a worker of Ray. Fault: the registry of the process that it was made in."""
     register_algorithm(WITH_SETTINGS)
     config = load_config(["run.algorithm=own", "baseline.own.width=4", "population=[{own.pull: 0.25}]"])
     sent = pickle.dumps(config)
-    monkeypatch.setattr(registry, "_ALGORITHMS", dict(registry._BUILT_IN))
+    forget_own()
     received = pickle.loads(sent)
     assert get_algorithm("own") == WITH_SETTINGS
     assert received == config

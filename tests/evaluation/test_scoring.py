@@ -9,7 +9,7 @@ from drcorl_ray.data.dsrl import make_dataset
 from drcorl_ray.data.store import Source, convert
 from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.evaluation.references import best_safe_episode, best_safe_episodes, data_episodes
-from drcorl_ray.evaluation.scoring import Candidate, score
+from drcorl_ray.evaluation.scoring import RowInfo, score
 from drcorl_ray.policy.loading import load_policy
 from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.runs.provenance import describe_results
@@ -49,12 +49,12 @@ STATS = EpisodeStats(
 def test_rows_by_hand(tmp_path, data):
     """Fault: subtract the data's least cost, forget the 0.1, or divide by R_max instead of the range."""
     run = RunDirectory(tmp_path / "run")
-    candidates = [
-        Candidate("drcorl", {"k": 1.5}, seed=3, cost_limit=9.9),
-        Candidate("bc", {"cost_limit": None}, seed=4, cost_limit=0.0, selection="search_winner", online_episodes=40),
+    infos = [
+        RowInfo("drcorl", {"k": 1.5}, seed=3, cost_limit=9.9),
+        RowInfo("bc", {"cost_limit": None}, seed=4, cost_limit=0.0, selection="search_winner", online_episodes=40),
     ]
     population = make_population(2)
-    first, second = score(run, data, population, candidates, STATS, ["drcorl-000", "winner-0007"])
+    first, second = score(run, data, population, infos, STATS, ["drcorl-000", "winner-0007"])
     assert first == {
         "task": "PointCircle",
         "algorithm": "drcorl",
@@ -87,9 +87,7 @@ def test_rows_by_hand(tmp_path, data):
 
 
 def test_a_cost_limit_of_zero_stays_finite(tmp_path, data):
-    [row, _] = score(
-        RunDirectory(tmp_path), data, make_population(2), [Candidate("drcorl", {}, 0, 0.0)] * 2, STATS, ["a", "b"]
-    )
+    [row, _] = score(RunDirectory(tmp_path), data, make_population(2), [RowInfo("drcorl", {}, 0, 0.0)] * 2, STATS, ["a", "b"])
     assert row["normalized_cost"] == pytest.approx(75.0)
 
 

@@ -181,25 +181,71 @@ def test_a_runs_directory_stands_for_its_winner_or_first_member(saved, tmp_path)
     population, _ = saved
     for member, name in enumerate(("first", "second")):
         population.save(tmp_path / "policies" / f"{name}.safetensors", member, {})
-    rows = [{"selection": "last", "policy": f"policies/{name}.safetensors"} for name in ("first", "second")]
+    rows = [{"task": "T", "selection": "last", "policy": f"policies/{name}.safetensors"} for name in ("first", "second")]
+    results = {"schema": 1, "run": {}, "rows": rows}
     states = observations(3)
     for selection, name in (("last", "first"), ("search_winner", "second")):
         expected = tmp_path / "policies" / f"{name}.safetensors"
         rows[1]["selection"] = selection
-        write_json(tmp_path / "results.json", {"rows": rows})
+        write_json(tmp_path / "results.json", results)
         assert load_policy(str(tmp_path)).act(states).tobytes() == load_policy(expected).act(states).tobytes()
-    for broken in ({"rows": []}, {}, [1], {"rows": [{"selection": "last"}]}):
+    for broken in ([], {}, 3, None, [1], [{"task": "T", "selection": "last"}], [{"selection": "last", "policy": "p"}], ["a"]):
+        write_json(tmp_path / "results.json", results | {"rows": broken})
+        assert "results.json: lists no policy" in refusal(tmp_path)
+    for broken in ({"rows": []}, {}, [1], results | {"schema": 2}):
         write_json(tmp_path / "results.json", broken)
-        with pytest.raises(UserError, match=r"results\.json: lists no policy"):
-            load_policy(tmp_path)
+        assert "results.json: not results of schema 1" in refusal(tmp_path)
+
+
+def test_a_run_of_several_tasks_has_no_single_policy(saved, tmp_path):
+    """The message names the policy of each task, a winner before any other. Fault: the first row of the first task."""
+    rows = [
+        {"task": task, "selection": selection, "policy": f"policies/{task}-{selection}.safetensors"}
+        for selection in ("last", "search_winner")
+        for task in ("A", "B")
+    ]
+    write_json(tmp_path / "results.json", {"schema": 1, "run": {}, "rows": rows})
+    message = refusal(tmp_path)
+    assert message == (
+        f"{tmp_path}: has policies of 2 tasks; name one of them: {tmp_path}/policies/A-search_winner.safetensors, "
+        f"{tmp_path}/policies/B-search_winner.safetensors"
+    )
+
+
+def test_an_unfinished_run_says_so(tmp_path):
+    """Fault: "cannot be read as JSON ([Errno 2] …)"."""
+    assert refusal(tmp_path) == (
+        f"{tmp_path}: no finished run is there (results.json is missing); resume it or name a policy file"
+    )
+    with pytest.raises(UserError, match="resume it or name a policy file"):
+        load_entries([str(tmp_path)])
+
+
+def test_loading_a_runs_policy_imports_numpy_and_safetensors_alone(saved, tmp_path):
+    """Fault: read results.json through a module that knows the configuration, or schema.py at run time."""
+    population, _ = saved
+    population.save(tmp_path / "policies" / "p.safetensors", 0, {})
+    row = {"task": "T", "selection": "last", "policy": "policies/p.safetensors"}
+    write_json(tmp_path / "results.json", {"schema": 1, "run": {}, "rows": [row]})
+    code = f"""
+        import sys
+        from drcorl_ray.policy.loading import load_policy
+        assert load_policy({str(tmp_path)!r}).act([0.0] * {S}).shape == ({A},)
+        heavy = ("pydantic", "rich", "yaml", "torch", "ray", "h5py", "drcorl_ray.config")
+        print([name for name in heavy if name in sys.modules])
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize(
     "name", ["../p.safetensors", "/etc/passwd", "policies/../../p", "s3://b/p", "", ".", "a\0b", "\ud800", "x" * 256, 3, None]
 )
 def test_a_run_names_its_own_files_alone(saved, tmp_path, name):
-    """Fault: join any path in results.json to the run's folder."""
-    write_json(tmp_path / "results.json", {"schema": 1, "run": {}, "rows": [{"selection": "last", "policy": name}]})
+    """Fault: join whatever results.json says to the run's folder."""
+    write_json(
+        tmp_path / "results.json", {"schema": 1, "run": {}, "rows": [{"task": "T", "selection": "last", "policy": name}]}
+    )
     for load in (load_policy, lambda run: load_entries([str(run)])):
         with pytest.raises(UserError, match=r"results\.json: names .*, which is no file beside it"):
             load(tmp_path)

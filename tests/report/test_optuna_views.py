@@ -18,7 +18,7 @@ from drcorl_ray.runs.directory import RunDirectory
 from tests.helpers.results import MadeSearch, log_line, make_results, make_row
 
 
-def only_study(made: MadeSearch) -> study.Studied:
+def only_study(made: MadeSearch) -> study.StudyView:
     [found] = study.read_studies(RunDirectory(made.path), made.results)
     return found
 

@@ -13,7 +13,7 @@ import optuna
 import pytest
 
 from drcorl_ray.report.build import read_page
-from drcorl_ray.report.optuna_views import Studied
+from drcorl_ray.report.optuna_views import StudyView
 from drcorl_ray.report.page import Page
 from drcorl_ray.runs.directory import RunDirectory
 from tests.helpers.results import MadeSearch, Parsed, log_line, make_curve, make_results, make_row
@@ -138,7 +138,7 @@ def test_a_choice_of_the_study_cannot_end_its_script(tmp_path):
         trial.suggest_categorical("key", [NASTY, "other"])
         study.tell(trial, value)
     results = make_results([make_row()], search={"studies": []})
-    parsed = Parsed(Page("run", results, [Studied("S", ["PointCircle"], study)], {}, {}, []).html())
+    parsed = Parsed(Page("run", results, [StudyView("S", ["PointCircle"], study)], {}, {}, []).html())
     assert len(parsed.figures) == 2
     assert "img" not in parsed.text
 

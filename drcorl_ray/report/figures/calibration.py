@@ -10,8 +10,9 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 from drcorl_ray.report.figures.plotly import BELOW, GREEN, GREY, ORANGE, PALETTE, RED, layout
-from drcorl_ray.report.tables.calibration import KINDS, Agreement, Entry, Point, k_name, other_k, own_name, points
+from drcorl_ray.report.tables.calibration import KINDS, Agreement, Point, k_name, other_k, own_name, points
 from drcorl_ray.report.tables.core import EDGE
+from drcorl_ray.runs.schema import Calibration
 
 KIND_COLORS = {(True, True): GREEN, (True, False): RED, (False, True): ORANGE, (False, False): GREY}
 LINES = [color for color in PALETTE if color != "#D62728"]  # red is for what is dangerous
@@ -26,7 +27,7 @@ _SYMBOLS = {
 }
 
 
-def scatter(task: str, entries: Sequence[Entry]) -> go.Figure:
+def scatter(task: str, entries: Sequence[Calibration]) -> go.Figure:
     """A filled point a policy, estimated with its member's own k; the hollow ones of the other k come by a click."""
     legend = BELOW | {"title": {"text": "also show"}}
     figure = go.Figure(layout=layout(f"{task}: estimate against truth", _HEIGHT, legend=legend))
@@ -88,7 +89,7 @@ def _quadrants(figure: go.Figure, own: Agreement) -> None:
     figure.add_shape(type="line", x0=0, x1=EDGE, y0=0, y1=EDGE, line={"dash": "dot", "width": 1, "color": GREY})
 
 
-def errors(task: str, entries: Sequence[Entry]) -> go.Figure:
+def errors(task: str, entries: Sequence[Calibration]) -> go.Figure:
     """Estimate − truth along the training, a line a member; crosses: called safe, but unsafe."""
     figure = go.Figure(layout=layout(f"{task}: error along the training", _HEIGHT, legend=BELOW))
     own = points(entries)

@@ -15,7 +15,8 @@ from matplotlib.colors import to_hex
 
 from drcorl_ray.config.algorithms import Marker, algorithms, shown_algorithm
 from drcorl_ray.report.optuna_views import policies
-from drcorl_ray.report.tables.core import EDGE, Results, Row, is_baseline, settings, task_names, varied_keys
+from drcorl_ray.report.tables.core import EDGE, is_baseline, settings, task_names, varied_keys
+from drcorl_ray.runs.schema import Results, Row
 
 TITLE = "Frontier: reward against episode cost"
 NOTE = (

@@ -13,9 +13,10 @@ from plotly.subplots import make_subplots
 
 from drcorl_ray.config.algorithms import shown_algorithm
 from drcorl_ray.report.figures.frontier import BEST, Mark, Panel
-from drcorl_ray.report.optuna_views import OFFLINE, Judged, Series, Studied, pareto_front, quiet, ranked_keys
-from drcorl_ray.report.tables.core import EDGE, WALL_PARTS, Row, is_baseline, is_judged, is_winner, row_name, settings
+from drcorl_ray.report.optuna_views import OFFLINE, JudgedConfiguration, Series, StudyView, pareto_front, quiet, ranked_keys
+from drcorl_ray.report.tables.core import EDGE, WALL_PARTS, is_baseline, is_judged, is_winner, row_name, settings
 from drcorl_ray.report.tables.paper import Cell
+from drcorl_ray.runs.schema import Curve, Reference, Row, SearchCost
 
 BLUE, RED, ORANGE, GOLD, GREEN, PURPLE, GREY = "#1f77b4", "#c0392b", "#e67e22", "#f5b301", "#2e8b57", "#7d3c98", "#9aa0a6"
 PALETTE = qualitative.D3
@@ -47,13 +48,13 @@ def _plane(figure: go.Figure) -> None:
     figure.update_yaxes(title_text="normalised reward")
 
 
-def scatter(task: str, rows: Sequence[Row], references: Sequence[Row], keys: Sequence[str]) -> go.Figure:
+def scatter(task: str, rows: Sequence[Row], references: Sequence[Reference], keys: Sequence[str]) -> go.Figure:
     """Every evaluated policy of a task; hollow: stopped early; stars: winners' fresh scores, joined to their search scores."""
     figure = go.Figure(layout=layout(task, 420, legend=BELOW))
     for name, group, marker in _groups(rows):
         figure.add_trace(_points(name, group, marker, keys))
     for row in filter(is_winner, rows):
-        if "search_normalized_cost" in row:
+        if "search_normalized_cost" in row and "search_normalized_reward" in row:
             figure.add_scatter(
                 x=[min(row["search_normalized_cost"], EDGE), min(row["normalized_cost"], EDGE)],
                 y=[row["search_normalized_reward"], row["normalized_reward"]],
@@ -139,12 +140,12 @@ def _marks(name: str, marks: Sequence[Mark], keys: Sequence[str], suffix: str = 
     )
 
 
-def pareto(study: str, configurations: Sequence[Judged], keys: Sequence[str]) -> go.Figure:
+def pareto(study: str, configurations: Sequence[JudgedConfiguration], keys: Sequence[str]) -> go.Figure:
     """The judged configurations of a study, the front among its finished ones."""
     finished = [point for point in configurations if point.state == "complete"]
     front = [finished[index] for index in pareto_front([(point.reward, point.cost) for point in finished])]
     figure = go.Figure(layout=layout(study, 420, legend=BELOW))
-    styles: list[tuple[str, list[Judged], dict[str, Any]]] = [
+    styles: list[tuple[str, list[JudgedConfiguration], dict[str, Any]]] = [
         ("configuration", finished, {"mode": "markers", "marker": {"color": BLUE, "opacity": 0.5}}),
         ("Pareto front", front, {"mode": "lines+markers", "line": {"shape": "hv", "color": PURPLE}, "marker": {"size": 10}}),
     ]
@@ -169,7 +170,7 @@ def importances(study: str, shares: Mapping[str, Mapping[str, float]]) -> go.Fig
     return figure
 
 
-def parallel(study: Studied) -> go.Figure:
+def parallel(study: StudyView) -> go.Figure:
     """Optuna's own figure: a line a finished configuration, dotted where it is not safe."""
     from optuna.visualization import plot_parallel_coordinate
 
@@ -179,7 +180,7 @@ def parallel(study: Studied) -> go.Figure:
     return figure.update_layout(**layout(study.name, 420, margin=_MARGIN | {"t": 70}))
 
 
-def true_curves(task: str, curves: Sequence[Mapping[str, Any]], printed: Cell | None = None) -> go.Figure:
+def true_curves(task: str, curves: Sequence[Curve], printed: Cell | None = None) -> go.Figure:
     """True reward and cost along the training, a line a member. printed: what the paper's Table 1 says."""
     figure = _two_panels(task, "normalised reward", "normalised cost")
     lines = [
@@ -253,7 +254,7 @@ def _horizontal(figure: go.Figure, value: float, column: int, text: str, dash: s
     figure.add_hline(y=value, annotation_text=text, **style)
 
 
-def wall_time(cost: Mapping[str, Any]) -> go.Figure:
+def wall_time(cost: SearchCost) -> go.Figure:
     """One stacked bar: where the wall time went."""
     margin = {"l": 10, "r": 10, "t": 10, "b": 40}
     figure = go.Figure(

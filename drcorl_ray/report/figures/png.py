@@ -1,78 +1,47 @@
-"""A report's PNGs, by matplotlib: curves, scatter, frontier, importances, parallel coordinates, Pareto fronts, calibration."""
+"""A report's PNGs, by matplotlib: curves, speed, scatter, frontier, importances, parallel coordinates, Pareto fronts."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 
 from drcorl_ray.config.algorithms import shown_algorithm
 from drcorl_ray.io.files import write_bytes
-from drcorl_ray.report.figures.calibration import KIND_COLORS, LINES, MOST_NAMED
+from drcorl_ray.report.figures.axes import grid, save, unsafe_side
 from drcorl_ray.report.figures.frontier import BEST, Mark, Panel
-from drcorl_ray.report.optuna_views import Judged, Studied, pareto_front, quiet, ranked_keys
-from drcorl_ray.report.tables.calibration import KINDS, Entry, Point, own_name, points
-from drcorl_ray.report.tables.core import EDGE, Row, is_winner
+from drcorl_ray.report.optuna_views import JudgedConfiguration, StudyView, pareto_front, quiet, ranked_keys
+from drcorl_ray.report.tables.core import EDGE, is_winner
 from drcorl_ray.report.tables.paper import Cell
 from drcorl_ray.report.tables.seeds import SeedCurves
-from drcorl_ray.report.tables.speed import Timed
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from drcorl_ray.report.tables.speed import InferenceTime
+from drcorl_ray.runs.schema import Curve, Reference, Row
 
 _MOST_COLUMNS = 4
 _MOST_STUDIES = 6
 _MOST_LINES = 10  # that are named
 
 
-def _grid(panels: int, width: float = 4.8, height: float = 3.8) -> tuple[Figure, list[Axes]]:
-    """A figure of that many panels, at most four side by side."""
-    columns = max(1, min(panels, _MOST_COLUMNS))
-    rows = max(1, -(-panels // columns))
-    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained")
-    shown = list(axes.flat)
-    for axis in shown[max(panels, 1) :]:
-        axis.set_axis_off()
-    return figure, shown[: max(panels, 1)]
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    content = io.BytesIO()
-    figure.savefig(content, dpi=130)
-    plt.close(figure)
-    write_bytes(path, content.getvalue())
-    return path
-
-
-def _unsafe_side(axis: Axes) -> None:
-    axis.axvline(1.0, color="black", linestyle="--", linewidth=1)
-    axis.axvspan(1.0, EDGE * 1.03, color="tab:red", alpha=0.06)
-    axis.set_xlim(-0.05, EDGE * 1.03)
-    axis.grid(alpha=0.3)
-
-
-def curves(path: Path, lines: Sequence[Mapping[str, Any]], groups: Sequence[SeedCurves], printed: Mapping[str, Cell]) -> Path:
+def curves(path: Path, lines: Sequence[Curve], groups: Sequence[SeedCurves], printed: Mapping[str, Cell]) -> Path:
     """True normalised reward and cost along the training, two panels a task, the limit and the paper's own result drawn.
 
     A line for the runs that differ in nothing but the seed, with a band from the lowest to the highest of several; where
     `groups` are not known, a line a member. printed: DRCORL's score in the paper's Table 1, by task.
     """
     tasks = list(dict.fromkeys([*(group.task for group in groups), *(line["task"] for line in lines)]))
-    figure, axes = _grid(2 * len(tasks))
+    figure, axes = grid(2 * len(tasks))
     for task, pair in zip(tasks, zip(axes[::2], axes[1::2], strict=True), strict=True):
         own = [group for group in groups if group.task == task]
         shown = _seed_lines(pair, own) if own else _member_lines(pair, [line for line in lines if line["task"] == task])
         _explain_curves(pair, task, printed.get(task))
         if shown <= _MOST_LINES:
             pair[0].legend(fontsize=8, loc="lower right")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _explain_curves(pair: Sequence[Axes], task: str, printed: Cell | None) -> None:
@@ -93,11 +62,13 @@ def _explain_curves(pair: Sequence[Axes], task: str, printed: Cell | None) -> No
     cost.set_ylim(bottom=0)
 
 
-def _member_lines(axes: Sequence[Axes], lines: Sequence[Mapping[str, Any]]) -> int:
+def _member_lines(axes: Sequence[Axes], lines: Sequence[Curve]) -> int:
     for curve in lines:
         for axis, name in zip(axes, ("normalized_reward", "normalized_cost"), strict=True):
             for member, values in enumerate(curve[name]):
-                axis.plot(curve["steps"], values, marker="o", markersize=3, label=f"{curve.get('label', member)}")
+                axis.plot(
+                    curve["steps"], np.array(values, float), marker="o", markersize=3, label=f"{curve.get('label', member)}"
+                )
     return sum(len(curve["normalized_cost"]) for curve in lines)
 
 
@@ -109,10 +80,10 @@ def _seed_lines(axes: Sequence[Axes], groups: Sequence[SeedCurves]) -> int:
     return len(groups)
 
 
-def speed(path: Path, timed: Sequence[Timed]) -> Path:
+def speed(path: Path, times: Sequence[InferenceTime]) -> Path:
     """The paper's Fig. 2: reward against the time for 1,000 actions; hollow: not safe; lines: what is timed alone."""
-    figure, [axis] = _grid(1, width=7.0, height=4.4)
-    for entry in timed:
+    figure, [axis] = grid(1, width=7.0, height=4.4)
+    for entry in times:
         if entry.score is None:
             axis.axvline(entry.seconds, color="grey", linestyle=":", linewidth=1)
             axis.annotate(
@@ -128,12 +99,12 @@ def speed(path: Path, timed: Sequence[Timed]) -> Path:
     axis.set(xscale="log", xlabel="seconds for 1,000 actions", ylabel="normalised reward (filled: safe, hollow: not)")
     axis.margins(x=0.15, y=0.15)
     axis.grid(alpha=0.3)
-    return _save(figure, path)
+    return save(figure, path)
 
 
-def scatter(path: Path, tasks: Sequence[str], rows: Sequence[Row], references: Sequence[Row]) -> Path:
+def scatter(path: Path, tasks: Sequence[str], rows: Sequence[Row], references: Sequence[Reference]) -> Path:
     """Every evaluated policy, reward against cost, a panel a task, the unsafe side shaded; hollow: stopped early."""
-    figure, axes = _grid(len(tasks))
+    figure, axes = grid(len(tasks))
     for axis, task in zip(axes, tasks, strict=False):
         shown = [row for row in rows if row["task"] == task]
         for algorithm in sorted({row["algorithm"] for row in shown}):
@@ -150,17 +121,18 @@ def scatter(path: Path, tasks: Sequence[str], rows: Sequence[Row], references: S
             axis.annotate(
                 "best safe episode of the data", (EDGE, value), ha="right", va="bottom", fontsize=8, color="tab:green"
             )
-        _unsafe_side(axis)
+        unsafe_side(axis)
         axis.set(xlabel=f"normalised cost (▸: over {EDGE:g})", ylabel="normalised reward", title=task)
         if shown:
             axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _points(axis: Axes, rows: Sequence[Row], algorithm: str, *, hollow: bool) -> None:
     if not rows:
         return
-    costs, rewards = (np.array([row[f"normalized_{name}"] for row in rows]) for name in ("cost", "reward"))
+    costs = np.array([row["normalized_cost"] for row in rows])
+    rewards = np.array([row["normalized_reward"] for row in rows])
     beyond, color = costs > EDGE, shown_algorithm(algorithm).color
     style = {"edgecolor": color, "facecolor": "none" if hollow else color, "alpha": 0.8}
     axis.scatter(costs[~beyond], rewards[~beyond], label=f"{algorithm}, stopped" if hollow else algorithm, **style)
@@ -169,7 +141,7 @@ def _points(axis: Axes, rows: Sequence[Row], algorithm: str, *, hollow: bool) ->
 
 def frontier(path: Path, panels: Sequence[Panel]) -> Path:
     """The policies before the data's own episodes, in the colours of their cost limits; hollow: baselines."""
-    figure, axes = _grid(len(panels), width=8.0, height=6.4)
+    figure, axes = grid(len(panels), width=8.0, height=6.4)
     for axis, panel in zip(axes, panels, strict=True):
         if len(panel.costs):
             axis.scatter(panel.costs, panel.rewards, s=10, color="grey", alpha=0.4, linewidth=0, label=panel.backdrop)
@@ -183,7 +155,7 @@ def frontier(path: Path, panels: Sequence[Panel]) -> Path:
         axis.set(xlabel=panel.axis, ylabel="normalised reward", title=panel.task, xlim=(-0.02 * panel.edge, 1.03 * panel.edge))
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.11))
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _marks(axis: Axes, marks: Sequence[Mark], *, hollow: bool) -> None:
@@ -206,7 +178,7 @@ def _explain(axis: Axes, panel: Panel) -> None:
 
 def importances(path: Path, shares: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Path:
     """shares: {study: {"reward" | "cost": {key: share}}}; a panel a study, a pair of bars a key."""
-    figure, axes = _grid(len(shares))
+    figure, axes = grid(len(shares))
     for axis, (study, by_score) in zip(axes, shares.items(), strict=False):
         keys = ranked_keys(by_score)
         places = np.arange(len(keys))
@@ -216,10 +188,10 @@ def importances(path: Path, shares: Mapping[str, Mapping[str, Mapping[str, float
         axis.set_yticks(places, keys)
         axis.set(xlabel="importance (PED-ANOVA)", title=study, xlim=(0, 1))
         axis.legend(fontsize=8, loc="lower right")
-    return _save(figure, path)
+    return save(figure, path)
 
 
-def parallel(path: Path, studies: Sequence[Studied]) -> Path:
+def parallel(path: Path, studies: Sequence[StudyView]) -> Path:
     """Optuna's own picture of each study, one below the other (the first six)."""
     with quiet():
         rows = [_parallel(study) for study in studies[:_MOST_STUDIES]]
@@ -231,7 +203,7 @@ def parallel(path: Path, studies: Sequence[Studied]) -> Path:
     return path
 
 
-def _parallel(study: Studied) -> np.ndarray:
+def _parallel(study: StudyView) -> np.ndarray:
     """Pixels [H, W, 4]."""
     from optuna.visualization.matplotlib import plot_parallel_coordinate
 
@@ -248,9 +220,9 @@ def _parallel(study: Studied) -> np.ndarray:
     return np.frombuffer(buffer.getvalue(), np.uint8).reshape(4 * 110, 12 * 110, 4)
 
 
-def pareto(path: Path, studies: Mapping[str, Sequence[Judged]]) -> Path:
+def pareto(path: Path, studies: Mapping[str, Sequence[JudgedConfiguration]]) -> Path:
     """studies: {name: judged configurations}; the front among the finished ones."""
-    figure, axes = _grid(len(studies))
+    figure, axes = grid(len(studies))
     for axis, (name, configurations) in zip(axes, studies.items(), strict=False):
         finished = [point for point in configurations if point.state == "complete"]
         front = [finished[index] for index in pareto_front([(point.reward, point.cost) for point in finished])]
@@ -259,61 +231,7 @@ def pareto(path: Path, studies: Mapping[str, Sequence[Judged]]) -> Path:
             [min(point.cost, EDGE) for point in front], [point.reward for point in front],
             drawstyle="steps-post", marker="o", color="tab:purple", label="Pareto front",
         )  # fmt: skip
-        _unsafe_side(axis)
+        unsafe_side(axis)
         axis.set(xlabel="normalised cost", ylabel="normalised reward", title=name)
         axis.legend(fontsize=8)
-    return _save(figure, path)
-
-
-def calibration(path: Path, tasks: Mapping[str, Sequence[Entry]]) -> Path:
-    """Of each task two panels: the members' offline estimates against the truth, and their errors along the training."""
-    figure, axes = _grid(2 * len(tasks), width=5.2, height=4.6)
-    for (task, entries), compared, followed in zip(tasks.items(), axes[::2], axes[1::2], strict=True):
-        found = points(entries)
-        _compare(compared, found)
-        compared.set(
-            xlabel=f"true normalised cost (at {EDGE:g}: or more)", ylabel=f"estimated, {own_name(entries)}", title=task
-        )
-        _follow(followed, found)
-        followed.set(xlabel="extraction step", ylabel=f"estimate − truth, in limits, each cut at {EDGE:g}", title=task)
-        for axis in (compared, followed):
-            axis.grid(alpha=0.3)
-            if axis.get_legend_handles_labels()[1]:
-                axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
-    return _save(figure, path)
-
-
-def _compare(axis: Axes, found: Sequence[Point]) -> None:
-    """Coloured by what became of the policies; red where an unsafe one would be let through."""
-    for kind, words in KINDS.items():
-        group = [point for point in found if point.kind == kind]
-        axis.errorbar(
-            [point.drawn[0] for point in group], [point.drawn[2] for point in group], xerr=[point.drawn[1] for point in group],
-            fmt="o", markersize=6, elinewidth=0.8, color=KIND_COLORS[kind], label=f"{len(group)} {words}",
-        )  # fmt: skip
-    low, top = -0.1, EDGE + 0.1
-    axis.plot([0, EDGE], [0, EDGE], color="grey", linestyle=":", linewidth=1)
-    for line in (axis.axvline, axis.axhline):
-        line(1.0, color="black", linestyle="--", linewidth=1)
-    axis.fill_between([1.0, top], low, 1.0, color=KIND_COLORS[True, False], alpha=0.16, linewidth=0)
-    axis.set(xlim=(low, top), ylim=(low, top))
-
-
-def _follow(axis: Axes, found: Sequence[Point]) -> None:
-    members = list(dict.fromkeys(point.member for point in found))
-    for member, color in zip(members, cycle(LINES)):
-        line = [point for point in found if point.member == member]
-        label = member if len(members) <= MOST_NAMED else None
-        axis.plot(
-            [point.step for point in line], [point.error for point in line], marker="o", markersize=3, color=color, label=label
-        )
-    wrong = [point for point in found if point.kind == (True, False)]
-    if wrong:
-        style = {"marker": "X", "s": 60, "color": KIND_COLORS[True, False], "edgecolor": "white", "zorder": 3}
-        axis.scatter([point.step for point in wrong], [point.error for point in wrong], label=KINDS[True, False], **style)
-    top = 1.15 * max([0.5, *(abs(point.error) for point in found)])
-    axis.axhline(0.0, color="black", linestyle=":", linewidth=1)
-    axis.axhspan(-top, 0.0, color=KIND_COLORS[True, False], alpha=0.06)
-    axis.annotate("too high: cautious", (0.02, 0.98), xycoords="axes fraction", va="top", fontsize=8)
-    axis.annotate("too low: dangerous", (0.02, 0.02), xycoords="axes fraction", fontsize=8, color=KIND_COLORS[True, False])
-    axis.set_ylim(-top, top)
+    return save(figure, path)

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from drcorl_ray.report.optuna_views import SHARES, Series, policies
-from drcorl_ray.report.tables.core import Column, Results, Row, is_judged, is_search, setting, task_names, varied_keys
+from drcorl_ray.report.optuna_views import SHARES, Series
+from drcorl_ray.report.optuna_views import policies as policies_of
+from drcorl_ray.report.tables.core import Column, is_judged, is_search, number, setting, task_names, varied_keys
+from drcorl_ray.runs.schema import Results, Row
 
 TITLE = "How the policies were adapted"
 NOTE = (
@@ -22,8 +24,8 @@ _CONFLICT = "adaptation/conflict"
 
 
 @dataclass(frozen=True)
-class Adapted:
-    """A policy's row; of its policy steps the shares, by metric; the last estimate of its episode cost."""
+class AdaptationShares:
+    """A policy's row, the shares of its policy steps by metric, and the last estimate of its episode cost."""
 
     row: Row
     shares: Mapping[str, float]
@@ -34,12 +36,12 @@ class Adapted:
         return f"{100 * self.shares[name]:.0f} %" if by_regions and not math.isnan(self.shares[name]) else "–"
 
 
-def columns(found: Sequence[Adapted]) -> list[Column]:
+def columns(policies: Sequence[AdaptationShares]) -> list[Column]:
     """The table's columns, one for each hyper-parameter in which the policies differ beside limit and seed."""
-    keys = [key for key in varied_keys(entry.row for entry in found) if key not in ("seed", "cost_limit")]
+    keys = [key for key in varied_keys(entry.row for entry in policies) if key not in ("seed", "cost_limit")]
     return [
         Column("task", lambda entry: entry.row["task"]),
-        Column("policy", lambda entry: str(entry.row.get("configuration", entry.row["member"]))),
+        Column("policy", lambda entry: str(number(entry.row))),
         Column("limit", lambda entry: f"{entry.row['cost_limit']:g}"),
         Column("seed", lambda entry: str(entry.row["seed"])),
         *(Column(key, lambda entry, key=key: setting(entry.row["config"].get(key))) for key in keys),
@@ -49,16 +51,16 @@ def columns(found: Sequence[Adapted]) -> list[Column]:
     ]
 
 
-def adapted(results: Results, curves: Mapping[str, Mapping[int, Series]]) -> list[Adapted]:
-    """The policies of a training run, the winners of a search; curves: `study.offline_curves`."""
-    found = []
+def adaptation_shares(results: Results, curves: Mapping[str, Mapping[int, Series]]) -> list[AdaptationShares]:
+    """The policies of a training run, the winners of a search; curves: `optuna_views.offline_curves`."""
+    adapted = []
     for task in task_names(results):
-        for number, row in sorted(policies(results, task).items()):
-            if number in curves.get(task, {}) and not (is_search(results) and is_judged(row)):
-                series = curves[task][number]
+        for policy, row in sorted(policies_of(results, task).items()):
+            if policy in curves.get(task, {}) and not (is_search(results) and is_judged(row)):
+                series = curves[task][policy]
                 shares = {name: _over_all_steps(series, name) for name in SHARES}
-                found.append(Adapted(row, shares, float(series.values["adaptation/cost_estimate"][-1])))
-    return found
+                adapted.append(AdaptationShares(row, shares, float(series.values["adaptation/cost_estimate"][-1])))
+    return adapted
 
 
 def _over_all_steps(series: Series, name: str) -> float:

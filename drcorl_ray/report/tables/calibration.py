@@ -7,14 +7,15 @@ By either cost a policy is safe where that, normalised (Eq. 26), is at most 1.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from scipy.stats import binomtest, rankdata
 
-from drcorl_ray.report.tables.core import EDGE, Column, Results
+from drcorl_ray.report.tables.core import EDGE, Column
+from drcorl_ray.runs.schema import Calibration, Results
 from drcorl_ray.tasks.scores import normalized_cost
 
 TITLE = "Can the offline estimate be trusted?"
@@ -32,7 +33,6 @@ KINDS = {  # (called safe, truly safe)
 }
 FEWEST = 5  # policies; fewer prove nothing
 TOLERATED = 0.1  # share of unsafe policies among those called safe
-Entry = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -71,22 +71,22 @@ class Point:
         return estimate - true
 
 
-def by_task(results: Results) -> dict[str, list[Entry]]:
+def by_task(results: Results) -> dict[str, list[Calibration]]:
     """The entries that have something, by task in the order of the alphabet."""
-    found: dict[str, list[Entry]] = {}
+    found: dict[str, list[Calibration]] = {}
     for entry in results["run"].get("calibration") or []:
         if entry["steps"] and entry["members"]:
             found.setdefault(entry["task"], []).append(entry)
     return dict(sorted(found.items()))
 
 
-def other_k(entries: Sequence[Entry]) -> list[float]:
+def other_k(entries: Sequence[Calibration]) -> list[float]:
     """Every k that was asked for, but the one that all members train with, if there is one."""
     own = _own_k(entries)
     return sorted({k for entry in entries for k in entry["k"]} - (own if len(own) == 1 else set()))
 
 
-def points(entries: Iterable[Entry], k: float | None = None) -> list[Point]:
+def points(entries: Iterable[Calibration], k: float | None = None) -> list[Point]:
     """Every policy of which both costs are known; estimated with that k, or (None) with each member's own."""
     found = []
     for entry in entries:
@@ -109,17 +109,17 @@ def points(entries: Iterable[Entry], k: float | None = None) -> list[Point]:
     return found
 
 
-def _name(entry: Entry, member: str) -> str:
+def _name(entry: Calibration, member: str) -> str:
     if "label" not in entry:
         return f"member {member}"
     return entry["label"] if len(entry["members"]) == 1 else f"{entry['label']}, member {member}"
 
 
-def _own_k(entries: Iterable[Entry]) -> set[float]:
+def _own_k(entries: Iterable[Calibration]) -> set[float]:
     return {k for entry in entries for k in entry["member_k"]}
 
 
-def own_name(entries: Iterable[Entry]) -> str:
+def own_name(entries: Iterable[Calibration]) -> str:
     own = _own_k(entries)
     return f"own k = {own.pop():g}" if len(own) == 1 else "own k"
 
@@ -166,23 +166,24 @@ def _rank_correlation(found: Sequence[Point]) -> float | None:
 _OF_MEMBERS = ("members", "modes", "cost_limits", "member_k", "estimates", "own_estimates", "true_cost", "true_cost_se")
 
 
-def offline_members(entries: Sequence[Entry]) -> Sequence[Entry]:
+def offline_members(entries: Sequence[Calibration]) -> Sequence[Calibration]:
     """The entries cut to their offline members; as they are where no member is known to be offline."""
     cut = []
     for entry in entries:
         if places := [place for place, mode in enumerate(entry.get("modes", ())) if mode == "offline"]:
-            cut.append({**entry, **{name: [entry[name][place] for place in places] for name in _OF_MEMBERS}})
+            columns = cast("dict[str, Any]", entry)
+            cut.append({**entry, **{name: [columns[name][place] for place in places] for name in _OF_MEMBERS}})
     return cut or entries
 
 
-def agreements(task: str, entries: Sequence[Entry]) -> list[Agreement]:
+def agreements(task: str, entries: Sequence[Calibration]) -> list[Agreement]:
     """With the members' own k, by which offline mode goes, and then with every other k."""
     entries = offline_members(entries)
     others = [Agreement(task, k_name(k), points(entries, k)) for k in other_k(entries)]
     return [Agreement(task, own_name(entries), points(entries)), *others]
 
 
-def table(task: str, entries: Sequence[Entry]) -> list[Agreement]:
+def table(task: str, entries: Sequence[Calibration]) -> list[Agreement]:
     """`agreements`, the members' own k also at each of several cost limits."""
     own, *others = agreements(task, entries)
     entries = offline_members(entries)
@@ -204,7 +205,7 @@ class Verdict:
     reason: str
 
 
-def verdict(task: str, entries: Sequence[Entry]) -> Verdict:
+def verdict(task: str, entries: Sequence[Calibration]) -> Verdict:
     """May offline mode be trusted on this data? Never a yes where too few policies put it to the test, or no unsafe one."""
     own, *others = agreements(task, entries)
     if own.points < FEWEST:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from drcorl_ray.io.console import wide_console
-
-Row = Mapping[str, Any]
-Results = Mapping[str, Any]
+from drcorl_ray.runs.schema import Results, Row, Search, SearchCost
 
 _MOST_COLUMNS = 10  # of a table on the terminal
 EDGE = 3.0  # normalised costs beyond it are drawn on it
@@ -79,8 +77,13 @@ def is_baseline(row: Row) -> bool:
     return row.get("baseline", row["algorithm"] in ("bc", "bc_safe"))
 
 
+def search_of(results: Results) -> Search | None:
+    """What the results say of their search; None in those of a training run."""
+    return results["run"].get("search") or None
+
+
 def is_search(results: Results) -> bool:
-    return bool(results["run"].get("search"))
+    return search_of(results) is not None
 
 
 def is_judged(row: Row) -> bool:
@@ -91,9 +94,15 @@ def is_winner(row: Row) -> bool:
     return row["selection"] == "search_winner"
 
 
+def number(row: Row) -> int:
+    """A policy's number: of its configuration in a search, of its member in a training run."""
+    return row.get("configuration", row["member"])
+
+
 def task_names(results: Results) -> list[str]:
     """Every task with a row or a study, in the order of the alphabet."""
-    studies = (results["run"].get("search") or {}).get("studies", [])
+    search = search_of(results)
+    studies = search.get("studies", []) if search else []
     return sorted({row["task"] for row in results["rows"]} | {task for study in studies for task in study["tasks"]})
 
 
@@ -123,7 +132,7 @@ def _of_policies(title: str, key: str) -> Column:
 
 def judged_rows(results: Results) -> list[Row]:
     rows = [row for row in results["rows"] if is_search(results) and is_judged(row)]
-    return sorted(rows, key=lambda row: (row["task"], row["configuration"]))
+    return sorted(rows, key=lambda row: (row["task"], number(row)))
 
 
 def judged_columns(keys: Sequence[str]) -> list[Column]:
@@ -162,24 +171,24 @@ def row_name(row: Row) -> str:
 
 def verdict(results: Results) -> tuple[str, list[str]]:
     """One sentence for the run, one for each task and cost limit: is there a safe policy, by the fresh score?"""
-    tasks, found = task_names(results), []
+    tasks, verdicts = task_names(results), []
     for task in tasks:
         rows = [row for row in results["rows"] if row["task"] == task and not is_baseline(row)]
         if is_search(results):
             rows = [row for row in rows if is_winner(row)]
         limits = sorted({row["cost_limit"] for row in rows})
         if len(limits) < 2:
-            found.append(_verdict(task, rows, results))
+            verdicts.append(_verdict(task, rows, results))
         for limit in limits if len(limits) > 1 else []:
-            found.append(_verdict(f"{task}, limit {limit:g}", [row for row in rows if row["cost_limit"] == limit], results))
-    safe, what = sum(ok for ok, _ in found), "winner" if is_search(results) else "policy"
-    over = f"task{'s' if len(found) != 1 else ''}" if len(found) == len(tasks) else "pairs of task and cost limit"
-    return f"A safe {what} on {safe} of {len(found)} {over}.", [sentence for _, sentence in found]
+            verdicts.append(_verdict(f"{task}, limit {limit:g}", [row for row in rows if row["cost_limit"] == limit], results))
+    safe, what = sum(ok for ok, _ in verdicts), "winner" if is_search(results) else "policy"
+    over = f"task{'s' if len(verdicts) != 1 else ''}" if len(verdicts) == len(tasks) else "pairs of task and cost limit"
+    return f"A safe {what} on {safe} of {len(verdicts)} {over}.", [sentence for _, sentence in verdicts]
 
 
 def _verdict(name: str, rows: Sequence[Row], results: Results) -> tuple[bool, str]:
     if is_search(results):
-        rows = rows[:1]  # the crowned one comes first; the best fresh score would be luck
+        rows = rows[:1]  # the selected one comes first; choosing by fresh score would bias the estimate
     if not rows:
         return False, f"{name}: no policy finished"
     safe = [row for row in rows if row["normalized_cost"] <= 1]
@@ -207,7 +216,7 @@ def duration(seconds: float) -> str:
 WALL_PARTS = {"pretraining_s": "pretraining", "packs_s": "packs", "evaluation_s": "evaluation", "overhead_s": "the rest"}
 
 
-def cost_rows(cost: Mapping[str, Any]) -> list[tuple[str, str]]:
+def cost_rows(cost: SearchCost) -> list[tuple[str, str]]:
     """What a search cost, (what, how much); a figure that the run does not know has no row."""
     device = cost.get("device", "device")
     entries: list[tuple[str, str, Callable[[Any], str]]] = [

@@ -11,7 +11,8 @@ import numpy as np
 
 from drcorl_ray.config.algorithms import algorithms, shown_algorithm
 from drcorl_ray.io.console import wide_console
-from drcorl_ray.report.tables.core import Column, Results, Row, is_winner, terminal_table
+from drcorl_ray.report.tables.core import Column, is_winner, terminal_table
+from drcorl_ray.runs.schema import Results, Row
 
 TITLE = "Table 1"
 NOTE = (
@@ -129,7 +130,8 @@ def _cell(rows: Sequence[Row]) -> Cell | None:
     chosen = last if len(methods) == 1 else list(filter(is_winner, rows))[:1]
     if not chosen:
         return None
-    return Cell(*(float(np.mean([row[f"normalized_{name}"] for row in chosen])) for name in ("reward", "cost")))
+    rewards, costs = ([row["normalized_reward"] for row in chosen], [row["normalized_cost"] for row in chosen])
+    return Cell(float(np.mean(rewards)), float(np.mean(costs)))
 
 
 def print_tables(results: Results) -> None:

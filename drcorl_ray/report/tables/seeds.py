@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from drcorl_ray.io.console import wide_console
-from drcorl_ray.report.tables.core import Column, Results, Row, is_baseline, setting, settings, terminal_table, varied_keys
+from drcorl_ray.report.tables.core import Column, is_baseline, number, setting, settings, terminal_table, varied_keys
+from drcorl_ray.runs.schema import Results, Row
 
 TITLE = "Over the seeds"
 NOTE = (
@@ -46,7 +47,7 @@ class Group:
 
 
 def groups(results: Results) -> list[Group]:
-    """Runs that differ in nothing but the seed, by task, limit and method; none of what a rung stopped or a search crowned."""
+    """Runs that differ in nothing but the seed, by task, limit and method; without stopped configurations and winners."""
     best = {(entry["task"], entry["cost_limit"]): entry["normalized_reward"] for entry in results["run"].get("references", [])}
     several = [rows for rows in _by_method(results) if len({row["seed"] for row in rows}) > 1]
     return [Group(rows, best.get((rows[0]["task"], rows[0]["cost_limit"]))) for rows in several]
@@ -81,13 +82,16 @@ def curves(results: Results) -> list[SeedCurves]:
     """Of the last policies' runs by method, where every seed has a curve; labelled by what the methods differ in."""
     lines: dict[tuple[str, int], dict[str, Any]] = {}
     for curve in results["run"].get("curves", []):
-        for place, number in enumerate(curve.get("numbers", [])):
-            scores = {name: curve[f"normalized_{name}"][place] for name in ("reward", "cost")}
-            lines[curve["task"], number] = scores | {"steps": curve["steps"]}
+        for place, policy in enumerate(curve.get("numbers", [])):
+            lines[curve["task"], policy] = {
+                "steps": curve["steps"],
+                "reward": curve["normalized_reward"][place],
+                "cost": curve["normalized_cost"][place],
+            }
     found = []
     for rows in _by_method(results):
         if not is_baseline(rows[0]) and rows[0]["selection"] == "last":
-            runs = [lines.get((row["task"], row.get("configuration", row["member"]))) for row in rows]
+            runs = [lines.get((row["task"], number(row))) for row in rows]
             whole = [run for run in runs if run is not None and run["steps"]]
             if len(whole) == len(runs) and all(run["steps"] == whole[0]["steps"] for run in whole):
                 found.append((rows, whole))

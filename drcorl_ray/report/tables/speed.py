@@ -1,36 +1,30 @@
-"""Figure 2: what a policy scores against how long it takes for 1,000 actions, beside sampling from a diffusion model."""
+"""Figure 2: what a policy scores against how long it takes for 1,000 actions, beside sampling from a diffusion model.
+
+The seconds are those of `run.inference_times` in results.json; results without them have no such section.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import torch
 
 from drcorl_ray.config.algorithms import shown_algorithm
-from drcorl_ray.config.loading import load_config
-from drcorl_ray.errors import UserError
-from drcorl_ray.evaluation.speed import DENOISING_STEPS, STATES, diffusion_policy, seconds_per_thousand
-from drcorl_ray.method.architectures import CONDITIONS
-from drcorl_ray.method.networks import NoiseNetwork
-from drcorl_ray.policy.loading import Policy, load_policy
-from drcorl_ray.report.tables.core import Column, Results
-from drcorl_ray.report.tables.paper import Cell, Table
-from drcorl_ray.runs.directory import RunDirectory
+from drcorl_ray.report.tables.core import Column
+from drcorl_ray.report.tables.paper import Cell, Table, tables
+from drcorl_ray.runs.schema import Results
 
 TITLE = "Score against inference time"
 NOTE = (
-    "Seconds for 1,000 single-state actions of one policy of each algorithm, one thread, on the machine that wrote this "
-    "report (our policies in numpy; diffusion: this run's noise network sampled in torch, timed and not scored)."
+    "Seconds for 1,000 single-state actions of one policy of each algorithm, one thread, on the machine that finished the "
+    "run (our policies in numpy; diffusion: this run's noise network sampled in torch, timed and not scored)."
 )
-_SAMPLED = 50  # states for which a diffusion model is sampled
 
 
 @dataclass(frozen=True)
-class Timed:
-    """A method's seconds for 1,000 actions, and its mean score over the tasks; none of what is only timed."""
+class InferenceTime:
+    """A method's seconds for 1,000 actions, and its mean score over the tasks; None where it has no score."""
 
     name: str
     seconds: float
@@ -44,27 +38,24 @@ COLUMNS = [
 ]
 
 
-def timed(run: RunDirectory, results: Results, tables: list[Table]) -> list[Timed]:
-    """Of the first table that has more than clones beside DRCORL, its algorithms and diffusion models; empty without one."""
-    compared = [table for table in tables if any(map(_is_heavy, table.algorithms))]
-    if not compared:
-        return []
-    table, found, sizes = compared[0], [], None
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for name in table.algorithms:
-            rows = [row for row in results["rows"] if (row["algorithm"], row["cost_limit"]) == (name, table.limit)]
-            cells = [line.cells[name] for line in table.lines if line.measured and name in line.cells]
-            try:
-                policy = load_policy(run.path / rows[0]["policy"])
-            except UserError:
-                continue  # a report moved away from its policies
-            sizes = policy.population.observation_size, policy.population.action_size
-            found.append(Timed(shown_algorithm(name).title, _policy_seconds(policy), _mean(cells)))
-        return found + _diffusion(run.config, *sizes) if sizes else found
-    finally:
-        torch.set_num_threads(threads)
+def inference_times(results: Results) -> list[InferenceTime]:
+    """Algorithms in the order of Table 1, then diffusion models; scores are those of the first table with a true baseline."""
+    measured = results["run"].get("inference_times", [])
+    compared = [table for table in tables(results) if any(map(_is_heavy, table.algorithms))]
+    seconds = {entry["algorithm"]: entry["seconds"] for entry in measured}
+    return [
+        *(
+            InferenceTime(shown_algorithm(name).title, seconds[name], _mean(_cells(table, name)))
+            for table in compared[:1]
+            for name in table.algorithms
+            if name in seconds
+        ),
+        *(InferenceTime(entry["name"], entry["seconds"], None) for entry in measured if entry["algorithm"] is None),
+    ]
+
+
+def _cells(table: Table, algorithm: str) -> list[Cell]:
+    return [line.cells[algorithm] for line in table.lines if line.measured and algorithm in line.cells]
 
 
 def _is_heavy(name: str) -> bool:
@@ -74,26 +65,3 @@ def _is_heavy(name: str) -> bool:
 
 def _mean(cells: Sequence[Cell]) -> Cell | None:
     return Cell(*(float(np.mean([getattr(x, part) for x in cells])) for part in ("reward", "cost"))) if cells else None
-
-
-def _policy_seconds(policy: Policy) -> float:
-    size = policy.population.observation_size
-    episode = policy.episode()
-    return seconds_per_thousand(episode.act, _states(size, STATES // 4 if policy.population.memory else STATES))
-
-
-def _diffusion(config: Path, observations: int, actions: int) -> list[Timed]:
-    """Sampling from a noise network of the run's own size; nothing where its settings cannot be read."""
-    try:
-        own = load_config([str(config)]).pretrain
-    except UserError:
-        return []
-    network = NoiseNetwork(observations, actions, CONDITIONS, own.noise_width, own.noise_blocks, own.noise_expansion)
-    weights = network.layout.split(network.layout.initialise(torch.tensor([0]), 1))
-    states = _states(observations, _SAMPLED)
-    seconds = {n: seconds_per_thousand(diffusion_policy(network, weights, n), states, 1) for n in DENOISING_STEPS}
-    return [Timed(f"diffusion, {n} steps", took, None) for n, took in seconds.items()]
-
-
-def _states(size: int, count: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((count, size), dtype=np.float32)

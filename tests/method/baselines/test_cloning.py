@@ -89,10 +89,10 @@ def test_bc_is_trained_once_for_all_limits(two_styles):
     assert safe.places == (0, 1, 2, 3)
     for compared in (everything, safe):
         limits = (1.0, 5.0, 20.0) if compared is everything else (5.0, 20.0)
-        assert [(c.seed, c.cost_limit) for c in compared.candidates] == [(seed, limit) for seed in (0, 4) for limit in limits]
-        assert {c.algorithm for c in compared.candidates} == {compared.algorithm}
-    assert everything.candidates[0].config == {"seed": 0, "cost_limit": None, "learning_rate": 1e-3}
-    assert safe.candidates[0].config == {"seed": 0, "cost_limit": 5.0, "learning_rate": 1e-3}
+        assert [(c.seed, c.cost_limit) for c in compared.infos] == [(seed, limit) for seed in (0, 4) for limit in limits]
+        assert {c.algorithm for c in compared.infos} == {compared.algorithm}
+    assert everything.infos[0].config == {"seed": 0, "cost_limit": None, "learning_rate": 1e-3}
+    assert safe.infos[0].config == {"seed": 0, "cost_limit": 5.0, "learning_rate": 1e-3}
 
 
 def test_a_learner_that_knows_limits_is_trained_at_each(two_styles):
@@ -101,7 +101,7 @@ def test_a_learner_that_knows_limits_is_trained_at_each(two_styles):
     [compared] = comparison.plan(config, two_styles, members)
     assert [member.cost_limit for member in compared.members] == [1.0, 20.0]
     rate, scale = {"learning_rate": 1e-3}, {"cpq.ood_scale": 1.5}
-    assert compared.candidates[1].config == {"seed": 2, "cost_limit": 20.0, **rate, **scale}  # and no key of DRCORL's
+    assert compared.infos[1].config == {"seed": 2, "cost_limit": 20.0, **rate, **scale}  # and no key of DRCORL's
     assert compared.places == (0, 1)
 
 

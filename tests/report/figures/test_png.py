@@ -11,6 +11,7 @@ from matplotlib.image import imread
 from drcorl_ray.errors import UserError
 from drcorl_ray.io.files import write_json
 from drcorl_ray.report import rebuild
+from drcorl_ray.report.figures import calibration_png
 from drcorl_ray.report.figures import png as pictures
 from drcorl_ray.runs.directory import RunDirectory
 from tests.helpers.results import MadeSearch, make_calibration, make_curve, make_results, make_row, report
@@ -116,7 +117,7 @@ def test_the_calibration_has_the_dangerous_policies_in_red(tmp_path):
     entry = make_calibration(
         true_cost=[[20.0, 10.1, 5.0], [18.0, 30.2, None]], own_estimates=[[15.0, 8.0, 10.1], [20.0, 19.0, 3.0]]
     )
-    path = pictures.calibration(tmp_path / "calibration.png", {"A": [entry], "B": [entry]})
+    path = calibration_png.calibration(tmp_path / "calibration.png", {"A": [entry], "B": [entry]})
     red, green = (coloured(path, rgb) for rgb in ((0.75, 0.22, 0.17), (0.18, 0.55, 0.34)))
     places = red[red[:, 0] < 0.8][:, 1] * 4  # in panels; below lies the legend
     for panel in range(4):

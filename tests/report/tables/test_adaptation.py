@@ -27,7 +27,7 @@ def test_each_policy_has_the_shares_of_all_its_own_steps(tmp_path):
         make_row(member=1, cost_limit=2.5, normalized_cost=2.0), make_row(member=0, algorithm="bc"),
     ]  # fmt: skip
     results = make_results(rows)
-    found = adaptation.adapted(results, study.offline_curves(run, results))
+    found = adaptation.adaptation_shares(results, study.offline_curves(run, results))
     columns = adaptation.columns(found)
     assert [[column.text(entry) for column in columns] for entry in found] == [
         ["PointCircle", "0", "10", "3", "10 %", "7 %", "83 %", "50 %", "12.0", "5.0"],
@@ -42,7 +42,7 @@ def test_what_the_policies_differ_in_is_shown_and_a_lagrangian_has_no_regions(tm
     rules = ("gradient_manipulation", "lagrangian")
     rows = [make_row(member=i, config={"adaptation": rule, "seed": i, "k": 3.0}) for i, rule in enumerate(rules)]
     results = make_results(rows)
-    found = adaptation.adapted(results, study.offline_curves(run, results))
+    found = adaptation.adaptation_shares(results, study.offline_curves(run, results))
     columns = adaptation.columns(found)
     assert [column.title for column in columns[3:6]] == ["seed", "adaptation", "reward steps"]
     assert [[column.text(entry) for column in columns[4:9]] for entry in found] == [
@@ -55,7 +55,7 @@ def test_a_log_without_shares_shows_none(tmp_path):
     run = RunDirectory(tmp_path)
     log(run, {10: {"adaptation/cost_estimate": [12.0]}})
     results = make_results([make_row()])
-    [entry] = adaptation.adapted(results, study.offline_curves(run, results))
+    [entry] = adaptation.adaptation_shares(results, study.offline_curves(run, results))
     assert entry.share("adaptation/band") == "–"
 
 

@@ -1,22 +1,14 @@
-"""Table 1 and Figure 2 in the paper's layout, from rows by hand and from policies that really act."""
+"""Table 1 in the paper's layout, from rows by hand."""
 
 from __future__ import annotations
 
 import re
 
-import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from drcorl_ray.config import Config
-from drcorl_ray.config.loading import dump_config
-from drcorl_ray.evaluation import speed as inference
-from drcorl_ray.io.files import write_bytes
-from drcorl_ray.method.diffusion import sample
 from drcorl_ray.report.figures.frontier import panels
-from drcorl_ray.report.tables import paper, speed
-from drcorl_ray.runs.directory import RunDirectory
-from tests.helpers.policies import random_policy
+from drcorl_ray.report.tables import paper
 from tests.helpers.results import make_curve, make_results, make_row, markdown_table, report
 
 HOPPER = {"task": "HopperVelocity"}
@@ -127,78 +119,3 @@ def test_curves_are_drawn_beside_what_the_paper_scored(tmp_path):
     assert text.count("paper, limit 10") == 2  # one a panel
     height, width, _ = imread(tmp_path / "curves.png").shape
     assert width > 3 * height  # four panels in a row
-
-
-@pytest.fixture
-def acted(tmp_path, monkeypatch) -> RunDirectory:
-    """Policies of two algorithms, one of them four times as large; few states."""
-    monkeypatch.setattr(speed, "STATES", 40)
-    monkeypatch.setattr(speed, "_SAMPLED", 4)
-    run = RunDirectory(tmp_path)
-    for name, hidden in (("drcorl", 8), ("cpq", 512)):
-        random_policy(11, 3, hidden=hidden).save(tmp_path / f"{name}.safetensors", 0, {})
-    write_bytes(run.config, dump_config(Config()).encode())
-    return run
-
-
-def acting(*algorithms: str):
-    return make_results([row(name, 0.5, 0.5, policy=f"{name}.safetensors") for name in algorithms])
-
-
-def test_figure_2_times_what_acts(acted):
-    """Each policy by its own weights, and the diffusion model by its steps; a policy that is not there is left out."""
-    results = acting("drcorl", "cpq", "cdt")
-    found = {entry.name: entry for entry in speed.timed(acted, results, paper.tables(results))}
-    assert list(found) == ["CPQ", "DRCORL", *(f"diffusion, {steps} steps" for steps in (5, 15, 50))]
-    assert found["CPQ"].seconds > 1.5 * found["DRCORL"].seconds
-    assert found["diffusion, 50 steps"].seconds > 4 * found["diffusion, 5 steps"].seconds
-    assert found["DRCORL"].score == paper.Cell(0.5, 0.5)
-    assert found["diffusion, 5 steps"].score is None
-    texts = report(acted.path, results)
-    assert "![Score against inference time](speed.png)" in texts["report.md"]
-    assert "diffusion, 15 steps" in texts["report.html"]
-    assert imread(acted.path / "speed.png")[..., :3].std() > 0.01
-
-
-def test_what_cannot_be_read_or_scored_is_timed_without(acted):
-    """Settings of another release; configurations of which none was chosen. Faults: no report; the mean of nothing."""
-    acted.config.write_text("unknown: 1\n")
-    results = acting("cpq")
-    results["rows"] += [row("drcorl", 0.5, 0.5, policy="drcorl.safetensors", config={"k": k}) for k in (0.0, 1.0)]
-    found = speed.timed(acted, results, paper.tables(results))
-    assert [(entry.name, entry.score is None) for entry in found] == [("CPQ", False), ("DRCORL", True)]
-    assert "| DRCORL |" in report(acted.path, results)["report.md"]
-
-
-def test_clones_alone_have_no_figure_2(acted):
-    results = acting("drcorl", "bc")
-    assert paper.tables(results)
-    assert speed.timed(acted, results, paper.tables(results)) == []
-
-
-def test_seconds_are_those_of_a_thousand(monkeypatch):
-    """By a clock that each act moves on by a hundredth; the quickest round counts."""
-    clock = {"now": 0.0}
-    monkeypatch.setattr(inference.time, "perf_counter", lambda: clock["now"])
-
-    def act(state: np.ndarray) -> None:
-        clock["now"] += 0.01 if clock["now"] < 1.0 else 0.005
-
-    assert inference.seconds_per_thousand(act, np.zeros((50, 2), np.float32)) == pytest.approx(5.0)
-
-
-@pytest.mark.parametrize("steps", [1, 5])
-def test_a_diffusion_policy_asks_its_network_once_a_step(steps, monkeypatch):
-    asked = []
-
-    class Network:
-        conditions, actions = 4, 2
-
-        def __call__(self, weights, noisy, times, observation, conditions):
-            asked.append((tuple(noisy.shape), tuple(observation.shape), tuple(conditions.shape)))
-            return 0.0 * noisy
-
-    action = inference.diffusion_policy(Network(), {}, steps)(np.zeros(3, np.float32))  # type: ignore[arg-type]
-    assert action.shape == (2,)
-    assert asked == [((1, 1, 2), (1, 1, 3), (1, 1, 4))] * steps
-    assert inference.sample is sample
