@@ -120,7 +120,7 @@ def measure_variants(options: argparse.Namespace, replay: Replay, limit: Mapping
     """Yield a row of results, or of the error, for each variant that starts within the time limit."""
     device = options.device
     baseline = eager_steps(replay, device)
-    work = step_work(make_learner(Settings(extract=POLICY_ONLY), 1, device, footprints=2000), "policy", replay)
+    work = step_work(make_learner(Settings(extract=POLICY_ONLY), 1, device, estimation_states=2000), "policy", replay)
     began = time.perf_counter()
     for members, execution, precision in variants(options.members, device.startswith("cuda")):
         name = f"{members} members, {execution}, {precision}"
@@ -242,7 +242,7 @@ def precision_errors(replay: Replay, device: str) -> list[dict[str, Any]]:
     rounded_replay = make_replay(2000, device)
 
     def parts(precision: str, dtype: torch.dtype, source: Replay) -> list[torch.Tensor]:
-        learner = make_learner(settings, 4, device, dtype, footprints=2000)
+        learner = make_learner(settings, 4, device, dtype, estimation_states=2000)
         draws = learner.draws(torch.zeros((), dtype=torch.int64, device=device))
         with matrix_precision(precision, torch.device(device)):
             return learner.gradients("policy", source.sample(Draws(draws.seeds, draws.step), ROWS), draws)[0]

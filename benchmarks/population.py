@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from drcorl_ray.data.spec import DataSpec
-from drcorl_ray.method.estimation_states import HOP, ROWS, STRETCH, Footprints
+from drcorl_ray.method.estimation_states import HOP, ROWS, STRETCH, EstimationStates
 from drcorl_ray.method.learner import Learner
 from drcorl_ray.method.pretrainer import Pretrainer
 from drcorl_ray.method.random import Draws, Stream
@@ -65,7 +65,7 @@ def make_pretrainer(settings: Settings, seeds: Sequence[int], device: str = "cpu
 
 
 def make_learner(
-    settings: Settings, members: int, device: str = "cpu", dtype: torch.dtype = torch.float32, footprints: int = ROWS
+    settings: Settings, members: int, device: str = "cpu", dtype: torch.dtype = torch.float32, estimation_states: int = ROWS
 ) -> Learner:
     """Make members of one pretraining that differ in their seeds; the weights are untrained."""
     pretrained = make_pretrainer(settings, [0], dtype=torch.float32).result()
@@ -74,16 +74,16 @@ def make_learner(
         SPEC, settings.pretrain, settings.extract, varied, pretrained,  # pyright: ignore
         evaluation=settings.evaluation, sources=[0] * members,
         conditions=torch.tensor([[1.0, 0.0, 1.0, 0.5]]).repeat(members, 1),
-        footprints=make_footprints(footprints), device=device, dtype=dtype,
+        estimation_states=make_footprints(estimation_states), device=device, dtype=dtype,
     )  # fmt: skip
 
 
-def make_footprints(rows: int) -> Footprints:
+def make_footprints(rows: int) -> EstimationStates:
     [numbers] = Draws(torch.tensor([0]), 0).normal(Stream.ROWS, rows, OBSERVATIONS + ACTIONS)
     observations, actions = numbers.split([OBSERVATIONS, ACTIONS], dim=-1)
     stretch = STRETCH // HOP
     ends = torch.arange(stretch, rows)
-    return Footprints(observations, actions.tanh(), ends, ends * 4 // rows, stretch)
+    return EstimationStates(observations, actions.tanh(), ends, ends * 4 // rows, stretch)
 
 
 def named(learner: Learner, part: str) -> dict[str, Tensor]:

@@ -17,7 +17,8 @@ def work() -> None:
 
     if len(sys.argv) < 2:
         raise UserError("a cluster file expected: python launch/check_cluster.py CLUSTER.yaml [CONFIG.yaml …] [key=value …]")
-    for line in check_cluster(Path(sys.argv[1]), load_config(sys.argv[2:])):
+    config = load_config(sys.argv[2:])
+    for line in check_cluster(Path(sys.argv[1]), config.scaling, config.run.storage):
         print(line)
 
 

@@ -36,4 +36,4 @@ def open_task(config: Config, task_name: str) -> TaskData:
     """A task's data, made ready; a simulator that cannot run is reported now and not after the training."""
     make_simulator(task_name).close()
     with console.status(f"{task_name}: reading the dataset"):
-        return TaskData.open(task_store(config, task_name))
+        return TaskData.open(task_store(task_name, config.data, config.run))

@@ -43,14 +43,14 @@ def train(config: Config) -> RunDirectory:
     with (
         run.locked(),
         progress_bars() as bars,
-        Tracker(config, run) as tracker,
+        Tracker(config.run.wandb, config.model_dump(), run) as tracker,
         Watcher(run, bars, tracker.log),
         RayRolloutPool.from_config(config.evaluation.actors, config.scaling) as pool,
     ):
         waits = config.scaling.use_gpu  # for the GPU that the main job holds, and would wait for
         pending = None if waits else comparison.start(config, data, run, members)
-        artifacts = pretrain(config, data, run, pretrain_seeds(members))
-        population = extract(config, data, run, members, artifacts)
+        weights = pretrain(config, data, run, pretrain_seeds(members))
+        population = extract(config, data, run, members, weights)
         pending = comparison.start(config, data, run, members) if waits else pending
         rows = evaluate_population(config, data, run, members, population, pool)
         rows += comparison.rows(data, run, pending, pool, episode_seeds(FRESH_SEEDS, config.evaluation.episodes))
@@ -94,7 +94,8 @@ def evaluate_population(
         stats = pool.evaluate(policies, data.task, episode_seeds(FRESH_SEEDS, config.evaluation.episodes))
         taken = [(meta["online_episodes"][place], meta["appended_transitions"][place]) for place in places]
         infos = [
-            member_info(config, members[place], *numbers, selection) for place, numbers in zip(places, taken, strict=True)
+            member_info(config.run.algorithm, config.evaluation, members[place], *numbers, selection)
+            for place, numbers in zip(places, taken, strict=True)
         ]
         labels = [f"{config.run.algorithm}-{place:03d}{suffix}" for place in places]
         return score(run, data, policies, infos, stats, labels, places)

@@ -46,15 +46,15 @@ def search(config: Config) -> RunDirectory:
     with (
         run.locked(),
         progress_bars() as bars,
-        Tracker(config, run) as tracker,
+        Tracker(config.run.wandb, config.model_dump(), run) as tracker,
         Watcher(run, bars, lambda line: tracker.log(line) if line["stage"] == "pretrain" else None),
         MemberRuns(config, run, tracker),
         RayRolloutPool.from_config(config.evaluation.actors, config.scaling) as pool,
     ):
         with ledger.phase("pretraining"):
-            artifacts = pretrain_tasks(config, tasks, run, pretrain_seeds(reference_members(config)))
+            weights = pretrain_tasks(config, tasks, run, pretrain_seeds(reference_members(config)))
         stores = {name: (data.task, data.store) for name, data in by_name.items()}
-        trainer = PackTrainer(config, run, stores, dict(zip(stores, artifacts, strict=True)))
+        trainer = PackTrainer(config, run, stores, dict(zip(stores, weights, strict=True)))
         size = pack_size(trainer, max(study.configurations for study, _ in studies))
         cpus = config.scaling.cpus_per_worker
         begin = lambda: [comparison.start(config, data, run, reference_members(config), cpus) for data in tasks]  # noqa: E731
@@ -66,7 +66,7 @@ def search(config: Config) -> RunDirectory:
             records = [SearchRecord.read(config, run, study, [by_name[name] for name in judges]) for study, judges in studies]
             rows, curves, calibration = evaluate_search(records, pool)
             for data, pending in zip(tasks, compared, strict=True):
-                seeds = episode_seeds(FRESH_SEEDS, fresh_episodes(config, data.task))
+                seeds = episode_seeds(FRESH_SEEDS, fresh_episodes(config.search, data.task))
                 rows += comparison.rows(data, run, pending, pool, seeds)
     limits = [row["cost_limit"] for row in rows]
     references = [reference for data in tasks for reference in best_safe_episodes(data, limits)]

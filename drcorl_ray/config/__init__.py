@@ -191,9 +191,3 @@ class Config(Section):
         schedule, report_steps, points = self.training, self.scaling.report_steps, self.evaluation.curve_points
         steps = (schedule.warm_up + schedule.steps * i / points for i in range(points + 1 if points else 0))
         return sorted({min(schedule.total_steps, -(-int(step) // report_steps) * report_steps) for step in steps} - {0})
-
-    def dataset_of(self, task: str) -> str | None:
-        """The dataset file the user named for a task, if any."""
-        if not isinstance(self.data.dataset, dict):
-            return self.data.dataset
-        return {canonical_name(name): file for name, file in self.data.dataset.items()}.get(task)

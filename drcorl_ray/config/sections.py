@@ -16,6 +16,7 @@ from drcorl_ray.config.base import Fraction, NonNegative, Positive, Section, Wid
 from drcorl_ray.config.filters import Filters
 from drcorl_ray.errors import UserError
 from drcorl_ray.io.storage import storage_path
+from drcorl_ray.tasks.registry import canonical_name
 
 EvaluationMode = Literal["offline", "online", "hybrid"]
 
@@ -55,7 +56,7 @@ class RunConfig(Section):
     )
     storage: str = Field(
         default="runs/shared",
-        description="folder or URI (s3://…) of stores and pretrained artifacts, shared by all runs",
+        description="folder or URI (s3://…) of stores and pretrained weights, shared by all runs",
     )
     wandb: Literal["auto", "online", "offline", "disabled"] = Field(
         default="auto", description="Weights & Biases; auto: online when logged in, else offline"
@@ -84,6 +85,12 @@ class DataConfig(Section):
         default=None, description="rows of a rolling window on the device; none: the whole dataset is resident"
     )
     refresh_steps: PositiveInt = Field(default=50, description="steps between two refreshes of a rolling window")
+
+    def dataset_of(self, task: str) -> str | None:
+        """The dataset file that the user named for a task, if any."""
+        if not isinstance(self.dataset, dict):
+            return self.dataset
+        return {canonical_name(name): file for name, file in self.dataset.items()}.get(task)
 
 
 class PretrainConfig(Section):

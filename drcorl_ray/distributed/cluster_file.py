@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from drcorl_ray.config import Config
+from drcorl_ray.config import ScalingConfig
 from drcorl_ray.config.loading import read_yaml
 from drcorl_ray.distributed.ray_private import checked_cluster_file
 from drcorl_ray.errors import UserError
@@ -16,7 +16,7 @@ from drcorl_ray.io.storage import local_path, storage_path
 UNFILLED = "CHANGE-ME"
 
 
-def check_cluster(path: Path, config: Config) -> list[str]:
+def check_cluster(path: Path, scaling: ScalingConfig, storage_name: str) -> list[str]:
     """What the cluster has, a line a type of machine. UserError where Ray or a run of `config` would refuse it.
 
     Nothing is asked of the network, so the names of machine types, images and regions are not checked.
@@ -25,18 +25,18 @@ def check_cluster(path: Path, config: Config) -> list[str]:
     local = cluster["provider"]["type"] == "local"
     machines = {} if local else _machines(path, cluster)
     if machines:
-        for purpose, wanted in _booked(config).items():
+        for purpose, wanted in _booked(scaling).items():
             if not any(all(has.get(name, 0) >= amount for name, amount in wanted.items()) for has in machines.values()):
                 raise UserError(f"{path}: no type of machine has what {purpose} books ({wanted}); change it or scaling")
-    storage = storage_path(config.run.storage)
+    storage = storage_path(storage_name)
     if local_path(storage) is not None and not (local and storage.is_absolute()):
         needed = "an absolute path that all of them mount, or s3://…" if local else "an object store: s3://… or gs://…"
-        raise UserError(f"run.storage={config.run.storage} is not shared by the machines of {path}; it must be {needed}")
+        raise UserError(f"run.storage={storage_name} is not shared by the machines of {path}; it must be {needed}")
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if UNFILLED in line:
             raise UserError(f"{path}:{number}: fill in {UNFILLED} ({line.strip()})")
-    if UNFILLED in config.run.storage:
-        raise UserError(f"run.storage={config.run.storage}: fill in {UNFILLED}")
+    if UNFILLED in storage_name:
+        raise UserError(f"run.storage={storage_name}: fill in {UNFILLED}")
     return [f"{name}: {has}" for name, has in machines.items()] or [
         f"a head and {len(cluster['provider']['worker_ips'])} more"
     ]
@@ -61,9 +61,8 @@ def _machines(path: Path, cluster: Mapping[str, Any]) -> dict[str, dict[str, flo
     return types
 
 
-def _booked(config: Config) -> dict[str, dict[str, float]]:
+def _booked(scaling: ScalingConfig) -> dict[str, dict[str, float]]:
     from drcorl_ray.distributed.ray_tune import pack_resources
 
-    scaling = config.scaling
     actor = {"CPU": scaling.cpus_per_actor} | scaling.actor_resources
     return {"a pack": pack_resources(scaling), "a rollout actor": actor}

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import ray
 
-from drcorl_ray.config import Config
+from drcorl_ray.config import Config, ScalingConfig
 from drcorl_ray.config.algorithms import get_algorithm
 from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.distributed.ray_train import StageJob, fit, job_name
 from drcorl_ray.method.pretrainer import Pretrainer
 from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.training.build import Placement, build_pretrainer
-from drcorl_ray.training.pretrained import _locked, _missing, artifact_path, save_artifacts
+from drcorl_ray.training.pretrained import _locked, _missing, pretrained_path, save_pretrained
 
 
 def pretrain(
@@ -36,13 +36,13 @@ def pretrain(
     if not get_algorithm(config.run.algorithm).pretrained:
         return []
     root, precision = config.run.storage_folder, config.scaling.precision
-    paths = {seed: artifact_path(root, data, config.pretrain, seed, precision) for seed in seeds}
+    paths = {seed: pretrained_path(root, data, config.pretrain, seed, precision) for seed in seeds}
     if missing := _missing(paths):
         with ExitStack() as locks:
             for seed in sorted(missing):
                 locks.enter_context(_locked(missing[seed], data.task.name, cancelled))
             if missing := _missing(paths):  # another run may have made them meanwhile
-                _make_artifacts(config, data, run, missing, log or run.metrics)
+                _pretrain_missing(config, data, run, missing, log or run.metrics)
     return list(paths.values())
 
 
@@ -58,7 +58,7 @@ def pretrain_tasks(
         return tuple(pretrain(config, data, run, seeds, run.pretraining_log(data.task.name), cancelled.is_set))
 
     cancelled = threading.Event()
-    room = min(_room(config), len(tasks))
+    room = min(_room(config.scaling), len(tasks))
     if room == 1:  # in the main thread Ray Train answers a Ctrl-C itself
         return [one(data) for data in tasks]
     threads = ThreadPoolExecutor(room)
@@ -74,9 +74,9 @@ def pretrain_tasks(
     return [job.result() for job in jobs]
 
 
-def _room(config: Config) -> int:
+def _room(scaling: ScalingConfig) -> int:
     """Train jobs that fit side by side. One more than fits would wait for its workers until Ray Train gives up."""
-    scaling, cluster = config.scaling, ray.available_resources()
+    cluster = ray.available_resources()
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     elsewhere = sum(has.get("CPU", 0.0) for has in machines if not scaling.worker_resources.keys() <= has.keys())
     rooms = [(cluster.get("CPU", 1.0) - elsewhere - 1.0) / (scaling.workers * scaling.cpus_per_worker)]
@@ -85,12 +85,12 @@ def _room(config: Config) -> int:
     return max(1, int(min(rooms)))
 
 
-def _make_artifacts(config: Config, data: TaskData, run: RunDirectory, paths: Mapping[int, Path], log: Path) -> None:
+def _pretrain_missing(config: Config, data: TaskData, run: RunDirectory, paths: Mapping[int, Path], log: Path) -> None:
     def build(placement: Placement) -> Pretrainer:
         return build_pretrainer(config.pretrain, data, list(paths), placement)
 
     def finish(pretrainer: Pretrainer) -> None:
-        save_artifacts(paths, pretrainer)
+        save_pretrained(paths, pretrainer)
 
     folder = run.training(job_name("pretrain", data, paths.values()))
     rows = config.pretrain.batch_size

@@ -27,7 +27,7 @@ from drcorl_ray.errors import UserError
 from drcorl_ray.evaluation.curves import save_curve_point
 from drcorl_ray.method.online_data import OnlineResult
 from drcorl_ray.method.protocols import Population, Stage
-from drcorl_ray.method.train_state import alone
+from drcorl_ray.method.train_state import no_reduce
 from drcorl_ray.policy.loading import load_population
 from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.runs.folders import TrainingFolder
@@ -63,14 +63,14 @@ class StageJob(Generic[T]):
 
 
 def extract(
-    config: Config, data: TaskData, run: RunDirectory, members: Sequence[MemberSettings], artifacts: Sequence[Path]
+    config: Config, data: TaskData, run: RunDirectory, members: Sequence[MemberSettings], weights: Sequence[Path]
 ) -> Path:
     """Train a population by a Ray Train job and return the file of its last policies."""
     path, schedule = run.population(data.task.name), config.training
     points = config.curve_steps()
 
     def build(placement: Placement) -> Population:
-        return build_population(config, data, members, artifacts, placement)
+        return build_population(config, data, members, weights, placement)
 
     @contextmanager
     def hooks(population: Population, rank: int) -> Iterator[tuple[Hook, Hook]]:
@@ -95,7 +95,7 @@ def extract(
         save_online_best(run.online_best(data.task.name), population)
         save_last(path, population)
 
-    folder = run.training(job_name("extract", data, artifacts))
+    folder = run.training(job_name("extract", data, weights))
     rows = schedule.batch_size
     fit(StageJob("extract", data, run, run.metrics, folder, rows, config.data, config.scaling, build, finish, hooks))
     load_population(path)
@@ -156,7 +156,7 @@ def _worker_loop(train_loop_config: dict[str, StageJob[Any]]) -> None:
     torch.set_num_threads(max(1, int(job.scaling.cpus_per_worker)))
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
-    placement = Placement(str(get_device()), rank, workers, _all_reduce if workers > 1 else alone)
+    placement = Placement(str(get_device()), rank, workers, _all_reduce if workers > 1 else no_reduce)
     stage = job.build(placement)
     feed = Feed(job.replay, job.data, placement)
     states, first = States(job.folder), rank == 0

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from drcorl_ray.config import Config, MemberSettings
+from drcorl_ray.config import EvaluationConfig, MemberSettings
 from drcorl_ray.config.members import row_settings
 from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.policy.population import PopulationPolicy
@@ -70,7 +70,8 @@ def score(
 
 
 def member_info(
-    config: Config,
+    algorithm: str,
+    settings: EvaluationConfig,
     member: MemberSettings,
     online_episodes: int,
     appended: int,
@@ -80,7 +81,6 @@ def member_info(
     """online_episodes: spent on it in training and selection; appended: transitions it learnt from beside the dataset."""
     assert member.seed is not None
     assert member.evaluation_mode is not None
-    settings = config.evaluation
     online: RowDetails = {
         "online_staleness": settings.online_staleness,
         "online_budget": settings.online_budget,
@@ -89,8 +89,8 @@ def member_info(
     }
     own = details or RowDetails()
     return RowInfo(
-        config.run.algorithm,
-        row_settings(config.run.algorithm, member),
+        algorithm,
+        row_settings(algorithm, member),
         member.seed,
         member.cost_limit,
         selection,

@@ -11,7 +11,7 @@ from torch import Tensor
 from drcorl_ray.data.spec import DataSpec
 from drcorl_ray.method.actor import Actor, fold_condition
 from drcorl_ray.method.networks import MLP, NoiseNetwork
-from drcorl_ray.method.train_state import Trainable
+from drcorl_ray.method.train_state import TrainState
 
 if TYPE_CHECKING:  # type-only import: the GPU benchmarks must run without pydantic
     from drcorl_ray.config import PretrainConfig
@@ -50,7 +50,7 @@ class Architectures:
         cost_ensemble: int,
         *,
         update_diffusion: bool,
-    ) -> dict[str, Trainable]:
+    ) -> dict[str, TrainState]:
         """The networks of P members at the start of extraction, from pretrained weights of S seeds.
 
         sources: [P] index of each member's seed; conditions: [P, C] that each member's actor is fixed to.
@@ -60,11 +60,11 @@ class Architectures:
             return pretrained[name].unflatten(0, (-1, copies))[sources].flatten(0, 1)
 
         actor = fold_condition(self.conditioned_actor.layout, weights("actor.flat"), self.actor.layout, conditions)
-        networks = {"actor": Trainable(self.actor, actor)}
+        networks = {"actor": TrainState(self.actor, actor)}
         for name, network, copies in (("q_reward", self.reward_critic, 2), ("q_cost", self.cost_critic, cost_ensemble)):
-            part = Trainable(network, weights(f"{name}.flat", copies), copies=copies, tracked=True)
+            part = TrainState(network, weights(f"{name}.flat", copies), copies=copies, tracked=True)
             part.load(part.state() | {"target": weights(f"{name}.target", copies)})
             networks[name] = part
         if update_diffusion:
-            networks["noise"] = Trainable(self.noise, weights("noise.flat"))
+            networks["noise"] = TrainState(self.noise, weights("noise.flat"))
         return networks

@@ -13,7 +13,7 @@ from drcorl_ray.method import diffusion
 from drcorl_ray.method.networks import NoiseNetwork, Weights
 from drcorl_ray.method.random import Draws, Stream
 from drcorl_ray.method.replay import Batch
-from drcorl_ray.method.train_state import Trainable
+from drcorl_ray.method.train_state import TrainState
 
 
 def row_conditions(batch: Batch, spec: DataSpec, draws: Draws, dropout: float) -> Tensor:
@@ -25,7 +25,7 @@ def row_conditions(batch: Batch, spec: DataSpec, draws: Draws, dropout: float) -
     return torch.stack([shown[..., 0], labels[..., 0], shown[..., 1], labels[..., 1]], dim=-1)
 
 
-def noise_loss(noise: Trainable, batch: Batch, conditions: Tensor, draws: Draws, dropout: float) -> Tensor:
+def noise_loss(noise: TrainState, batch: Batch, conditions: Tensor, draws: Draws, dropout: float) -> Tensor:
     """The diffusion loss on a minibatch (Eq. 5), [P]."""
     network = noise.network
     assert isinstance(network, NoiseNetwork)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from drcorl_ray.method import critics
-from drcorl_ray.method.train_state import Trainable
+from drcorl_ray.method.train_state import TrainState
 
 _ROWS_AT_ONCE = 256
 
@@ -25,7 +25,7 @@ class Horizon(TypedDict):
 
 
 def upper_estimate(
-    q_cost: Trainable, used: Tensor, states: Tensor, actions: Tensor, *, k: Tensor, discount: float, episode_length: int
+    q_cost: TrainState, used: Tensor, states: Tensor, actions: Tensor, *, k: Tensor, discount: float, episode_length: int
 ) -> Tensor:
     """Mean over states [P, K, S] of the critics' upper bound with actions [P, K, A], as an episode cost [P]."""
     q = critics.ensemble_q(q_cost, q_cost.target, states, actions)
@@ -34,7 +34,7 @@ def upper_estimate(
 
 
 def estimate_moments(
-    q_cost: Trainable,
+    q_cost: TrainState,
     used: Tensor,
     states: Tensor,
     act: Callable[[Tensor], Tensor],

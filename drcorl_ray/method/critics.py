@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from drcorl_ray.method.networks import Weights
-from drcorl_ray.method.train_state import Trainable
+from drcorl_ray.method.train_state import TrainState
 
 
-def ensemble_q(critic: Trainable, weights: Weights, observations: Tensor, actions: Tensor) -> Tensor:
+def ensemble_q(critic: TrainState, weights: Weights, observations: Tensor, actions: Tensor) -> Tensor:
     """Q_i(s, a) of every critic of every member, [P, E, B], for s [P, B, S] and a [P, B, A]."""
     inputs = torch.cat([observations, actions], dim=-1)
     inputs = inputs.unsqueeze(1).expand(-1, critic.copies, -1, -1).flatten(0, 1)

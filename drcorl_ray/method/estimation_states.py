@@ -24,7 +24,7 @@ _AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
-class Footprints:
+class EstimationStates:
     """N states of the data in order, standardised observations [N, S], and the actions [N, A] it took there.
 
     ends: [C], the candidates among them; phases: [C], rising; stretch: how many states before a candidate are compared;
@@ -38,8 +38,8 @@ class Footprints:
     stretch: int
     nearest: int | None = NEAREST
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> Footprints:
-        return Footprints(
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> EstimationStates:
+        return EstimationStates(
             self.observations.to(device, dtype),
             self.actions.to(device, dtype),
             self.ends.to(device),
@@ -67,7 +67,7 @@ class Footprints:
         return torch.cat(chosen, dim=1)
 
 
-def trace(lengths: np.ndarray, episode_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+def candidate_segments(lengths: np.ndarray, episode_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Of a dataset with episodes of these lengths: rows [N] that are compared, then ends [C], phases [C] and stretch as above.
 
     A candidate has a whole stretch of its episode before it; where no episode is long enough stretches are shorter. Every

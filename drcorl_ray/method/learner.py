@@ -20,7 +20,7 @@ from drcorl_ray.method.adaptation import REGIONS, Multiplier, combine, decide
 from drcorl_ray.method.architectures import Architectures
 from drcorl_ray.method.behaviour_model import behaviour_directions, noise_loss, row_conditions
 from drcorl_ray.method.cost_estimate import Horizon, estimate_moments, running_mean, upper_estimate
-from drcorl_ray.method.estimation_states import Footprints
+from drcorl_ray.method.estimation_states import EstimationStates
 from drcorl_ray.method.hyperparameters import Hyperparameters
 from drcorl_ray.method.networks import Weights
 from drcorl_ray.method.online_data import OnlineData, OnlineResult
@@ -28,7 +28,7 @@ from drcorl_ray.method.policy_gradient import action_gradients, policy_gradients
 from drcorl_ray.method.protocols import Metrics, Sampler
 from drcorl_ray.method.random import Draws, Stream
 from drcorl_ray.method.replay import Batch, Replay
-from drcorl_ray.method.train_state import Trainable, finite_members, flat_gradients, named_state
+from drcorl_ray.method.train_state import TrainState, finite_members, flat_gradients, named_state
 from drcorl_ray.policy.population import PopulationPolicy
 from drcorl_ray.tasks.scores import COST_EPSILON
 
@@ -43,7 +43,7 @@ class Learner:
     """A population in extraction.
 
     pretrained: what `Pretrainer.result` returned, S seeds; sources: for each member its index among them. conditions: [P, 4],
-    what each member asks of the behaviour model. footprints: where its cost is estimated.
+    what each member asks of the behaviour model. estimation_states: where its cost is estimated.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Learner:
         evaluation: EvaluationConfig,
         sources: Sequence[int],
         conditions: Tensor,
-        footprints: Footprints,
+        estimation_states: EstimationStates,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         first_row: int = 0,
@@ -69,7 +69,7 @@ class Learner:
         self.stochastic = any(member.policy_class != "dirac" for member in members)
         self.pessimistic = any(member.alpha > 0.0 for member in members)
         self.conditions = conditions.to(device, dtype)
-        self.footprints = footprints.to(device, dtype)
+        self.estimation_states = estimation_states.to(device, dtype)
         self.nets = Architectures.from_config(spec, pretrain)
         self.sources = torch.tensor(list(sources), device=device)
         pretrained = {name: flat.to(device, dtype) for name, flat in pretrained.items()}
@@ -130,7 +130,7 @@ class Learner:
             self.estimated_on.copy_(self._nearest_states())
 
     @property
-    def _critics(self) -> list[Trainable]:
+    def _critics(self) -> list[TrainState]:
         """What descends on its loss; the policy is moved by the safe adaptation."""
         return [part for name, part in self.trainables.items() if name != "actor"]
 
@@ -224,13 +224,13 @@ class Learner:
         return [*policy_gradients(part["actor"], surrogates), *norms]
 
     def _nearest_states(self) -> Tensor:
-        """Where the cost of the policies of this moment is estimated: states of the footprints, [P, K] (D15)."""
+        """Where the cost of the policies of this moment is estimated: states of the estimation_states, [P, K] (D15)."""
         actor = self.trainables["actor"]
-        return self.footprints.choose(lambda states: actor.network(actor.weights, states)[0], len(self.sources))
+        return self.estimation_states.choose(lambda states: actor.network(actor.weights, states)[0], len(self.sources))
 
     def estimate_cost(self, draws: Draws, rows: int) -> Tensor:
         """Offline estimate of each member's episode cost on `rows` of its estimation states, [P]."""
-        states = self.footprints.observations[self.estimated_on]
+        states = self.estimation_states.observations[self.estimated_on]
         index = draws.integers(Stream.ESTIMATE_ROWS, rows, states.shape[1])
         with torch.no_grad():
             chosen = states.gather(1, index.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
@@ -241,7 +241,7 @@ class Learner:
 
     def offline_estimate(self) -> tuple[Tensor, Tensor]:
         """Episode cost of the averaged policies on all estimation states: mean and deviation over the critics, [P] each."""
-        actor, states = self.trainables["actor"].network, self.footprints.observations[self.estimated_on]
+        actor, states = self.trainables["actor"].network, self.estimation_states.observations[self.estimated_on]
         weights = self.nets.actor.layout.split(self.average)
         with torch.no_grad():
             return estimate_moments(

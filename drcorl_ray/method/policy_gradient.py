@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from drcorl_ray.method import critics
-from drcorl_ray.method.train_state import Trainable
+from drcorl_ray.method.train_state import TrainState
 
 
 def action_gradients(
-    q_reward: Trainable, q_cost: Trainable, used: Tensor, observations: Tensor, actions: Tensor, *, k: Tensor
+    q_reward: TrainState, q_cost: TrainState, used: Tensor, observations: Tensor, actions: Tensor, *, k: Tensor
 ) -> tuple[Tensor, Tensor]:
     """∇_a min Q_r and ∇_a of the cost's upper bound (Eq. 24), [P, B, A] each, from the target critics."""
     at = actions.detach().requires_grad_()
@@ -27,7 +27,7 @@ def action_gradients(
     return for_reward, for_cost
 
 
-def policy_gradients(actor: Trainable, surrogates: Sequence[Tensor]) -> list[Tensor]:
+def policy_gradients(actor: TrainState, surrogates: Sequence[Tensor]) -> list[Tensor]:
     """Gradients [P, N] of each surrogate [P, B], averaged over the rows, with respect to the actor's weights."""
     leaves = list(actor.weights.values())
     gradients = [torch.autograd.grad(each.mean(-1).sum(), leaves, retain_graph=True) for each in surrogates]

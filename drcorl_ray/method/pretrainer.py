@@ -21,7 +21,7 @@ from drcorl_ray.method.protocols import Metrics, Sampler
 from drcorl_ray.method.random import Draws
 from drcorl_ray.method.replay import Batch, Replay
 from drcorl_ray.method.schedules import cosine
-from drcorl_ray.method.train_state import Trainable, flat_gradients, named_state
+from drcorl_ray.method.train_state import TrainState, flat_gradients, named_state
 
 if TYPE_CHECKING:  # pydantic is for those who read settings, not for those who use them
     from drcorl_ray.config import PretrainConfig
@@ -46,8 +46,8 @@ class Pretrainer:
         self.seeds = torch.tensor(list(seeds), dtype=torch.int64, device=device)
         nets = Architectures.from_config(spec, config)
 
-        def trainable(network: NoiseNetwork | Actor | MLP, number: int, copies: int = 1, tracked: bool = False) -> Trainable:
-            return Trainable(
+        def trainable(network: NoiseNetwork | Actor | MLP, number: int, copies: int = 1, tracked: bool = False) -> TrainState:
+            return TrainState(
                 network, network.layout.initialise(self.seeds, number, copies, dtype), copies=copies, tracked=tracked
             )
 
@@ -99,7 +99,7 @@ class Pretrainer:
                 part.track(self.config.target_step)
         return {}
 
-    def _trained(self, step_kind: str) -> list[Trainable]:
+    def _trained(self, step_kind: str) -> list[TrainState]:
         names = {"diffusion": ["noise"], "policy": ["actor"]}.get(step_kind, ["value", "q_reward", "q_cost"])
         return [self.trainables[name] for name in names]
 

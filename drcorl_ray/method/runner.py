@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from drcorl_ray.method.protocols import Sampler, Stage
-from drcorl_ray.method.train_state import Reduce, alone, reduce_together
+from drcorl_ray.method.train_state import Reduce, no_reduce, reduce_together
 
 WARM_UP_STEPS = 3  # before a capture, as torch asks; their traces are wiped out
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -41,7 +41,7 @@ class Runner:
         rows: int,
         *,
         device: torch.device | str = "cpu",
-        reduce: Reduce = alone,
+        reduce: Reduce = no_reduce,
         capture: Capture | None = None,
         fused: bool = False,
         precision: str = "fp32",

@@ -13,7 +13,7 @@ _ADAM_BETA_1, _ADAM_BETA_2, _ADAM_EPSILON = 0.9, 0.999, 1e-8
 Reduce = Callable[[Tensor], Tensor]
 
 
-class Trainable:
+class TrainState:
     """G networks of one architecture that are trained: `weights` are autograd leaves over `flat`'s storage.
 
     network: an architecture, with a `layout` and a call that takes the weights first (networks.py, policy.Actor).
@@ -70,7 +70,7 @@ class Trainable:
         self.target_flat = None if self.target_flat is None else self.target_flat[rows]
         self._bind()
 
-    def join(self, other: Trainable) -> None:
+    def join(self, other: TrainState) -> None:
         """Take in another population's members, at the same step, behind its own."""
         assert torch.equal(self.updates, other.updates)
         for name in ("flat", "moment_1", "moment_2"):
@@ -80,17 +80,17 @@ class Trainable:
         self._bind()
 
 
-def finite_members(parts: Iterable[Trainable]) -> Tensor:
+def finite_members(parts: Iterable[TrainState]) -> Tensor:
     """Which members have only finite weights in all of their networks, [P] bool."""
     return torch.stack([part.flat.isfinite().all(1).unflatten(0, (-1, part.copies)).all(1) for part in parts]).all(0)
 
 
-def named_state(parts: Mapping[str, Trainable]) -> dict[str, Tensor]:
+def named_state(parts: Mapping[str, TrainState]) -> dict[str, Tensor]:
     """The state of several networks by NAME.KEY."""
     return {f"{name}.{key}": tensor for name, part in parts.items() for key, tensor in part.state().items()}
 
 
-def flat_gradients(loss: Tensor, trainables: Sequence[Trainable]) -> list[Tensor]:
+def flat_gradients(loss: Tensor, trainables: Sequence[TrainState]) -> list[Tensor]:
     """Gradients [G, N] of a sum of members' losses with respect to each of the trainables: each row is its member's own."""
     leaves = [list(trainable.weights.values()) for trainable in trainables]
     gradients = iter(torch.autograd.grad(loss, [leaf for group in leaves for leaf in group]))
@@ -99,13 +99,13 @@ def flat_gradients(loss: Tensor, trainables: Sequence[Trainable]) -> list[Tensor
 
 def reduce_together(tensors: Sequence[Tensor], reduce: Reduce) -> list[Tensor]:
     """Average several tensors over the workers by one flat all-reduce."""
-    if reduce is alone:
+    if reduce is no_reduce:
         return list(tensors)
     flat = reduce(torch.cat([tensor.flatten() for tensor in tensors]))
     pieces = flat.split([tensor.numel() for tensor in tensors])
     return [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
 
 
-def alone(tensor: Tensor) -> Tensor:
+def no_reduce(tensor: Tensor) -> Tensor:
     """The reduction of a single worker: nothing to average."""
     return tensor

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from drcorl_ray.config import Config
 from drcorl_ray.io.console import console
 from drcorl_ray.io.storage import local_path
 from drcorl_ray.runs.directory import RunDirectory
@@ -29,16 +28,16 @@ class Tracker:
     If W&B fails, the tracker prints a message and switches itself off, so that the launch continues.
     """
 
-    def __init__(self, config: Config, run: RunDirectory) -> None:
+    def __init__(self, mode: Mode | Literal["auto"], settings: Mapping[str, Any], run: RunDirectory) -> None:
         self._directory = run
         self._run: Any = None
         automatic: Mode = "online" if _logged_in() else "offline"
-        self._mode: Mode = automatic if config.run.wandb == "auto" else config.run.wandb
+        self._mode: Mode = automatic if mode == "auto" else mode
         if self._mode == "disabled":
             return
         os.environ.setdefault("WANDB_SILENT", "true")
         try:
-            self._run = self._init(run.path.name, "launch", config.model_dump())
+            self._run = self._init(run.path.name, "launch", settings)
         except Exception as error:
             self.give_up(error)
 

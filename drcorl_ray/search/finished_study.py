@@ -80,7 +80,8 @@ class SearchRecord:
         charged = list(self.path) if selection == "search_winner" else [number]
         curve = len(self.config.curve_steps()) * self.config.evaluation.curve_episodes if selection == "online_best" else 0
         return member_info(
-            self.config,
+            self.config.run.algorithm,
+            self.config.evaluation,
             self.member(number),
             sum(self.episodes(other) for other in charged) + curve,
             self._taken(number, task)["appended_transitions"],
@@ -139,7 +140,7 @@ def configuration_rows(record: SearchRecord, data: TaskData) -> list[Row]:
 
 def member_settings(config: Config, task: str, member: MemberSettings) -> Config:
     """The settings with which launch/train.py trains a member of a search again, to the same parameters."""
-    dataset = config.dataset_of(task)
+    dataset = config.data.dataset_of(task)
     return config.model_copy(
         update={
             "run": config.run.model_copy(update={"dir": None, "resume": False, "storage": str(config.run.storage_folder)}),

@@ -48,13 +48,13 @@ Report = Callable[[int], None]
 class PackTrainer:
     """Trains and judges packs of a search.
 
-    By task name: its store, with the task itself, since a user's own is registered in the driver alone; its artifacts.
+    By task name: its store, with the task itself, since a user's own is registered in the driver alone; its weights.
     """
 
     config: Config
     run: RunDirectory
     stores: Mapping[str, tuple[Task, Path]]
-    artifacts: Mapping[str, tuple[Path, ...]]
+    weights: Mapping[str, tuple[Path, ...]]
 
     def __call__(self, study: str, number: int, task: str, report: Report) -> None:
         """Leave the result of a pack on a task in its folder; `report` is called with the step at each report."""
@@ -75,7 +75,7 @@ class PackTrainer:
     def build(self, data: TaskData, members: Sequence[MemberSettings], device: str | None = None) -> Population:
         """A population at its start, where packs are trained unless said otherwise."""
         placement = Placement(device or self._placement.device)
-        return build_population(self.config, data, members, self.artifacts[data.task.name], placement)
+        return build_population(self.config, data, members, self.weights[data.task.name], placement)
 
     def runner(self, learner: Population, replay: Replay) -> Runner:
         torch.set_num_threads(max(1, int(self.config.scaling.cpus_per_worker)))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from drcorl_ray.config import Config
+from drcorl_ray.config import SearchConfig
 from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.evaluation.curves import roll_out_curves
 from drcorl_ray.evaluation.pool import RolloutPool
@@ -18,9 +18,9 @@ from drcorl_ray.search.finished_study import SearchRecord
 from drcorl_ray.tasks.registry import Task
 
 
-def fresh_episodes(config: Config, task: Task) -> int:
+def fresh_episodes(search: SearchConfig, task: Task) -> int:
     """Episodes of the final evaluation: as many as make the mean certain, where simulating them is cheap."""
-    return config.search.fresh_episodes or (100 if task.cheap else 20)
+    return search.fresh_episodes or (100 if task.cheap else 20)
 
 
 def winner_rows(record: SearchRecord, pool: RolloutPool) -> tuple[list[int], list[Row]]:
@@ -66,7 +66,7 @@ def _winner_row(record: SearchRecord, data: TaskData, number: int, pool: Rollout
     }
     info = record.row_info(number, data.task, "search_winner", search_scores)
     policies = record.policy(number, data.task)
-    stats = pool.evaluate(policies, data.task, episode_seeds(FRESH_SEEDS, fresh_episodes(record.config, data.task)))
+    stats = pool.evaluate(policies, data.task, episode_seeds(FRESH_SEEDS, fresh_episodes(record.config.search, data.task)))
     return score(record.run, data, policies, [info], stats, [f"winner-{number:04d}"], [number])[0]
 
 
@@ -103,5 +103,5 @@ def best_step(curve: Curve) -> int:
 def _online_best_row(record: SearchRecord, data: TaskData, number: int, step: int, pool: RolloutPool) -> Row:
     info = record.row_info(number, data.task, "online_best", {"member_steps": step})
     policies = record.point_at(number, data.task)(step).policies
-    stats = pool.evaluate(policies, data.task, episode_seeds(FRESH_SEEDS, fresh_episodes(record.config, data.task)))
+    stats = pool.evaluate(policies, data.task, episode_seeds(FRESH_SEEDS, fresh_episodes(record.config.search, data.task)))
     return score(record.run, data, policies, [info], stats, [f"online-best-{number:04d}"], [number])[0]

@@ -14,21 +14,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drcorl_ray.config import Config, MemberConfig, MemberSettings, PretrainConfig, ScalingConfig
+from drcorl_ray.config import (
+    Config,
+    EvaluationConfig,
+    ExtractConfig,
+    MemberConfig,
+    MemberSettings,
+    PretrainConfig,
+    ScalingConfig,
+)
 from drcorl_ray.config.algorithms import get_algorithm
 from drcorl_ray.data.store import read_store
 from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.method.baselines import Baseline, Dataset
-from drcorl_ray.method.estimation_states import NEAREST, Footprints, trace
+from drcorl_ray.method.estimation_states import NEAREST, EstimationStates, candidate_segments
 from drcorl_ray.method.hyperparameters import behaviour_condition
 from drcorl_ray.method.learner import Learner
 from drcorl_ray.method.pretrainer import Pretrainer
 from drcorl_ray.method.protocols import Population, Stage
 from drcorl_ray.method.replay import Replay
 from drcorl_ray.method.runner import Runner, cuda_graphs
-from drcorl_ray.method.train_state import Reduce, alone
+from drcorl_ray.method.train_state import Reduce, no_reduce
 from drcorl_ray.training.baselines import make_baseline
-from drcorl_ray.training.pretrained import Pretrained, _seed, load_artifacts
+from drcorl_ray.training.pretrained import Pretrained, _seed, load_pretrained
 
 ESTIMATION_STATES = 2048
 
@@ -40,7 +48,7 @@ class Placement:
     device: str = "cpu"
     rank: int = 0
     workers: int = 1
-    reduce: Reduce = alone
+    reduce: Reduce = no_reduce
 
     def rows(self, batch_size: int) -> int:
         return batch_size // self.workers
@@ -52,11 +60,12 @@ def build_pretrainer(config: PretrainConfig, data: TaskData, seeds: Sequence[int
 
 
 def build_population(
-    config: Config, data: TaskData, members: Sequence[MemberSettings], artifacts: Sequence[Path], placement: Placement
+    config: Config, data: TaskData, members: Sequence[MemberSettings], weights: Sequence[Path], placement: Placement
 ) -> Population:
-    """A population of run.algorithm at its start; artifacts: the pretrained ones of DRCORL's members."""
+    """A population of run.algorithm at its start; weights: the files of pretrained weights that DRCORL's members start from."""
     if get_algorithm(config.run.algorithm).pretrained:
-        return build_learner(config, data, members, load_artifacts(artifacts), placement)
+        pretrained = load_pretrained(weights)
+        return build_learner(config.pretrain, config.extract, config.evaluation, data, members, pretrained, placement)
     return build_baseline(config, data, config.run.algorithm, members, placement)
 
 
@@ -79,7 +88,13 @@ def _standardised(data: TaskData, rows: np.ndarray) -> Tensor:
 
 
 def build_learner(
-    config: Config, data: TaskData, members: Sequence[MemberSettings], pretrained: Pretrained, placement: Placement
+    pretrain: PretrainConfig,
+    extract: ExtractConfig,
+    evaluation: EvaluationConfig,
+    data: TaskData,
+    members: Sequence[MemberSettings],
+    pretrained: Pretrained,
+    placement: Placement,
 ) -> Learner:
     """A population at the start of extraction; `pretrained` must hold every member's seed."""
     members = cast("Sequence[MemberConfig]", members)
@@ -89,31 +104,31 @@ def build_learner(
     ]
     return Learner(
         data.spec,
-        config.pretrain,
-        config.extract,
+        pretrain,
+        extract,
         members,
         pretrained.tensors,
-        evaluation=config.evaluation,
+        evaluation=evaluation,
         sources=[pretrained.seeds.index(_seed(member)) for member in members],
         conditions=torch.from_numpy(np.stack(conditions)),
-        footprints=_footprints(config, data),
+        estimation_states=_estimation_states(extract, data),
         device=placement.device,
-        first_row=placement.rank * placement.rows(config.extract.batch_size),
+        first_row=placement.rank * placement.rows(extract.batch_size),
     )
 
 
-def _footprints(config: Config, data: TaskData) -> Footprints:
+def _estimation_states(extract: ExtractConfig, data: TaskData) -> EstimationStates:
     """Where costs are estimated: on the states a policy would come to, or on an even selection of all (D15)."""
-    if config.extract.estimate_states == "all":
+    if extract.estimate_states == "all":
         rows = np.linspace(0, data.manifest.rows - 1, ESTIMATION_STATES).round().astype(int)
         ends, phases, stretch, nearest = np.arange(ESTIMATION_STATES), np.zeros(ESTIMATION_STATES, int), 0, None
     else:
-        rows, ends, phases, stretch = trace(data.episodes.lengths, data.task.episode_length)
+        rows, ends, phases, stretch = candidate_segments(data.episodes.lengths, data.task.episode_length)
         nearest = NEAREST
     wanted, place = np.unique(rows, return_inverse=True)
     columns = read_store(data.store, ("observations", "actions"), wanted)
     mean, std = (np.array(values, np.float32) for values in (data.spec.observation_mean, data.spec.observation_std))
-    return Footprints(
+    return EstimationStates(
         torch.from_numpy(((columns["observations"] - mean) / std)[place]),
         torch.from_numpy(columns["actions"][place]),
         torch.from_numpy(ends),

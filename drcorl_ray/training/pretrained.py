@@ -21,7 +21,7 @@ from drcorl_ray.io.console import console
 from drcorl_ray.io.files import file_lock, load_arrays, save_arrays
 from drcorl_ray.method.pretrainer import Pretrainer
 
-ARTIFACT_SCHEMA = 3
+PRETRAINED_SCHEMA = 3
 
 
 @dataclass(frozen=True)
@@ -42,25 +42,25 @@ def _seed(member: MemberSettings) -> int:
     return member.seed
 
 
-def artifact_path(root: Path, data: TaskData, config: PretrainConfig, seed: int, precision: str = "fp32") -> Path:
+def pretrained_path(root: Path, data: TaskData, config: PretrainConfig, seed: int, precision: str = "fp32") -> Path:
     """File of a pretrained artifact, named by all it depends on: store, pretraining settings, seed, precision, schema."""
     shards = [shard.sha256 for shard in data.manifest.shards]
     rounded = [] if precision == "fp32" else [precision]
-    identity = json.dumps([ARTIFACT_SCHEMA, shards, config.model_dump(), seed, *rounded], sort_keys=True)
+    identity = json.dumps([PRETRAINED_SCHEMA, shards, config.model_dump(), seed, *rounded], sort_keys=True)
     return root / "pretrained" / f"{data.task.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
 
 
-def save_artifacts(paths: Mapping[int, Path], pretrainer: Pretrainer) -> None:
+def save_pretrained(paths: Mapping[int, Path], pretrainer: Pretrainer) -> None:
     """Write what extraction starts from, a file for each seed: {seed: path}."""
     seeds = pretrainer.seeds.tolist()
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in pretrainer.result().items()}
     for seed, path in paths.items():
         place = seeds.index(seed)
         rows = {name: array.reshape(len(seeds), -1, *array.shape[1:])[place] for name, array in arrays.items()}
-        save_arrays(path, rows, {"artifact_schema": ARTIFACT_SCHEMA, "seed": seed})
+        save_arrays(path, rows, {"artifact_schema": PRETRAINED_SCHEMA, "seed": seed})
 
 
-def load_artifacts(paths: Sequence[Path]) -> Pretrained:
+def load_pretrained(paths: Sequence[Path]) -> Pretrained:
     """Read pretrained artifacts of one task and other seeds; UserError where one is missing or damaged."""
     parts = [load_arrays(path) for path in paths]
     names = parts[0][0].keys()
@@ -73,7 +73,7 @@ def _missing(paths: Mapping[int, Path]) -> dict[int, Path]:
     missing = {}
     for seed, path in paths.items():
         try:
-            load_artifacts([path])
+            load_pretrained([path])
         except UserError:
             missing[seed] = path
     return missing

@@ -31,14 +31,14 @@ def test_the_benchmarks_measure_the_default_settings():
 def test_the_eager_learner_does_what_the_population_does(region, cost_limit):
     """A second implementation, weight by weight after every step. Fault: another sign, target, schedule or rate in either."""
     settings = Settings(**SMALL, member={"cost_limit": cost_limit})
-    learner = make_learner(settings, 1, dtype=torch.float64, footprints=400)
+    learner = make_learner(settings, 1, dtype=torch.float64, estimation_states=400)
     replay = make_replay(500, dtype=torch.float64)
     eager = eager_twin(learner, settings)
     for step in range(settings.extract.steps):
         draws = learner.draws(step)
         batch = replay.sample(draws, 32)
         learner.prepare(step)
-        states = learner.footprints.observations[learner.estimated_on]
+        states = learner.estimation_states.observations[learner.estimated_on]
         eager.states = states[0]
         parts, _ = learner.gradients("policy", batch, draws)
         metrics = learner.update("policy", parts, torch.tensor(step))
@@ -71,7 +71,7 @@ def test_what_runs_on_a_bare_gpu_machine_needs_torch_numpy_and_safetensors_alone
 
 
 def eager_twin(learner: Learner, settings: Settings) -> EagerLearner:
-    eager = EagerLearner(settings, learner.conditions[0], learner.footprints.observations[:1], "cpu", torch.float64)
+    eager = EagerLearner(settings, learner.conditions[0], learner.estimation_states.observations[:1], "cpu", torch.float64)
     noise = {name: weight[0] for name, weight in learner.noise_weights.items()}
     take_weights(eager.noise, noise)
     for module, part in ((eager.policy.mlp, "actor"), (eager.average.mlp, "actor")):

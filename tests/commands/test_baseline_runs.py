@@ -39,7 +39,7 @@ def test_a_run_of_one_algorithm_beside_all_others(tmp_path):
     results = read_results(run.path)
     assert {row["algorithm"] for row in results["rows"]} == {*BASELINES}
     assert {entry["algorithm"] for entry in results["run"]["inference_times"]} == {*BASELINES, None}
-    data = TaskData.open(task_store(config, "PointCircle"))
+    data = TaskData.open(task_store("PointCircle", config.data, config.run))
     learner = build_baseline(config, data, "cdt", config.members(), Placement())
     build_runner(learner, whole_replay(data), 16, Placement(), config.scaling).advance(0, 60)
     expected = learner.policies().arrays()
@@ -58,7 +58,7 @@ def test_a_run_of_one_algorithm_beside_all_others(tmp_path):
 def test_a_training_beside_a_run_goes_on_after_a_kill(algorithm, tmp_path, monkeypatch):
     """Fault: it begins anew, or its dual variables do."""
     config = tiny_config(tmp_path, *SMALL, f"evaluation.baselines=[{algorithm}]")
-    data = TaskData.open(task_store(config, "PointCircle"))
+    data = TaskData.open(task_store("PointCircle", config.data, config.run))
     compared = comparison.plan(config, data, config.members())
     runs = [RunDirectory(tmp_path / name) for name in ("whole", "killed")]
     comparison.train(config, data, runs[0], compared)

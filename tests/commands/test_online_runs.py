@@ -141,7 +141,7 @@ def test_two_workers_see_the_same_rollouts_and_the_run_says_what_it_spent(tmp_pa
     pretrain_beforehand(config)
     run = train(config)
     policies, meta = load_population(run.population("PointCircle"))
-    data = TaskData.open(task_store(config, "PointCircle"))
+    data = TaskData.open(task_store("PointCircle", config.data, config.run))
     assert_equal_policies(policies, plain_policies(config, data), tolerance=1e-3)  # float32 sums in another order
     assert meta["online_episodes"] == [0, 7, 7]
     results = read_results(run.path)

@@ -389,6 +389,6 @@ def test_tasks_go_by_their_own_names():
     identity = "OfflineHopperVelocityGymnasium-v1"
     config = load_config([f"task.name={identity}", f"data.dataset={{{identity}: a.hdf5, BallRun: b.hdf5}}"])
     assert config.tasks == ["HopperVelocity"]
-    assert config.dataset_of("HopperVelocity") == "a.hdf5"
+    assert config.data.dataset_of("HopperVelocity") == "a.hdf5"
     with pytest.raises(UserError, match="lists a task twice"):
         load_config([f"task.name=[HopperVelocity, {identity}]"])

@@ -38,11 +38,11 @@ def filled(tmp_path):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_a_shipped_file_is_sound_once_it_is_filled_in(filled, file):
     config = load_config([ON_CLUSTER, FILLED])
-    assert check_cluster(filled(file), config)
+    assert check_cluster(filled(file), config.scaling, config.run.storage)
     with pytest.raises(UserError, match=rf"{file.name}:\d+: fill in CHANGE-ME"):
-        check_cluster(file, config)
+        check_cluster(file, config.scaling, config.run.storage)
     with pytest.raises(UserError, match=r"run\.storage=s3://CHANGE-ME"):
-        check_cluster(filled(file), load_config([ON_CLUSTER]))
+        check_cluster(filled(file), load_config([ON_CLUSTER]).scaling, load_config([ON_CLUSTER]).run.storage)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
@@ -67,7 +67,11 @@ def test_its_first_lines_name_every_gap(file):
 )
 def test_a_mistake_in_the_file_is_named(filled, change, said):
     with pytest.raises(UserError, match=said) as caught:
-        check_cluster(filled(ROOT / "cluster.yaml", change), load_config([ON_CLUSTER, FILLED]))
+        check_cluster(
+            filled(ROOT / "cluster.yaml", change),
+            load_config([ON_CLUSTER, FILLED]).scaling,
+            load_config([ON_CLUSTER, FILLED]).run.storage,
+        )
     assert "\n" not in str(caught.value)
 
 
@@ -83,10 +87,10 @@ def test_a_mistake_in_the_file_is_named(filled, change, said):
 def test_storage_that_the_machines_do_not_share_is_refused(filled, file, storage, sound):
     config = load_config([ON_CLUSTER, f"run.storage={storage}"])
     if sound:
-        assert check_cluster(filled(ROOT / file), config)
+        assert check_cluster(filled(ROOT / file), config.scaling, config.run.storage)
         return
     with pytest.raises(UserError, match="is not shared by the machines"):
-        check_cluster(filled(ROOT / file), config)
+        check_cluster(filled(ROOT / file), config.scaling, config.run.storage)
 
 
 def test_the_command_prints_the_machines_or_one_line(filled):

@@ -30,7 +30,7 @@ from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.runs.metrics_log import read_log
 from drcorl_ray.runs.results import read_results
 from drcorl_ray.training.build import Placement
-from drcorl_ray.training.pretrained import load_artifacts, pretrain_seeds
+from drcorl_ray.training.pretrained import load_pretrained, pretrain_seeds
 from tests.helpers.columns import make_store
 from tests.helpers.learners import extract as extract_steps
 from tests.helpers.learners import make_learner, make_spec, make_table, small_config
@@ -41,7 +41,7 @@ POPULATION = "population=[{seed: 1, k: 0.5}, {seed: 2, beta_0: 0.3, cost_limit: 
 
 
 def run_stages(config) -> tuple[TaskData, RunDirectory, PopulationPolicy]:
-    run, data = RunDirectory.prepare(config), TaskData.open(task_store(config, config.tasks[0]))
+    run, data = RunDirectory.prepare(config), TaskData.open(task_store(config.tasks[0], config.data, config.run))
     artifacts = pretrain(config, data, run, pretrain_seeds(config.members()))
     return data, run, load_population(extract(config, data, run, config.members(), artifacts))[0]
 
@@ -102,7 +102,7 @@ def test_an_artifact_is_made_once_and_again_only_where_it_is_damaged_or_another_
     """Two runs ask for the same one at once: one trains, the other waits. Fault: no lock, or no second look after it."""
     runs = [tmp_path / name for name in ("a", "b", "c")]
     configs = [tiny_config(tmp_path, f"run.dir={run}") for run in runs]
-    data = TaskData.open(task_store(configs[0], "PointCircle"))
+    data = TaskData.open(task_store("PointCircle", configs[0].data, configs[0].run))
     directories = [RunDirectory.prepare(config) for config in configs]
 
     def ask(place: int, *seeds: int) -> list:
@@ -115,9 +115,9 @@ def test_an_artifact_is_made_once_and_again_only_where_it_is_damaged_or_another_
     content = first.read_bytes()
     first.write_bytes(content[: len(content) // 2])
     assert ask(2, 0, 1)[0] == first  # one job makes the damaged one and a new one
-    again, made = load_artifacts([first]), len(list(runs[2].glob("ray/pretrain-*")))
+    again, made = load_pretrained([first]), len(list(runs[2].glob("ray/pretrain-*")))
     first.write_bytes(content)
-    assert all(torch.equal(tensor, again.tensors[name]) for name, tensor in load_artifacts([first]).tensors.items())
+    assert all(torch.equal(tensor, again.tensors[name]) for name, tensor in load_pretrained([first]).tensors.items())
     assert made == 1
     assert ask(2, 1, 0)[1] == first
     assert len(list(runs[2].glob("ray/pretrain-*"))) == 1  # nothing was missing
@@ -130,12 +130,12 @@ def test_an_artifact_is_made_once_and_again_only_where_it_is_damaged_or_another_
 def test_tasks_are_pretrained_side_by_side(tmp_path):
     """Two Ray Train jobs at once in one driver, each with its own log; the same artifact as one alone."""
     config = tiny_config(tmp_path, "scaling.cpus_per_worker=0.5")
-    data, run = TaskData.open(task_store(config, "PointCircle")), RunDirectory.prepare(config)
+    data, run = TaskData.open(task_store("PointCircle", config.data, config.run)), RunDirectory.prepare(config)
     other = dataclasses.replace(data, task=dataclasses.replace(data.task, name="Other"))
-    assert _room(config) == 2
+    assert _room(config.scaling) == 2
     [[first], [second]] = pretrain_tasks(config, [data, other], run, [0])
     assert first != second
-    one, two = load_artifacts([first]), load_artifacts([second])
+    one, two = load_pretrained([first]), load_pretrained([second])
     assert all(torch.equal(tensor, two.tensors[name]) for name, tensor in one.tensors.items())
     for task in ("PointCircle", "Other"):
         lines = read_log(run.pretraining_log(task))

@@ -69,7 +69,7 @@ def test_a_pack_that_failed_for_good_is_left_to_a_resumed_search(tmp_path):
 def test_what_the_user_can_mend_in_a_pack_is_one_line(tmp_path):
     """Fault: the tail of a traceback, after as many tries as max_failures."""
     config = tiny_config(tmp_path, "search.configurations=2")
-    data, run = TaskData.open(task_store(config, "PointCircle")), RunDirectory.prepare(config)
+    data, run = TaskData.open(task_store("PointCircle", config.data, config.run)), RunDirectory.prepare(config)
     study = SearchStudy(run.study("PointCircle"), "PointCircle", config.search, [], 0)
     artifacts = {"PointCircle": (tmp_path / "absent.safetensors",)}
     trainer = PackTrainer(config, run, {"PointCircle": (data.task, data.store)}, artifacts)

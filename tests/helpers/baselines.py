@@ -15,7 +15,7 @@ from drcorl_ray.method.baselines import Baseline, Dataset
 from drcorl_ray.method.baselines.cdt import CDT
 from drcorl_ray.method.replay import Batch
 from drcorl_ray.method.runner import Sampler
-from drcorl_ray.method.train_state import Reduce, alone
+from drcorl_ray.method.train_state import Reduce, no_reduce
 from drcorl_ray.training.baselines import make_baseline
 from tests.helpers.learners import make_spec, sampler, small_config, take_step
 
@@ -53,7 +53,7 @@ def make_population(
 
 
 def train(
-    learner: Baseline, table: dict[str, Tensor], start: int, stop: int, rows: int = 16, reduce: Reduce = alone
+    learner: Baseline, table: dict[str, Tensor], start: int, stop: int, rows: int = 16, reduce: Reduce = no_reduce
 ) -> dict[str, Tensor]:
     metrics: dict[str, Tensor] = {}
     for step in range(start, stop):

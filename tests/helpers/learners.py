@@ -11,13 +11,13 @@ from torch import Tensor
 from drcorl_ray.config import Config
 from drcorl_ray.config.loading import load_config
 from drcorl_ray.data.spec import DataSpec
-from drcorl_ray.method.estimation_states import Footprints
+from drcorl_ray.method.estimation_states import EstimationStates
 from drcorl_ray.method.learner import Learner
 from drcorl_ray.method.pretrainer import Pretrainer
 from drcorl_ray.method.random import Draws, Stream
 from drcorl_ray.method.replay import Batch
 from drcorl_ray.method.runner import Sampler, Stage
-from drcorl_ray.method.train_state import Reduce, alone, reduce_together
+from drcorl_ray.method.train_state import Reduce, no_reduce, reduce_together
 
 SMALL = [
     "pretrain.steps=4",
@@ -85,7 +85,7 @@ def sampler(table: dict[str, Tensor]):
     return sample
 
 
-def take_step(stage: Stage, sample: Sampler, rows: int, step: int, reduce: Reduce = alone) -> dict[str, Tensor]:
+def take_step(stage: Stage, sample: Sampler, rows: int, step: int, reduce: Reduce = no_reduce) -> dict[str, Tensor]:
     """A step as `Runner` takes it, in plain sight."""
     step_kind, draws = stage.step_kind(step), stage.draws(step)
     stage.prepare(step)
@@ -120,22 +120,22 @@ def make_learner(
         evaluation=config.evaluation,
         sources=[0] * len(members),
         conditions=conditions,
-        footprints=make_footprints(spec, dtype),
+        estimation_states=make_footprints(spec, dtype),
         dtype=dtype,
         **kw,
     )
 
 
-def make_footprints(spec: DataSpec, dtype: torch.dtype = torch.float64, nearest: int | None = 3) -> Footprints:
+def make_footprints(spec: DataSpec, dtype: torch.dtype = torch.float64, nearest: int | None = 3) -> EstimationStates:
     """Forty states in two phases, each compared by the four before it."""
     [numbers] = Draws(torch.tensor([0]), 0).normal(Stream.ROWS, 40, spec.observation_size + spec.action_size, dtype=dtype)
     observations, actions = numbers.split([spec.observation_size, spec.action_size], dim=-1)
     ends = torch.arange(4, 40)
-    return Footprints(observations, actions.tanh(), ends, ends // 20, stretch=4, nearest=nearest)
+    return EstimationStates(observations, actions.tanh(), ends, ends // 20, stretch=4, nearest=nearest)
 
 
 def extract(
-    learner: Learner, table: dict[str, Tensor], start: int, stop: int, rows: int | None = None, reduce: Reduce = alone
+    learner: Learner, table: dict[str, Tensor], start: int, stop: int, rows: int | None = None, reduce: Reduce = no_reduce
 ):
     sample = sampler(table)
     metrics = {}

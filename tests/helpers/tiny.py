@@ -25,7 +25,7 @@ from drcorl_ray.tasks.envs.point_circle_data import generate_dataset
 from drcorl_ray.tasks.registry import Task
 from drcorl_ray.training.build import Placement, build_learner, build_pretrainer, build_runner
 from drcorl_ray.training.online import OnlineEvaluation, Roller
-from drcorl_ray.training.pretrained import Pretrained, artifact_path, pretrain_seeds, save_artifacts
+from drcorl_ray.training.pretrained import Pretrained, pretrain_seeds, pretrained_path, save_pretrained
 
 TINY = [
     "pretrain.steps=60",
@@ -76,10 +76,12 @@ def plain_pretrainer(config: Config, data: TaskData) -> Pretrainer:
 
 def pretrain_beforehand(config: Config) -> None:
     """Make the artifacts of a run in this process: a test of what comes after saves a Ray Train job."""
-    data = TaskData.open(task_store(config, config.tasks[0]))
+    data = TaskData.open(task_store(config.tasks[0], config.data, config.run))
     pretrainer = plain_pretrainer(config, data)
     seeds = pretrainer.seeds.tolist()
-    save_artifacts({seed: artifact_path(config.run.storage_folder, data, config.pretrain, seed) for seed in seeds}, pretrainer)
+    save_pretrained(
+        {seed: pretrained_path(config.run.storage_folder, data, config.pretrain, seed) for seed in seeds}, pretrainer
+    )
 
 
 def whole_replay(data: TaskData) -> Replay:
@@ -88,11 +90,23 @@ def whole_replay(data: TaskData) -> Replay:
     return replay
 
 
+def start_learner(config: Config, data: TaskData, members, pretrained: Pretrained, placement: Placement) -> Learner:
+    return build_learner(config.pretrain, config.extract, config.evaluation, data, members, pretrained, placement)
+
+
 def plain_learner(config: Config, data: TaskData) -> Learner:
     """The same training without Ray: two loops in this process."""
     replay, members, pretrainer = whole_replay(data), config.members(), plain_pretrainer(config, data)
     seeds = pretrainer.seeds.tolist()
-    learner = build_learner(config, data, members, Pretrained(tuple(seeds), pretrainer.result()), Placement())
+    learner = build_learner(
+        config.pretrain,
+        config.extract,
+        config.evaluation,
+        data,
+        members,
+        Pretrained(tuple(seeds), pretrainer.result()),
+        Placement(),
+    )
     with tempfile.TemporaryDirectory() as folder:
         online = online_session(config, learner, data.task, Path(folder), HerePool(), learner.total_steps)
         build_runner(learner, replay, config.extract.batch_size, Placement(), config.scaling).advance(

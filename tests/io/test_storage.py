@@ -127,7 +127,7 @@ def test_a_dataset_there_is_converted_as_one_of_this_machine(bucket, tmp_path):
     file = tmp_path / "tiny.hdf5"
     (bucket / "tiny.hdf5").write_bytes(file.read_bytes())
     there = load_config(tiny_arguments(tmp_path, f"data.dataset={bucket}/tiny.hdf5", f"run.storage={bucket}/shared"))
-    stores = task_store(local, "PointCircle"), task_store(there, "PointCircle")
+    stores = task_store("PointCircle", local.data, local.run), task_store("PointCircle", there.data, there.run)
     assert stores[0].name == stores[1].name
     assert [shard.sha256 for shard in verify(stores[0]).shards] == [shard.sha256 for shard in verify(stores[1]).shards]
     assert verify(stores[1]).source.sha256 == file_sha256(file)

@@ -6,7 +6,7 @@ import torch
 from drcorl_ray.method import diffusion
 from drcorl_ray.method.networks import NoiseNetwork
 from drcorl_ray.method.random import Draws, Stream
-from drcorl_ray.method.train_state import Trainable, flat_gradients
+from drcorl_ray.method.train_state import TrainState, flat_gradients
 
 TIMES = torch.linspace(1e-3, 1, 500, dtype=torch.float64)
 WIDE = Draws(torch.tensor([0]), 0)
@@ -123,7 +123,7 @@ def test_a_noise_network_learns_two_points_and_samples_land_on_both():
     points = torch.tensor([[-0.6, 0.2], [0.5, -0.4]], dtype=torch.float32)
     network = NoiseNetwork(observations=1, actions=2, conditions=1, width=32, blocks=2, expansion=2)
     seeds = torch.tensor([0])
-    noise_net = Trainable(network, network.layout.initialise(seeds, 0))
+    noise_net = TrainState(network, network.layout.initialise(seeds, 0))
     nothing = torch.zeros(1, 256, 1)
     for step in range(1200):
         draws = Draws(seeds, step)

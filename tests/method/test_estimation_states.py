@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from drcorl_ray.method.estimation_states import ROWS, STRETCH, Footprints, trace
+from drcorl_ray.method.estimation_states import ROWS, STRETCH, EstimationStates, candidate_segments
 from tests.helpers.learners import extract, make_footprints, make_table
 from tests.method.test_learner import MEMBERS, SPEC, start
 
 
 def test_footprints_by_hand():
     """Episodes of 12, 3 and 9 steps of at most 16: four states compared, quarters that begin at 0, 4, 8 and 12."""
-    rows, ends, phases, stretch = trace(np.array([12, 3, 9]), 16)
+    rows, ends, phases, stretch = candidate_segments(np.array([12, 3, 9]), 16)
     assert rows.tolist() == list(range(24))
     assert stretch == 4
     assert rows[ends].tolist() == [4, 5, 6, 7, 19, 20, 21, 22, 8, 9, 10, 11, 23]
@@ -19,7 +19,7 @@ def test_footprints_by_hand():
 
 
 def test_many_rows_are_thinned_out_evenly_within_each_episode():
-    rows, ends, phases, stretch = trace(np.array([1000, 999] * 150), 1000)
+    rows, ends, phases, stretch = candidate_segments(np.array([1000, 999] * 150), 1000)
     hop = 5
     assert len(rows) == 300 * 200 < ROWS
     assert rows[:2].tolist() == [0, hop]
@@ -32,7 +32,7 @@ def test_many_rows_are_thinned_out_evenly_within_each_episode():
 @pytest.mark.parametrize("episodes", [2249, 6600])
 def test_larger_data_are_thinned_out_by_whole_episodes(episodes):
     """So that a stretch stays one: DSRL's larger files. Fault: one state in 35 or 101 of every episode."""
-    rows, ends, phases, stretch = trace(np.full(episodes, 1000), 1000)
+    rows, ends, phases, stretch = candidate_segments(np.full(episodes, 1000), 1000)
     every = -(-episodes * 1000 // (5 * ROWS))
     assert stretch == STRETCH // 5
     assert np.unique(rows // 1000).tolist() == list(range(0, episodes, every))
@@ -44,20 +44,20 @@ def test_larger_data_are_thinned_out_by_whole_episodes(episodes):
 
 @pytest.mark.parametrize(("lengths", "ends", "stretch"), [([1], [0], 0), ([2, 1, 1], [1], 1), ([5, 3], [4], 4)])
 def test_short_episodes_have_short_stretches(lengths, ends, stretch):
-    found = trace(np.array(lengths), 1000)
+    found = candidate_segments(np.array(lengths), 1000)
     assert (found[1].tolist(), found[3]) == (ends, stretch)
 
 
 def test_a_policy_is_estimated_where_it_would_come_to():
     """Second computation in numpy, a state at a time. Fault: the farthest, its own action, one phase, another's policy."""
-    footprints = make_footprints(SPEC, nearest=3)
+    estimation_states = make_footprints(SPEC, nearest=3)
     offsets = torch.tensor([0.0, 0.6, -0.6], dtype=torch.float64)[:, None, None]
-    chosen = footprints.choose(lambda states: states[..., :2].tanh() + offsets, 3)
+    chosen = estimation_states.choose(lambda states: states[..., :2].tanh() + offsets, 3)
     assert chosen.shape == (3, 6)
     for member in range(3):
-        wanted = np.tanh(footprints.observations.numpy()[:, :2]) + offsets[member].numpy()
-        difference = ((wanted - footprints.actions.numpy()) ** 2).mean(1)
-        before = {end: difference[end - 4 : end].mean() for end in footprints.ends.tolist()}
+        wanted = np.tanh(estimation_states.observations.numpy()[:, :2]) + offsets[member].numpy()
+        difference = ((wanted - estimation_states.actions.numpy()) ** 2).mean(1)
+        before = {end: difference[end - 4 : end].mean() for end in estimation_states.ends.tolist()}
         for phase, own in ((range(20), chosen[member, :3]), (range(20, 40), chosen[member, 3:])):
             candidates = [end for end in before if end in phase]
             assert set(own.tolist()) == set(sorted(candidates, key=before.__getitem__)[:3])
@@ -68,13 +68,13 @@ def test_many_states_are_compared_in_parts():
     actions = torch.ones(10_001, 1)
     actions[-3:-1] = 0.1
     phases, ends = torch.zeros(9999, dtype=torch.int64), torch.arange(2, 10_001)
-    footprints = Footprints(torch.zeros(10_001, 1), actions, ends, phases, stretch=2, nearest=1)
-    assert footprints.choose(torch.zeros_like, 2).tolist() == [[10_000], [10_000]]
+    estimation_states = EstimationStates(torch.zeros(10_001, 1), actions, ends, phases, stretch=2, nearest=1)
+    assert estimation_states.choose(torch.zeros_like, 2).tolist() == [[10_000], [10_000]]
 
 
 def test_all_candidates_are_estimated_on_if_none_is_nearest():
-    footprints = make_footprints(SPEC, nearest=None)
-    assert footprints.choose(torch.zeros_like, 2).tolist() == [footprints.ends.tolist()] * 2
+    estimation_states = make_footprints(SPEC, nearest=None)
+    assert estimation_states.choose(torch.zeros_like, 2).tolist() == [estimation_states.ends.tolist()] * 2
 
 
 def test_the_states_follow_the_policy():

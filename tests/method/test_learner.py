@@ -8,7 +8,7 @@ import torch
 
 from drcorl_ray.method import diffusion
 from drcorl_ray.method.adaptation import REGIONS
-from drcorl_ray.method.estimation_states import Footprints
+from drcorl_ray.method.estimation_states import EstimationStates
 from drcorl_ray.method.random import Stream
 from tests.helpers.learners import extract, make_learner, make_spec, make_table, pretrain, sampler, small_config, take_step
 
@@ -273,7 +273,7 @@ def test_toy_constrained_optimum():
     members = [{"adaptation": rule} for rule, _ in cases]
     learner = make_learner(config, spec, members, pretrain(config, spec, table, [0], steps=0).result())
     zeros, ends = torch.zeros(16, 1, dtype=torch.float64), torch.arange(16)
-    learner.footprints = Footprints(zeros, zeros, ends, torch.zeros_like(ends), stretch=0, nearest=None)
+    learner.estimation_states = EstimationStates(zeros, zeros, ends, torch.zeros_like(ends), stretch=0, nearest=None)
     learner.estimated_on = ends.repeat(len(cases), 1)
     for member, (_, first) in enumerate(cases):
         learner.trainables["actor"].weights["layers.2.bias"].detach()[member, 0] = math.atanh(first)

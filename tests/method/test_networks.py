@@ -7,7 +7,7 @@ from torch import nn
 from drcorl_ray.method.actor import Actor, fold_condition
 from drcorl_ray.method.networks import MLP, NoiseNetwork, fourier_features
 from drcorl_ray.method.random import Draws, Stream
-from drcorl_ray.method.train_state import Trainable, flat_gradients, reduce_together
+from drcorl_ray.method.train_state import TrainState, flat_gradients, reduce_together
 
 SEEDS = torch.tensor([3, 11, 4])
 
@@ -51,7 +51,7 @@ def test_a_network_computes_the_same_bits_alone_and_beside_others(width):
         x = Draws(SEEDS, 0).normal(Stream.ROWS, 256, 23)
         results = []
         for members in (slice(None), slice(1, 2)):
-            trainable = Trainable(network, flat[members].clone())
+            trainable = TrainState(network, flat[members].clone())
             values = network(trainable.weights, x[members])
             results.append((values.detach(), flat_gradients(values.square().sum(), [trainable])[0]))
         for together, alone in zip(*results, strict=True):
@@ -95,7 +95,7 @@ def test_fourier_features_tell_times_apart():
 def test_adam_equals_torch_and_honours_each_members_rate():
     network = MLP(3, (4,), 1)
     flat = network.layout.initialise(SEEDS, 0, dtype=torch.float64)
-    ours = Trainable(network, flat.clone())
+    ours = TrainState(network, flat.clone())
     rates = torch.tensor([1e-2, 0.0, 3e-3], dtype=torch.float64)
     theirs = [flat[member].clone().requires_grad_() for member in range(3)]
     optimisers = [torch.optim.AdamW([p], lr=float(rate), weight_decay=0.1) for p, rate in zip(theirs, rates, strict=True)]
@@ -111,18 +111,18 @@ def test_adam_equals_torch_and_honours_each_members_rate():
 
 def test_flat_gradients_are_each_members_own():
     network = MLP(3, (4,), 1)
-    trainable = Trainable(network, network.layout.initialise(SEEDS, 0, dtype=torch.float64))
+    trainable = TrainState(network, network.layout.initialise(SEEDS, 0, dtype=torch.float64))
     x = Draws(SEEDS, 0).normal(Stream.ROWS, 6, 3, dtype=torch.float64)
     (together,) = flat_gradients(network(trainable.weights, x).square().sum(), [trainable])
     for member in range(3):
-        alone = Trainable(network, trainable.flat[member : member + 1].clone())
+        alone = TrainState(network, trainable.flat[member : member + 1].clone())
         (gradient,) = flat_gradients(network(alone.weights, x[member : member + 1]).square().sum(), [alone])
         torch.testing.assert_close(together[member], gradient[0], rtol=1e-12, atol=1e-12)
 
 
 def test_ensembles_share_their_members_rate_and_follow_select():
     network = MLP(2, (3,), 1)
-    part = Trainable(network, network.layout.initialise(SEEDS, 0, copies=2), copies=2, tracked=True)
+    part = TrainState(network, network.layout.initialise(SEEDS, 0, copies=2), copies=2, tracked=True)
     before = part.flat.clone()
     part.descend(torch.ones_like(part.flat), torch.tensor([0.0, 1e-2, 0.0]))
     assert (part.flat != before).any(1).tolist() == [False, False, True, True, False, False]
@@ -136,7 +136,7 @@ def test_ensembles_share_their_members_rate_and_follow_select():
 
 def test_polyak_step():
     network = MLP(2, (3,), 1)
-    part = Trainable(network, torch.zeros(1, network.layout.size, dtype=torch.float64), tracked=True)
+    part = TrainState(network, torch.zeros(1, network.layout.size, dtype=torch.float64), tracked=True)
     part.flat += 1.0
     for _ in range(3):
         part.track(0.1)

@@ -200,7 +200,7 @@ def test_the_offline_estimate_of_the_averaged_policy_by_hand():
     scale = (1 - CONFIG.pretrain.cost_discount) * SPEC.episode_length
     part = learner.trainables["q_cost"]
     for member in range(3):
-        states = learner.footprints.observations[learner.estimated_on[member]]
+        states = learner.estimation_states.observations[learner.estimated_on[member]]
         raw = states.numpy() * policies.observation_std + policies.observation_mean
         actions = torch.from_numpy(policies.select([member]).act(raw[None])[0]).double()
         values = part.network(part.target, torch.cat([states, actions], -1).expand(12, -1, -1)).squeeze(-1)

@@ -21,7 +21,7 @@ from drcorl_ray.runs.metrics_log import read_log
 from drcorl_ray.search.pack import PackTrainer
 from drcorl_ray.search.plan import SearchPlan
 from drcorl_ray.search.setup import open_studies, stops
-from drcorl_ray.training.pretrained import artifact_path
+from drcorl_ray.training.pretrained import pretrained_path
 from tests.helpers.tiny import pretrain_beforehand, tiny_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("session_cluster")]  # for online evaluations
@@ -63,8 +63,8 @@ class Search:
     def __init__(self, folder: Path, largest: int = 1000) -> None:
         config = tiny_config(folder, *SETTINGS)
         pretrain_beforehand(config)
-        data = TaskData.open(task_store(config, "PointCircle"))
-        artifact = artifact_path(config.run.storage_folder, data, config.pretrain, 0)
+        data = TaskData.open(task_store("PointCircle", config.data, config.run))
+        artifact = pretrained_path(config.run.storage_folder, data, config.pretrain, 0)
         self.run = RunDirectory.prepare(config)
         stores = {"PointCircle": (data.task, data.store)}
         self.trainer = SmallMemory(config, self.run, stores, {"PointCircle": (artifact,)}, largest)

@@ -12,7 +12,7 @@ from drcorl_ray.io.files import read_json
 from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.search.pack import PackTrainer
 from drcorl_ray.search.pack_size import PackCost, cheapest, growing, pack_size
-from drcorl_ray.training.pretrained import artifact_path
+from drcorl_ray.training.pretrained import pretrained_path
 from tests.helpers.tiny import pretrain_beforehand, tiny_config
 
 pytestmark = pytest.mark.ray
@@ -57,8 +57,8 @@ def test_a_pack_that_runs_out_of_memory_is_not_chosen():
 def test_a_run_measures_once_and_keeps_what_it_found(tmp_path):
     config = tiny_config(tmp_path, "search.members_per_pack=auto", "search.rungs=[0.5]")
     pretrain_beforehand(config)
-    data, run = TaskData.open(task_store(config, "PointCircle")), RunDirectory.prepare(config)
-    artifact = artifact_path(config.run.storage_folder, data, config.pretrain, 0)
+    data, run = TaskData.open(task_store("PointCircle", config.data, config.run)), RunDirectory.prepare(config)
+    artifact = pretrained_path(config.run.storage_folder, data, config.pretrain, 0)
     trainer = PackTrainer(config, run, {"PointCircle": (data.task, data.store)}, {"PointCircle": (artifact,)})
     size = pack_size(trainer, 4)
     found = read_json(run.path / "pack_size.json")

@@ -56,6 +56,10 @@ def read_runs(folder: Path) -> dict[str, dict]:
     return runs
 
 
+def tracked(config, run: RunDirectory) -> Tracker:
+    return Tracker(config.run.wandb, config.model_dump(), run)
+
+
 def train(config, run: RunDirectory, plan: SearchPlan, task: str) -> None:
     """Answer the oldest job as a trial does: a log with a number of each member's own, and its result."""
     pack, _ = plan.jobs()[0]
@@ -76,10 +80,13 @@ def test_a_run_for_every_member_with_its_own_settings_history_and_fate(tmp_path)
     run = RunDirectory.prepare(config)
     study = SearchStudy(run.study("PointCircle"), "PointCircle", config.search, [], 0)
     plan = SearchPlan(study, run, ["PointCircle"], [20, 40], 2)
-    with Tracker(config, run) as tracker, MemberRuns(config, run, tracker):
+    with tracked(config, run) as tracker, MemberRuns(config, run, tracker):
         while plan.jobs():
             train(config, run, plan, "PointCircle")
-    with Tracker(config, run) as tracker, MemberRuns(config, run, tracker):  # resumed: nothing is left to write
+    with (
+        Tracker(config.run.wandb, config.model_dump(), run) as tracker,
+        MemberRuns(config, run, tracker),
+    ):  # resumed: nothing is left to write
         pass
     runs = read_runs(run.path)
     assert sorted(runs) == [f"PointCircle-{number:04d}" for number in range(4)]
@@ -104,6 +111,6 @@ def test_a_tracker_that_fails_is_off_and_nothing_else(tmp_path, monkeypatch):
 
     monkeypatch.setattr(wandb, "init", broken)
     config = tiny_config(tmp_path, "run.wandb=offline")
-    with Tracker(config, RunDirectory.prepare(config)) as tracker:
+    with Tracker(config.run.wandb, config.model_dump(), RunDirectory.prepare(config)) as tracker:
         tracker.log({"task": "t", "stage": "s", "step": 1, "metrics": {}})
         tracker.member("m", {}, [], {})

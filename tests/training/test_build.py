@@ -20,11 +20,12 @@ from drcorl_ray.method.hyperparameters import behaviour_condition
 from drcorl_ray.method.random import Stream
 from drcorl_ray.method.replay import Replay
 from drcorl_ray.tasks.registry import get_task
-from drcorl_ray.training.build import Placement, Stage, build_learner, build_pretrainer, build_runner
+from drcorl_ray.training.build import Placement, Stage, build_pretrainer, build_runner
 from drcorl_ray.training.checkpoint import load_state, save_state
-from drcorl_ray.training.pretrained import Pretrained, artifact_path, load_artifacts, pretrain_seeds, save_artifacts
+from drcorl_ray.training.pretrained import Pretrained, load_pretrained, pretrain_seeds, pretrained_path, save_pretrained
 from tests.helpers.columns import SOURCE, make_columns
 from tests.helpers.learners import make_spec, small_config
+from tests.helpers.tiny import start_learner
 
 
 def open_made(folder: Path, columns: dict[str, np.ndarray] | None = None, **kw: Any) -> TaskData:
@@ -120,7 +121,10 @@ def test_two_workers_draw_the_two_halves_of_one_workers_minibatch(tmp_path):
     replay = full_replay(data)
     for batch_size, build in (
         (16, lambda placement: build_pretrainer(config.pretrain, data, [0], placement)),
-        (24, lambda placement: build_learner(config, data, members, pretrained, placement)),
+        (
+            24,
+            lambda placement: start_learner(config, data, members, pretrained, placement),
+        ),
     ):
         halves = [Placement(rank=rank, workers=2) for rank in (0, 1)]
         assert [placement.rows(batch_size) for placement in halves] == [batch_size // 2] * 2
@@ -139,7 +143,7 @@ def test_members_start_from_their_own_seeds_pretraining(tmp_path):
     members = config.members()
     assert pretrain_seeds(members) == [3, 5]
     pretrained = fresh(config, data, [3, 5])
-    learner = build_learner(config, data, members, pretrained, Placement())
+    learner = start_learner(config, data, members, pretrained, Placement())
     ensemble = config.pretrain.cost_ensemble
     by_seed = dict(zip((3, 5), pretrained.tensors["q_cost.flat"].split(ensemble), strict=True))
     for seed, flat in zip((5, 3, 5), learner.trainables["q_cost"].flat.split(ensemble), strict=True):
@@ -152,8 +156,8 @@ def test_costs_are_estimated_on_the_datas_states_standardised(tmp_path, states):
     """All: every row of so few. Fault: raw observations."""
     data = open_made(tmp_path / "store", make_columns(200, seed=3))
     config = small_config("population=[{cost_limit: 20}, {cost_limit: 200}]", f"extract.estimate_states={states}")
-    learner = build_learner(config, data, config.members(), fresh(config, data, [0]), Placement())
-    chosen = learner.footprints.observations[learner.estimated_on].numpy()
+    learner = start_learner(config, data, config.members(), fresh(config, data, [0]), Placement())
+    chosen = learner.estimation_states.observations[learner.estimated_on].numpy()
     raw = read_store(data.store, ("observations",))["observations"].astype(np.float64)
     standardised = (raw - np.array(data.spec.observation_mean)) / np.array(data.spec.observation_std)
     distance = np.abs(chosen[0][:, None].astype(np.float64) - standardised[None]).max(-1)
@@ -192,12 +196,12 @@ def test_extraction_goes_on_through_a_file_bitwise(tmp_path, stop):
     config = small_config(f"population=[{rules}]", "extract.update_diffusion=true")
     members, replay, rows = config.members(), full_replay(data), config.extract.batch_size
     pretrained = fresh(config, data, [0])
-    straight = build_learner(config, data, members, pretrained, Placement())
+    straight = start_learner(config, data, members, pretrained, Placement())
     build_runner(straight, replay, rows, Placement(), config.scaling).advance(0, stop)
     save_state(tmp_path / "state.safetensors", straight, stop)
     metrics = build_runner(straight, replay, rows, Placement(), config.scaling).advance(stop, straight.total_steps)
     assert straight.multiplier.value[0] > 0.1
-    resumed = build_learner(config, data, members, pretrained, Placement())
+    resumed = start_learner(config, data, members, pretrained, Placement())
     assert load_state(tmp_path / "state.safetensors", resumed) == stop
     again = build_runner(resumed, replay, rows, Placement(), config.scaling).advance(stop, resumed.total_steps)
     assert bits(resumed) == bits(straight)
@@ -234,29 +238,29 @@ def test_an_artifacts_name_follows_every_input(tmp_path):
     """Fault: leave a key, the seed or the shards out of the identity."""
     data, config = open_made(tmp_path / "a"), small_config().pretrain
     root = tmp_path / "root"
-    paths = {"as it is": artifact_path(root, data, config, 0)}
+    paths = {"as it is": pretrained_path(root, data, config, 0)}
     for key in PretrainConfig.model_fields:
         changed = config.model_copy(update={key: other(getattr(config, key))})
         assert changed != config
-        paths[key] = artifact_path(root, data, changed, 0)
-    paths["seed"] = artifact_path(root, data, config, 1)
-    paths["precision"] = artifact_path(root, data, config, 0, "bf16")
+        paths[key] = pretrained_path(root, data, changed, 0)
+    paths["seed"] = pretrained_path(root, data, config, 1)
+    paths["precision"] = pretrained_path(root, data, config, 0, "bf16")
     columns = make_columns(200)
     columns["actions"][77, 1] += np.float32(2**-20)
-    paths["store"] = artifact_path(root, open_made(tmp_path / "b", columns), config, 0)
+    paths["store"] = pretrained_path(root, open_made(tmp_path / "b", columns), config, 0)
     columns = make_columns(200, seed=1)
-    paths["other store"] = artifact_path(root, open_made(tmp_path / "c", columns), config, 0)
+    paths["other store"] = pretrained_path(root, open_made(tmp_path / "c", columns), config, 0)
     assert len(set(paths.values())) == len(paths)
     assert {path.parent for path in paths.values()} == {root / "pretrained"}
 
 
 def test_an_artifacts_name_follows_nothing_else(tmp_path):
     data, config = open_made(tmp_path / "a"), small_config()
-    path = artifact_path(tmp_path, data, config.pretrain, 0)
+    path = pretrained_path(tmp_path, data, config.pretrain, 0)
     renamed = SOURCE.model_copy(update={"file_name": "renamed.hdf5"})
-    assert artifact_path(tmp_path, open_made(tmp_path / "elsewhere", source=renamed), config.pretrain, 0) == path
+    assert pretrained_path(tmp_path, open_made(tmp_path / "elsewhere", source=renamed), config.pretrain, 0) == path
     others = small_config("extract.steps=5", "member.k=0", "run.seed=9", "scaling.report_steps=7", "search.winners=3")
-    assert artifact_path(tmp_path, data, others.pretrain, 0) == path
+    assert pretrained_path(tmp_path, data, others.pretrain, 0) == path
 
 
 def test_artifacts_are_what_pretraining_gave(tmp_path):
@@ -264,9 +268,9 @@ def test_artifacts_are_what_pretraining_gave(tmp_path):
     data, config = open_made(tmp_path / "store"), small_config()
     pretrainer = build_pretrainer(config.pretrain, data, [4, 5], Placement())
     build_runner(pretrainer, full_replay(data), 16, Placement(), config.scaling).advance(0, pretrainer.total_steps)
-    paths = {seed: artifact_path(tmp_path, data, config.pretrain, seed) for seed in (4, 5)}
-    save_artifacts(paths, pretrainer)
-    loaded, result = load_artifacts(list(paths.values())), pretrainer.result()
+    paths = {seed: pretrained_path(tmp_path, data, config.pretrain, seed) for seed in (4, 5)}
+    save_pretrained(paths, pretrainer)
+    loaded, result = load_pretrained(list(paths.values())), pretrainer.result()
     assert loaded.seeds == (4, 5)
     assert loaded.tensors.keys() == result.keys()
     assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in result.items())
@@ -279,26 +283,26 @@ def test_a_seeds_artifact_is_the_same_whoever_was_pretrained_beside_it(tmp_path)
     for name, seeds in (("pack", [4, 5]), ("alone", [5])):
         pretrainer = build_pretrainer(config.pretrain, data, seeds, Placement())
         build_runner(pretrainer, full_replay(data), 16, Placement(), config.scaling).advance(0, pretrainer.total_steps)
-        save_artifacts({5: tmp_path / name}, pretrainer)
-        tensors.append(load_artifacts([tmp_path / name]).tensors)
+        save_pretrained({5: tmp_path / name}, pretrainer)
+        tensors.append(load_pretrained([tmp_path / name]).tensors)
     assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())
 
 
 def test_a_damaged_artifact_is_refused(tmp_path):
     data, config = open_made(tmp_path / "store"), small_config()
     path = tmp_path / "artifact.safetensors"
-    save_artifacts({0: path}, build_pretrainer(config.pretrain, data, [0], Placement()))
+    save_pretrained({0: path}, build_pretrainer(config.pretrain, data, [0], Placement()))
     content = path.read_bytes()
     flipped = bytearray(content)
     flipped[-1000] ^= 1
     for damaged in (bytes(flipped), content[:-1], content[: len(content) // 2], b""):
         path.write_bytes(damaged)
         with pytest.raises(UserError) as caught:
-            load_artifacts([path])
+            load_pretrained([path])
         assert len(str(caught.value).splitlines()) == 1
         assert str(path) in str(caught.value)
     with pytest.raises(UserError, match=r"absent\.safetensors"):
-        load_artifacts([tmp_path / "absent.safetensors"])
+        load_pretrained([tmp_path / "absent.safetensors"])
 
 
 def test_streams_of_the_estimate_do_not_touch_those_of_training():

@@ -22,7 +22,7 @@ from drcorl_ray.method.networks import MLP
 from drcorl_ray.method.protocols import Metrics, Sampler
 from drcorl_ray.method.random import Draws
 from drcorl_ray.method.replay import Batch, Replay
-from drcorl_ray.method.train_state import Trainable, flat_gradients
+from drcorl_ray.method.train_state import TrainState, flat_gradients
 from drcorl_ray.policy.population import PopulationPolicy
 
 if TYPE_CHECKING:  # pydantic is for those who read settings, not for those who use them
@@ -113,7 +113,7 @@ class Baseline(ABC):
             name: torch.tensor([getattr(member, key) for member in members], device=device, dtype=dtype)
             for name, key in names.items()
         }
-        self.trainables: dict[str, Trainable] = {}
+        self.trainables: dict[str, TrainState] = {}
         self.scalars: dict[str, Tensor] = {}
         self._start()
 
@@ -137,10 +137,10 @@ class Baseline(ABC):
         """Update the state that follows rules of its own, from the statistics' means over the workers; metrics [P]."""
         return {}
 
-    def _add(self, name: str, network: object, copies: int = 1, tracked: bool = False) -> Trainable:
+    def _add(self, name: str, network: object, copies: int = 1, tracked: bool = False) -> TrainState:
         number = len(self.trainables) + 1
         flat = network.layout.initialise(self.seeds, number, copies, self.dtype)  # type: ignore[attr-defined]
-        part = Trainable(network, flat, copies=copies, tracked=tracked)
+        part = TrainState(network, flat, copies=copies, tracked=tracked)
         self.trainables[name] = part
         return part
 
@@ -205,7 +205,7 @@ class Baseline(ABC):
                 part.track(self.shared.target_step)
         return metrics
 
-    def _descend(self, part: Trainable, gradient: Tensor, step: Tensor) -> None:
+    def _descend(self, part: TrainState, gradient: Tensor, step: Tensor) -> None:
         part.descend(gradient, self.hyper["learning_rate"])
 
     def offline_estimate(self) -> tuple[Tensor, Tensor]:
@@ -253,7 +253,7 @@ class Baseline(ABC):
             tensor.copy_(state[name])
 
 
-def frozen(part: Trainable) -> dict[str, Tensor]:
+def frozen(part: TrainState) -> dict[str, Tensor]:
     """A network's weights for a loss that must not move them."""
     return {name: weight.detach() for name, weight in part.weights.items()}
 

@@ -16,7 +16,7 @@ from drcorl_ray.method.protocols import Sampler
 from drcorl_ray.method.random import Draws
 from drcorl_ray.method.replay import Batch, Replay, subset
 from drcorl_ray.method.schedules import cosine
-from drcorl_ray.method.train_state import Trainable
+from drcorl_ray.method.train_state import TrainState
 from drcorl_ray.policy.population import PopulationPolicy
 
 FRONTIER = 0.1  # share of the data's range of returns: largest distance of an episode from the frontier
@@ -51,7 +51,7 @@ class Cloning(Baseline):
         mean, log_std = actor.network(actor.weights, batch.observations)
         return Losses({"actor": regression_loss(mean, log_std, batch.actions)})
 
-    def _descend(self, part: Trainable, gradient: Tensor, step: Tensor) -> None:
+    def _descend(self, part: TrainState, gradient: Tensor, step: Tensor) -> None:
         progress = step.double() / self.total_steps
         part.descend(gradient, self.hyper["learning_rate"] * cosine(progress, self.pretrain.final_learning_rate))
 

@@ -22,7 +22,7 @@ from drcorl_ray.method.baselines.windows import History, Windows
 from drcorl_ray.method.protocols import Sampler
 from drcorl_ray.method.random import Draws
 from drcorl_ray.method.replay import Batch, Replay
-from drcorl_ray.method.train_state import Trainable
+from drcorl_ray.method.train_state import TrainState
 from drcorl_ray.policy.population import PopulationPolicy
 from drcorl_ray.policy.transformer import TransformerPolicy
 
@@ -97,7 +97,7 @@ class CDT(Baseline):
         metrics = {"baseline/likelihood": likelihood.detach(), "baseline/entropy": entropy.detach()}
         return Losses(values, metrics=metrics | {"baseline/temperature": temperature.detach()})
 
-    def _descend(self, part: Trainable, gradient: Tensor, step: Tensor) -> None:
+    def _descend(self, part: TrainState, gradient: Tensor, step: Tensor) -> None:
         if part is self.trainables["temperature"]:
             part.descend(gradient, _TEMPERATURE_RATE)
             return

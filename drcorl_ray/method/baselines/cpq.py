@@ -18,7 +18,7 @@ from drcorl_ray.method.critics import ensemble_q
 from drcorl_ray.method.protocols import Metrics
 from drcorl_ray.method.random import Draws, Stream
 from drcorl_ray.method.replay import Batch
-from drcorl_ray.method.train_state import Trainable
+from drcorl_ray.method.train_state import TrainState
 from drcorl_ray.policy.population import PopulationPolicy
 
 _OUTSIDE = 0.75  # quantile of the latent's divergence beyond which a sampled action counts as out of the data
@@ -86,7 +86,7 @@ class CPQ(Baseline):
         q = ensemble_q(q_cost, q_cost.weights, states, actions).amin(1)
         return (outside * q).sum(1) / outside.sum(1)
 
-    def _descend(self, part: Trainable, gradient: Tensor, step: Tensor) -> None:
+    def _descend(self, part: TrainState, gradient: Tensor, step: Tensor) -> None:
         rate = _ACTOR_RATE if part is self.trainables["actor"] else 1.0
         part.descend(gradient, rate * self.hyper["learning_rate"])
 

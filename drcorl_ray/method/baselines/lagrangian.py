@@ -20,7 +20,7 @@ from drcorl_ray.method.networks import MLP
 from drcorl_ray.method.protocols import Metrics
 from drcorl_ray.method.random import Draws, Stream
 from drcorl_ray.method.replay import Batch
-from drcorl_ray.method.train_state import Trainable
+from drcorl_ray.method.train_state import TrainState
 from drcorl_ray.policy.mlp import MLPPolicy, Perturbation
 from drcorl_ray.policy.population import PopulationPolicy
 
@@ -79,7 +79,7 @@ class Lagrangian(Baseline):
         }
         return Losses(values, {"excess": excess.detach(), **statistics}, metrics)
 
-    def _next_value(self, critic: Trainable, states: Tensor, actions: Tensor) -> Tensor:
+    def _next_value(self, critic: TrainState, states: Tensor, actions: Tensor) -> Tensor:
         """The best of the sampled next actions by the clipped targets, [P, B]: for the cost the most expensive."""
         q = ensemble_q(critic, critic.target, states, actions)
         return soft_clipped(q, self.shared.clip_weight).unflatten(1, (-1, self.shared.sampled_actions)).amax(-1)

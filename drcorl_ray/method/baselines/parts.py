@@ -16,7 +16,7 @@ from torch import Tensor
 from drcorl_ray.method.networks import MLP, Entry, Layout, Weights
 from drcorl_ray.method.random import Draws, Stream
 from drcorl_ray.method.replay import Batch
-from drcorl_ray.method.train_state import Trainable
+from drcorl_ray.method.train_state import TrainState
 
 _LOG_STD_RANGE = (-20.0, 2.0)
 _LATENT_LOG_STD_RANGE = (-4.0, 15.0)
@@ -95,7 +95,7 @@ def divergence(mean: Tensor, log_std: Tensor) -> Tensor:
     return 0.5 * (mean.square() + (2.0 * log_std).exp() - 2.0 * log_std - 1.0).mean(-1)
 
 
-def vae_loss(vae: VAE, parts: Mapping[str, Trainable], batch: Batch, draws: Draws, weight: float) -> Tensor:
+def vae_loss(vae: VAE, parts: Mapping[str, TrainState], batch: Batch, draws: Draws, weight: float) -> Tensor:
     """Return the reconstruction error of the data's actions by `parts` "encoder" and "decoder", plus weight · KL; [P]."""
     mean, log_std = vae.encode(parts["encoder"].weights, batch.observations, batch.actions)
     noise = draws.normal(Stream.RECONSTRUCTION, mean.shape[1], vae.latent, dtype=mean.dtype)
@@ -120,7 +120,7 @@ def mmd(one: Tensor, other: Tensor, sigma: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Scalar:
-    """One number per member, trained like a network: `Trainable.weights["value"]` is [P, 1]."""
+    """One number per member, trained like a network: `TrainState.weights["value"]` is [P, 1]."""
 
     start: float
 

@@ -10,7 +10,7 @@ from torch.distributions import Independent, Normal, TanhTransform, TransformedD
 
 from drcorl_ray.method.baselines.parts import VAE, SquashedGaussian, divergence, log_likelihood, mmd, soft_clipped, vae_loss
 from drcorl_ray.method.random import Draws
-from drcorl_ray.method.train_state import Trainable
+from drcorl_ray.method.train_state import TrainState
 from tests.helpers.learners import make_table, sampler
 
 
@@ -71,7 +71,7 @@ def test_a_vae_learns_the_behaviours_actions():
     seeds, table = torch.tensor([0, 1]), make_table(500, 3, 2, torch.float32)
     table["actions"] = 0.8 * torch.tanh(table["observations"][:, :2])
     parts = {
-        name: Trainable(network, network.layout.initialise(seeds, number))
+        name: TrainState(network, network.layout.initialise(seeds, number))
         for number, (name, network) in enumerate((("encoder", vae.encoder), ("decoder", vae.decoder)))
     }
     first = last = torch.zeros(2)
