@@ -17,11 +17,10 @@ import ray.exceptions
 
 from drcorl_ray.config import ScalingConfig
 from drcorl_ray.errors import UserError
-from drcorl_ray.evaluation.pool import BlockRunner, Charge, granted
-from drcorl_ray.evaluation.rollout import MAX_ENVIRONMENTS, Block, Rollouts, blocks, check_evaluation
+from drcorl_ray.evaluation.pool import BlockRunner, Charge, RolloutPool, granted
+from drcorl_ray.evaluation.rollout import MAX_ENVIRONMENTS, Block, Rollouts, blocks
 from drcorl_ray.policy.population import PopulationPolicy
-from drcorl_ray.tasks.registry import Task, get_task
-from drcorl_ray.tasks.scores import EpisodeStats
+from drcorl_ray.tasks.registry import Task
 
 _POLL_S = 1.0
 _SIGN_OF_LIFE_S = 30.0  # of an actor that worked before
@@ -53,7 +52,7 @@ class _Call:
     starting: bool = False
 
 
-class RayRolloutPool:
+class RayRolloutPool(RolloutPool):
     """Rollouts by `actors` processes, started when first needed; one rollout at a time, a second one waits.
 
     A job whose actor raises or takes longer than `job_timeout_s` is run again by another actor, at most `retries` times; one
@@ -96,12 +95,6 @@ class RayRolloutPool:
     def from_config(cls, actors: int, scaling: ScalingConfig) -> RayRolloutPool:
         return cls(actors, cpus_per_actor=scaling.cpus_per_actor, resources=scaling.actor_resources)
 
-    def __enter__(self) -> RayRolloutPool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
         """End all actors, for good, and a rollout that was started and is not done."""
         self._closed.set()
@@ -114,10 +107,6 @@ class RayRolloutPool:
         self._idle.clear()
         self._calls.clear()
 
-    def evaluate(self, policies: PopulationPolicy, task: Task | str, seeds: Sequence[int]) -> EpisodeStats:
-        """As the plain `evaluate`, with its errors; RuntimeError once a job has failed too often."""
-        return self.roll_out(policies, task, seeds).stats
-
     def start(
         self,
         policies: PopulationPolicy,
@@ -127,34 +116,21 @@ class RayRolloutPool:
         record: int = 0,
         charge: Charge | None = None,
     ) -> Future[Rollouts]:
-        """`roll_out` beside the caller's own work."""
         return self._thread.submit(self.roll_out, policies, task, seeds, record=record, charge=charge)
 
-    def roll_out(
-        self,
-        policies: PopulationPolicy,
-        task: Task | str,
-        seeds: Sequence[int],
-        *,
-        record: int = 0,
-        charge: Charge | None = None,
+    def _roll_out(
+        self, policies: PopulationPolicy, task: Task, seeds: Sequence[int], record: int, charge: Charge | None
     ) -> Rollouts:
-        """One episode per member and seed, with the trajectories of each member's first `record` ones.
-
-        charge: called with members and a number of episodes before these begin, also when they begin once more because an
-        actor was lost; returns how many each of the members may have. Those that are not granted do not run.
-        """
-        task = get_task(task) if isinstance(task, str) else task
-        check_evaluation(policies, seeds)
+        """RuntimeError once a job has failed too often."""
         with self._busy:
             try:
-                return self._roll_out(policies, task, [int(seed) for seed in seeds], record, charge)
+                return self._run_jobs(policies, task, seeds, record, charge)
             except BaseException:
                 self._end_actors()
                 raise
 
-    def _roll_out(
-        self, policies: PopulationPolicy, task: Task, seeds: list[int], record: int, charge: Charge | None
+    def _run_jobs(
+        self, policies: PopulationPolicy, task: Task, seeds: Sequence[int], record: int, charge: Charge | None
     ) -> Rollouts:
         rollouts = Rollouts.empty(policies.members, seeds)
         size = self._job_size(rollouts.ran.size)

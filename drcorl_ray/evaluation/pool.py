@@ -5,10 +5,10 @@ Both run the same blocks of episodes by the same function, so results do not dep
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Self
 
 from drcorl_ray.evaluation.rollout import MAX_ENVIRONMENTS, Block, Rollouts, blocks, check_evaluation, roll_out_in
 from drcorl_ray.policy.population import PopulationPolicy
@@ -20,8 +20,27 @@ Charge = Callable[[Sequence[int], int], Sequence[int]]
 """Called with members and a number of episodes before these start; returns how many each of the members may have."""
 
 
-class RolloutPool(AbstractContextManager[Any], Protocol):
-    """Rolls out populations; one rollout at a time, a second one waits."""
+class RolloutPool(ABC):
+    """Rolls out populations; one rollout at a time, a second one waits. Close it, or use it in a `with`.
+
+    The public methods check their arguments; subclasses say in `_roll_out` who runs the blocks.
+    """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """End all work, also a rollout that was started and is not finished."""
+
+    @abstractmethod
+    def _roll_out(
+        self, policies: PopulationPolicy, task: Task, seeds: Sequence[int], record: int, charge: Charge | None
+    ) -> Rollouts:
+        """`roll_out` with checked arguments."""
 
     def roll_out(
         self,
@@ -38,17 +57,27 @@ class RolloutPool(AbstractContextManager[Any], Protocol):
         run. UserError where the simulator cannot run or the policies are for other spaces; ValueError for weights that are
         not finite, or no seeds.
         """
-        ...
+        task = get_task(task) if isinstance(task, str) else task
+        check_evaluation(policies, seeds)
+        return self._roll_out(policies, task, [int(seed) for seed in seeds], record, charge)
 
     def evaluate(self, policies: PopulationPolicy, task: Task | str, seeds: Sequence[int]) -> EpisodeStats:
         """`roll_out` without trajectories."""
-        ...
+        return self.roll_out(policies, task, seeds).stats
 
     def start(
-        self, policies: PopulationPolicy, task: Task | str, seeds: Sequence[int], *, record: int, charge: Charge
+        self,
+        policies: PopulationPolicy,
+        task: Task | str,
+        seeds: Sequence[int],
+        *,
+        record: int = 0,
+        charge: Charge | None = None,
     ) -> Future[Rollouts]:
-        """`roll_out` beside the caller's own work."""
-        ...
+        """`roll_out` beside the caller's own work where the pool has processes of its own; else at once."""
+        done: Future[Rollouts] = Future()
+        done.set_result(self.roll_out(policies, task, seeds, record=record, charge=charge))
+        return done
 
 
 def granted(block: Block, charge: Charge | None) -> list[Block]:
@@ -92,29 +121,18 @@ class BlockRunner:
         self._simulator = self._task = None
 
 
-class LocalRolloutPool:
+class LocalRolloutPool(RolloutPool):
     """Rolls out in this process, block by block. progress: called with the number of episodes of each finished block."""
 
     def __init__(self, progress: Callable[[int], object] = lambda episodes: None, size: int = MAX_ENVIRONMENTS) -> None:
         self._runner, self._progress, self._size = BlockRunner(), progress, size
 
-    def __enter__(self) -> LocalRolloutPool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._runner.close()
 
-    def roll_out(
-        self,
-        policies: PopulationPolicy,
-        task: Task | str,
-        seeds: Sequence[int],
-        *,
-        record: int = 0,
-        charge: Charge | None = None,
+    def _roll_out(
+        self, policies: PopulationPolicy, task: Task, seeds: Sequence[int], record: int, charge: Charge | None
     ) -> Rollouts:
-        task = get_task(task) if isinstance(task, str) else task
-        check_evaluation(policies, seeds)
         whole = Rollouts.empty(policies.members, seeds)
         size = min(self._size, task.environments_per_process or self._size)
         for planned in blocks(policies.members, len(seeds), size):
@@ -123,14 +141,3 @@ class LocalRolloutPool:
                 whole.store(block.members, block.episodes, part)
                 self._progress(part.ran.size)
         return whole
-
-    def evaluate(self, policies: PopulationPolicy, task: Task | str, seeds: Sequence[int]) -> EpisodeStats:
-        return self.roll_out(policies, task, seeds).stats
-
-    def start(
-        self, policies: PopulationPolicy, task: Task | str, seeds: Sequence[int], *, record: int, charge: Charge
-    ) -> Future[Rollouts]:
-        """`roll_out` at once; the future is done when this returns."""
-        done: Future[Rollouts] = Future()
-        done.set_result(self.roll_out(policies, task, seeds, record=record, charge=charge))
-        return done

@@ -62,7 +62,7 @@ def build_pretrainer(config: PretrainConfig, data: TaskData, seeds: Sequence[int
 def build_population(
     config: Config, data: TaskData, members: Sequence[MemberSettings], weights: Sequence[Path], placement: Placement
 ) -> Population:
-    """A population of run.algorithm at its start; weights: the files of pretrained weights that DRCORL's members start from."""
+    """A population of run.algorithm at its start; weights: files that DRCORL's members start from."""
     if get_algorithm(config.run.algorithm).pretrained:
         pretrained = load_pretrained(weights)
         return build_learner(config.pretrain, config.extract, config.evaluation, data, members, pretrained, placement)
