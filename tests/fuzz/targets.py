@@ -26,6 +26,7 @@ from drcorl_ray.errors import UserError
 from drcorl_ray.evaluation.policy_files import load_entries
 from drcorl_ray.io.files import load_arrays, save_arrays, write_json
 from drcorl_ray.policy.loading import load_policy, load_population
+from drcorl_ray.runs.folders import PackFolder
 from drcorl_ray.runs.metrics_log import MetricsLog, read_log
 from drcorl_ray.search.plan import Member, Pack, read_pack
 from drcorl_ray.search.study import SearchStudy, load_study
@@ -204,7 +205,7 @@ TARGETS = {
     "config": Target(_config, _load_config, damaged_bytes),
     "log": Target(_log, _load_log, damaged_json),
     "ledger": Target(_ledger, lambda path: EpisodeLedger(path, 100, [1, 2, 3]), damaged_json),
-    "pack": Target(_pack, lambda path: read_pack(path.parent), damaged_json),
+    "pack": Target(_pack, lambda path: read_pack(PackFolder(path.parent)), damaged_json),
     "journal": Target(_journal, _load_journal, damaged_json),
 }
 

@@ -115,8 +115,8 @@ def test_a_pack_too_large_for_the_memory_is_trained_in_halves(tmp_path, undistur
     assert "PointCircle pack 0: 6 members are too large for the memory; going on with half of them at a time" in notes[0]
     assert len(notes) == {4: 1, 1: 5}[largest] + {4: 0, 1: 2}[largest]
     assert not list((search.run.path / "packs").rglob("state*"))
-    assert (first / "first-half").is_dir()
-    assert (second / "first-half").is_dir() == (largest == 1)
+    assert (first.path / "first-half").is_dir()
+    assert (second.path / "first-half").is_dir() == (largest == 1)
 
 
 def test_one_member_too_large_for_the_memory_is_named(tmp_path):
