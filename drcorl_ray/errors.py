@@ -2,9 +2,16 @@
 
 
 class UserError(Exception):
-    """A mistake in a file, a setting or an installation that its user can mend.
+    """A mistake in a file, a setting or an installation that the user can fix.
 
-    The message is one line: what is wrong, where, and what to do. Launch scripts print it to stderr and exit with code 2.
+    The message is one line: what is wrong, where, and what to do. The command line prints it to stderr and exits with code 2.
+
+    >>> import drcorl_ray
+    >>> try:
+    ...     drcorl_ray.load_config(["extract.step=900"])
+    ... except drcorl_ray.UserError as error:
+    ...     print(error)
+    arguments: unknown key extract.step; did you mean 'steps'?
     """
 
     def __init__(self, message: str) -> None:

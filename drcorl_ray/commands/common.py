@@ -1,9 +1,10 @@
-"""Steps that several commands share: open a task, finish a run."""
+"""Steps that several commands share: open a task, announce a run, finish it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from drcorl_ray.config import Config
@@ -18,6 +19,17 @@ from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.runs.provenance import describe_results
 from drcorl_ray.runs.schema import Row
 from drcorl_ray.tasks.envs import make_simulator
+
+
+@contextmanager
+def resumable(run: RunDirectory) -> Iterator[None]:
+    """Say where the run is; note on what interrupts it how to resume it, for the command line's last line."""
+    console.print(f"run: {run.path}", soft_wrap=True)
+    try:
+        yield
+    except (KeyboardInterrupt, OSError) as error:
+        error.add_note(f"add run.resume=true run.dir={run.path} to resume")
+        raise
 
 
 def finish(config: Config, run: RunDirectory, rows: Sequence[Row], started: float, extra: Mapping[str, Any]) -> None:

@@ -1,4 +1,11 @@
-"""`drcorl evaluate`: roll out policy files and runs on fresh episodes; tables and, where asked, JSON and videos."""
+"""Roll out policies in their task's simulator: tables of reward, cost and length on fresh episodes. No Ray is started.
+
+drcorl evaluate runs/RUN/policies/PointCircle-winner-0007.safetensors evaluation.episodes=50
+drcorl evaluate runs/RUN …                            a run directory stands for all its policies
+drcorl evaluate runs/* evaluation.protocol=dsrl       also the means of DSRL's 3 limits x 3 seeds x 20 episodes
+drcorl evaluate runs/RUN evaluation.output=FOLDER     also FOLDER/evaluation.json, every episode in it
+drcorl evaluate runs/RUN evaluation.output=FOLDER evaluation.video=true     also a GIF of an episode per policy
+"""
 
 from __future__ import annotations
 
@@ -22,6 +29,30 @@ from drcorl_ray.io.storage import storage_path
 from drcorl_ray.runs.schema import EvaluatedRow
 
 
+def evaluate(paths: str | Path | Sequence[str | Path], *, episodes: int = 20) -> list[EvaluatedRow]:
+    """Roll out policies on fresh episodes, without Ray, and return a row for each.
+
+    paths: policy files, and run directories, which stand for all their policies. episodes: per policy; every policy of a task
+    gets the same ones. A row has what results.json says of the policy, and also name, safe, reward_mean, cost_mean,
+    normalized_reward, normalized_cost, and per episode seeds, returns, costs and lengths. UserError where a path is not an
+    intact policy of a known task.
+
+    >>> import drcorl_ray
+    >>> rows = drcorl_ray.evaluate("runs/circle", episodes=2)
+    >>> rows[0]["task"], len(rows[0]["costs"])
+    ('PointCircle', 2)
+    """
+    if episodes < 1:
+        raise UserError(f"evaluate: episodes={episodes}; at least 1 expected")
+    names = [paths] if isinstance(paths, str | Path) else paths
+    return _roll_out(load_entries([str(name) for name in names]), episodes)
+
+
+def _roll_out(entries: Sequence[Entry], episodes: int) -> list[EvaluatedRow]:
+    with progress_bars() as bars:
+        return score_policies(entries, range(EVALUATION_SEEDS, EVALUATION_SEEDS + episodes), bars)
+
+
 def evaluate_files(paths: Sequence[str], config: Config) -> None:
     """Roll out policy files, and all those of run directories, and print a row for each.
 
@@ -32,9 +63,7 @@ def evaluate_files(paths: Sequence[str], config: Config) -> None:
     began, settings = time.monotonic(), config.evaluation
     folder = _output_folder(settings)
     entries = load_entries(paths)
-    seeds = range(EVALUATION_SEEDS, EVALUATION_SEEDS + settings.episodes)
-    with progress_bars() as bars:
-        rows = score_policies(entries, seeds, bars)
+    rows = _roll_out(entries, settings.episodes)
     screen = wide_console()
     screen.print(_table(rows))
     groups = dsrl_groups(rows) if settings.protocol == "dsrl" else []

@@ -1,4 +1,8 @@
-"""A training run from configuration to report: data, pretraining, extraction, baselines, evaluation."""
+"""Train DRCORL on one task: pretrain once, extract a population of policies, evaluate them, write the report.
+
+drcorl train                                                       # the built-in PointCircle
+drcorl train velocity.yaml task.name=HopperVelocity data.dataset=FILE.hdf5
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from drcorl_ray.commands.common import finish, open_task
+from drcorl_ray.commands.common import finish, open_task, resumable
 from drcorl_ray.config import Config, MemberSettings
+from drcorl_ray.config.loading import as_config
 from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.distributed import comparison
 from drcorl_ray.distributed.cluster import connect, cpus_of_largest_machine
@@ -30,13 +35,29 @@ from drcorl_ray.runs.tracking import Tracker
 from drcorl_ray.training.pretrained import pretrain_seeds
 
 
-def train(config: Config) -> RunDirectory:
-    """launch/train.py: every member of the population on the one task; UserError on anything the user can mend."""
-    started = time.monotonic()
+def train(settings: Config | Sequence[str] = ()) -> RunDirectory:
+    """Train every member of the population on the one task, and return the run's directory.
+
+    settings: a Config, or the arguments of `drcorl train`: `[CONFIG.yaml …] [section.key=value …]`. Joins a running Ray, or
+    starts one. Results are in `results.json` of the directory; `drcorl_ray.load_policy` reads its policies. UserError on
+    anything that the user can fix.
+
+    >>> import drcorl_ray
+    >>> run = drcorl_ray.train(["settings.yaml", "task.name=PointCircle", "run.dir=runs/circle"])
+    >>> run.results.name
+    'results.json'
+    """
+    started, config = time.monotonic(), as_config(settings)
     if len(config.tasks) != 1:
-        raise UserError(f"task.name lists {len(config.tasks)} tasks; launch/train.py takes one, launch/tune.py takes several")
+        raise UserError(f"task.name lists {len(config.tasks)} tasks; `train` takes one, `tune` takes several")
     data = open_task(config, config.tasks[0])
     run = RunDirectory.prepare(config)
+    with resumable(run):
+        _train(config, data, run, started)
+    return run
+
+
+def _train(config: Config, data: TaskData, run: RunDirectory, started: float) -> None:
     members = config.members()
     connect()
     _name_idle_cpus(config)
@@ -65,7 +86,6 @@ def train(config: Config) -> RunDirectory:
     references = best_safe_episodes(data, [member.cost_limit for member in members])
     measured = {"curves": [curve], "calibration": [calibration], "references": references}
     finish(config, run, rows, started, measured | {"data_episodes": [data_episodes(data)]})
-    return run
 
 
 def _name_idle_cpus(config: Config) -> None:

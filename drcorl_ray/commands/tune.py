@@ -1,11 +1,17 @@
-"""A search from configuration to report: pretraining once per task and seed, packs, winners on fresh seeds, what it cost."""
+"""Search DRCORL's hyper-parameters with Ray Tune and Optuna: pretrain once per task, then packs of members side by side.
+
+drcorl tune                                                        # the quickstart, on the built-in task
+drcorl tune velocity.yaml task.name=HopperVelocity data.dataset=FILE.hdf5
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
-from drcorl_ray.commands.common import finish, open_task
+from drcorl_ray.commands.common import finish, open_task, resumable
 from drcorl_ray.config import Config
+from drcorl_ray.config.loading import QUICKSTART, as_config
 from drcorl_ray.config.members import check_searched
 from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.distributed import comparison
@@ -31,14 +37,31 @@ from drcorl_ray.search.winners import fresh_episodes
 from drcorl_ray.training.pretrained import pretrain_seeds
 
 
-def search(config: Config) -> RunDirectory:
-    """launch/tune.py: search the member configurations of all tasks; UserError on anything the user can mend."""
-    started, ledger = time.monotonic(), Ledger()
+def search(settings: Config | Sequence[str] = ()) -> RunDirectory:
+    """Search the member configurations of all tasks, and return the run's directory.
+
+    settings: a Config, or the arguments of `drcorl tune`: `[CONFIG.yaml …] [section.key=value …]`; without a YAML file they
+    change the quickstart. Joins a running Ray, or starts one. Results are in `results.json` of the directory;
+    `drcorl_ray.load_policy` reads its best policy. UserError on anything that the user can fix.
+
+    >>> import drcorl_ray
+    >>> run = drcorl_ray.search(["settings.yaml", "search.configurations=2", "run.dir=runs/search"])
+    >>> run.results.name
+    'results.json'
+    """
+    started, config = time.monotonic(), as_config(settings, QUICKSTART)
     check_searched(config)
     if config.data.window_rows is not None:
-        raise UserError("data.window_rows: packs hold their whole dataset on the device; leave it out, or use launch/train.py")
+        raise UserError("data.window_rows: packs hold their whole dataset on the device; leave it out, or use `train`")
     tasks = open_tasks(config)
     run = RunDirectory.prepare(config)
+    with resumable(run):
+        _search(config, tasks, run, started)
+    return run
+
+
+def _search(config: Config, tasks: Sequence[TaskData], run: RunDirectory, started: float) -> None:
+    ledger = Ledger()
     by_name = {data.task.name: data for data in tasks}
     studies = open_studies(config, run, list(by_name))
     connect()
@@ -73,7 +96,6 @@ def search(config: Config) -> RunDirectory:
     described = describe_search(records, ledger.cost(records, time.monotonic() - started))
     measured = {"curves": curves, "calibration": calibration, "references": references}
     finish(config, run, rows, started, measured | {"data_episodes": list(map(data_episodes, tasks)), "search": described})
-    return run
 
 
 def open_tasks(config: Config) -> list[TaskData]:

@@ -65,7 +65,12 @@ class Training:
 
 
 class Config(Section):
-    """The whole tree; `population` lists overrides of `member`, one mapping a member, for launch/train.py."""
+    """All settings, by section; frozen. `population` lists overrides of the member's settings, one mapping per member.
+
+    >>> import drcorl_ray
+    >>> drcorl_ray.Config().task.name
+    'PointCircle'
+    """
 
     run: RunConfig = RunConfig()
     task: TaskConfig = TaskConfig()

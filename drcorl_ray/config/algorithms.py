@@ -43,6 +43,10 @@ class Algorithm:
     limit_agnostic: its weights do not depend on the cost limit. limit_conditioned: its policies are told the limit when they
     act. whole_episodes: it learns from whole episodes, so it refuses data.window_rows. light: its training is not worth a
     GPU. pretrained: it starts from pretrained weights and its members are the `member` section (DRCORL).
+
+    >>> import drcorl_ray
+    >>> drcorl_ray.Algorithm("my_bc", "My BC", learner="my_module:MyCloning", steps=5000).color
+    '#2f4f4f'
     """
 
     name: str

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,24 @@ from drcorl_ray.config.presets import PRESETS
 from drcorl_ray.errors import UserError
 
 _WHOLE = ("search.space",)  # replaced, and not merged
+_FOLDER = "tune_configs"
+_PACKAGE = Path(__file__).resolve().parents[1]
+# The settings files that come with the program: inside an installed package, beside it in a checkout.
+_SHIPPED = _PACKAGE / _FOLDER if (_PACKAGE / _FOLDER).is_dir() else _PACKAGE.parent / _FOLDER
+QUICKSTART = _SHIPPED / "quickstart.yaml"
 
 
 def load_config(arguments: Sequence[str] = (), default_file: Path | None = None) -> Config:
-    """Config from command-line arguments `[CONFIG.yaml …] [section.key=value …]`; UserError on anything invalid."""
-    files = [Path(argument) for argument in arguments if "=" not in argument]
+    """Config from command-line arguments `[CONFIG.yaml …] [section.key=value …]`; UserError on anything invalid.
+
+    A file that is not there is looked for among those of tune_configs/, which come with the program.
+
+    >>> import drcorl_ray
+    >>> config = drcorl_ray.load_config(["velocity.yaml", "task.name=HopperVelocity", "extract.steps=900"])
+    >>> config.extract.steps
+    900
+    """
+    files = [_settings_file(argument) for argument in arguments if "=" not in argument]
     if not files and default_file is not None:
         files = [default_file]
     content = functools.reduce(lambda base, top: _merge(base, top, _WHOLE), map(read_yaml, files), {})
@@ -31,6 +46,26 @@ def load_config(arguments: Sequence[str] = (), default_file: Path | None = None)
     elsewhere = {"baseline.learning_rate": "baseline.learning_rate"}
     elsewhere |= {key: f"baseline.{key}" for algorithm in algorithms() for key in algorithm.own_keys}
     return validate(Config, _merge(base, explicit), ", ".join(map(str, files)) or "arguments", elsewhere)
+
+
+def as_config(settings: Config | Sequence[str], default_file: Path | None = None) -> Config:
+    """A Config as it is; arguments, or one of them, by `load_config`."""
+    if isinstance(settings, Config):
+        return settings
+    return load_config([settings] if isinstance(settings, str) else settings, default_file)
+
+
+def _settings_file(name: str) -> Path:
+    """The file of that path; where there is none, the shipped one of that name. UserError naming the nearest shipped one."""
+    path, shipped = Path(name), {file.stem: file for file in _SHIPPED.glob("*.yaml")}
+    if path.parent not in (Path(), Path(_FOLDER)) or os.path.lexists(path):
+        return path
+    if path.suffix == ".yaml" and path.stem in shipped:
+        return shipped[path.stem]
+    near = difflib.get_close_matches(path.stem, shipped, n=1)
+    if near:
+        raise UserError(f"{name}: cannot be read (no such file); did you mean '{near[0]}.yaml', which comes with the program?")
+    return path  # reading it says what is wrong
 
 
 def dump_config(config: Config) -> str:

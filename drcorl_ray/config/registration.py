@@ -15,6 +15,11 @@ def register_algorithm(algorithm: Algorithm) -> Algorithm:
     """Add an algorithm of one's own, and return it: it then works in training, searches, comparisons, tables and figures.
 
     Registering an equal entry again changes nothing. UserError where the name is taken or a value is not usable.
+
+    >>> import drcorl_ray
+    >>> own = drcorl_ray.Algorithm("my_bc", "My BC", learner="my_module:MyCloning", steps=5000)
+    >>> drcorl_ray.register_algorithm(own).title
+    'My BC'
     """
     if (problem := _problem(algorithm)) is not None:
         raise UserError(f"register_algorithm({algorithm.name!r}): {problem}")

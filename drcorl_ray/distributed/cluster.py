@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -32,7 +33,11 @@ _ENVIRONMENT = {
 
 
 def prepare_environment() -> None:
-    """Set what Ray reads at import; call before the first `import ray`. What the user has set stays."""
+    """Set what Ray, its libraries and the object stores' drivers read. What the user has set stays.
+
+    Importing `drcorl_ray.distributed` does it, so that it stands before our first `import ray`. For a Ray that the user
+    imported before, `connect` makes up for the settings that were read then.
+    """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
@@ -49,6 +54,7 @@ def connect() -> None:
 
     from drcorl_ray.distributed import ray_private
 
+    ray_private.reread_environment()
     if ray.is_initialized():
         return
     address = _answering_address()
@@ -60,13 +66,24 @@ def connect() -> None:
             include_dashboard=False,  # of a Ray started here; a joined cluster keeps its own
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"env_vars": {name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()}},
+            runtime_env={"env_vars": _workers_environment()},
         )
     except OSError as error:
         if "AF_UNIX path length" not in str(error):
             raise
         folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
         raise UserError(f"{folder}: too long a name for the sockets that Ray keeps there; set RAY_TMPDIR=/tmp") from error
+
+
+def _workers_environment() -> dict[str, str]:
+    """The variables of Ray's workers, by which they can import what the driver can.
+
+    Ray itself gives them the script's folder and the working directory, but no folder that a script has put on `sys.path`.
+    """
+    installed = (sys.prefix, sys.base_prefix)
+    folders = [folder for folder in sys.path if folder and not any(map(Path(folder).is_relative_to, installed))]
+    settings = {name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()}
+    return settings | {"PYTHONPATH": os.pathsep.join([*folders, "${PYTHONPATH}"])}
 
 
 def cpus_of_largest_machine() -> int:

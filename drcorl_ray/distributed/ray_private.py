@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from ray._private import ray_constants
 from ray._private.utils import read_ray_address
+from ray.data import DataContext
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
@@ -21,6 +23,14 @@ class StageTrainer(TorchTrainer):
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
         return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+
+def reread_environment() -> None:
+    """Apply the settings of the environment that Ray read when it was imported, perhaps before they were made."""
+    if os.environ.get("RAY_ENABLE_UV_RUN_RUNTIME_ENV") == "0":
+        ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
+    if os.environ.get("RAY_DATA_DISABLE_PROGRESS_BARS") == "1":
+        DataContext.get_current().enable_progress_bars = False
 
 
 def listen_on_loopback_only() -> None:

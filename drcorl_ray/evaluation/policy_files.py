@@ -47,7 +47,7 @@ def load_entries(paths: Sequence[str]) -> list[Entry]:
         found.setdefault(file.resolve(), file)
     files = list(found.values())
     if not files:
-        raise UserError("no policy given: python launch/evaluate.py POLICY.safetensors|RUN … [section.key=value …]")
+        raise UserError("no policy given; name policy files or run directories")
     return [_load(name, file) for name, file in zip(_names(files), files, strict=True)]
 
 

@@ -19,7 +19,13 @@ from drcorl_ray.runs.results import read_results, results_file
 
 @dataclass(frozen=True)
 class Policy:
-    """A trained policy and the metadata of its file (`meta`: task, config, …)."""
+    """A trained policy and the metadata of its file (`meta`: task, config, …).
+
+    >>> import drcorl_ray
+    >>> policy = drcorl_ray.load_policy("runs/circle")
+    >>> policy.meta["task"]
+    'PointCircle'
+    """
 
     population: PopulationPolicy
     meta: dict[str, Any]
@@ -67,6 +73,11 @@ def load_policy(path: str | Path) -> Policy:
     """Load a policy file, or of a finished run's directory its search's first winner or its first member.
 
     UserError where it is not an intact policy, where the run is not finished, and where it has policies of several tasks.
+
+    >>> import drcorl_ray, numpy
+    >>> policy = drcorl_ray.load_policy("runs/circle")
+    >>> policy.act(numpy.zeros(8)).shape
+    (2,)
     """
     file = storage_path(str(path))
     file = _policy_of_run(file) if file.is_dir() else file

@@ -88,6 +88,11 @@ def register_task(
     cost ≥ 0 in `info["cost"]`. Write `environment_id` as "my_module:MyEnv-v0": gymnasium then imports `my_module` in every
     process that makes the environment, rollout actors included. Raise UserError if the name or id is taken or a value is
     invalid.
+
+    >>> import drcorl_ray
+    >>> task = drcorl_ray.register_task("MyCar", "my_car:Car-v0", episode_length=200)
+    >>> drcorl_ray.load_config(["task.name=MyCar", "data.dataset=logs.hdf5"]).tasks
+    ['MyCar']
     """
     task = Task(name, "gymnasium", None, environment_id, episode_length, return_min, return_max, cost_min, cost_max)
     if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):

@@ -74,19 +74,11 @@ def test_killed_actors_and_a_killed_worker_change_nothing(tmp_path):
 
 
 SCRIPT = """
-import sys
-from pathlib import Path
 from drcorl_ray.commands.cli import main
 from drcorl_ray.tasks.registry import register_task
-from tests.helpers.paths import ROOT
 
 register_task("Counted", "tests.helpers.small_envs:CountedCircle-v0", 200, return_min=0, return_max=200)
-
-def work(config):
-    from drcorl_ray.commands.train import train
-    return train(config)
-
-sys.exit(main("", work))
+raise SystemExit(main("train"))
 """
 
 

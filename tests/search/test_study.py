@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 from optuna_dashboard import wsgi
 
 from drcorl_ray.config import RangeConfig, SearchConfig
+from drcorl_ray.search import study as study_module
 from drcorl_ray.search.study import COST_CONSTRAINT, Score, SearchStudy, _suggest, fit, grid, load_study, sampler
 from tests.helpers.fakes import states, told
 
@@ -86,7 +87,7 @@ def test_a_process_killed_between_two_parameters_changes_nothing_either(tmp_path
         params.append(straight.ask(number))
         if number % 3 == 2:
             with monkeypatch.context() as patch:
-                patch.setattr("drcorl_ray.search.study._suggest", dying_after(after))
+                patch.setattr(study_module, "_suggest", dying_after(after))
                 with pytest.raises(InterruptedError):
                     killed.ask(number)
             killed = open_study(tmp_path, "b", sampler=kind)
