@@ -12,9 +12,9 @@ from tests.helpers.paths import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tests" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = (".ci", "benchmarks", "docs", "drcorl_ray", "examples", "launch", "tests", "tune_configs")
-IN_A_RUN = {  # a run's directory has these, the checkout need not
-    "config.yaml", "baselines/", "members/", "online/", "packs/", "policies/", "pretraining/", "ray/", "states/", "studies/",
-    "videos/", "wandb/",
+NOT_HERE = {  # a run's directory has these, or a user's own project
+    "config.yaml", "curves/", "baselines/", "members/", "online/", "packs/", "policies/", "pretraining/", "ray/", "states/", "studies/",
+    "videos/", "wandb/", "my_algorithm.py",
 }  # fmt: skip
 
 FILE = re.compile(r"(?<![\w./~-])([\w.-]+(?:/[\w.-]+)*\.(?:py|yaml))\b(?!/)")
@@ -42,7 +42,7 @@ def named(text: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(text.splitlines(), start=1):
         bare = LINK.sub("", line)
         for name in [*FILE.findall(bare), *FOLDER.findall(bare)]:
-            if name not in IN_A_RUN and not PLACEHOLDER.search(name):
+            if name not in NOT_HERE and not PLACEHOLDER.search(name):
                 yield number, name
 
 
