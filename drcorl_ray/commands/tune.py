@@ -20,7 +20,7 @@ from drcorl_ray.io.console import console, progress_bars
 from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.runs.progress import Watcher
 from drcorl_ray.runs.tracking import Tracker
-from drcorl_ray.search.accounting import Ledger
+from drcorl_ray.search.accounting import SearchClock
 from drcorl_ray.search.finished_study import SearchRecord
 from drcorl_ray.search.pack import PackTrainer
 from drcorl_ray.search.pack_size import pack_size
@@ -33,7 +33,7 @@ from drcorl_ray.training.pretrained import pretrain_seeds
 
 def search(config: Config) -> RunDirectory:
     """launch/tune.py: search the member configurations of all tasks; UserError on anything the user can mend."""
-    started, ledger = time.monotonic(), Ledger()
+    started, clock = time.monotonic(), SearchClock()
     check_searched(config)
     if config.data.window_rows is not None:
         raise UserError("data.window_rows: packs hold their whole dataset on the device; leave it out, or use launch/train.py")
@@ -51,7 +51,7 @@ def search(config: Config) -> RunDirectory:
         MemberRuns(config, run, tracker),
         RayRolloutPool.from_config(config.evaluation.actors, config.scaling) as pool,
     ):
-        with ledger.phase("pretraining"):
+        with clock.phase("pretraining"):
             weights = pretrain_tasks(config, tasks, run, pretrain_seeds(reference_members(config)))
         stores = {name: (data.task, data.store) for name, data in by_name.items()}
         trainer = PackTrainer(config, run, stores, dict(zip(stores, weights, strict=True)))
@@ -62,7 +62,7 @@ def search(config: Config) -> RunDirectory:
         plans = [SearchPlan(study, run, judges, stops(config), size) for study, judges in studies]
         run_packs(trainer, plans, config.scaling, run)
         compared = compared or begin()
-        with ledger.phase("evaluation"):
+        with clock.phase("evaluation"):
             records = [SearchRecord.read(config, run, study, [by_name[name] for name in judges]) for study, judges in studies]
             rows, curves, calibration = evaluate_search(records, pool)
             for data, pending in zip(tasks, compared, strict=True):
@@ -70,7 +70,7 @@ def search(config: Config) -> RunDirectory:
                 rows += comparison.rows(data, run, pending, pool, seeds)
     limits = [row["cost_limit"] for row in rows]
     references = [reference for data in tasks for reference in best_safe_episodes(data, limits)]
-    described = describe_search(records, ledger.cost(records, time.monotonic() - started))
+    described = describe_search(records, clock.cost(records, time.monotonic() - started))
     measured = {"curves": curves, "calibration": calibration, "references": references}
     finish(config, run, rows, started, measured | {"data_episodes": list(map(data_episodes, tasks)), "search": described})
     return run

@@ -276,7 +276,7 @@ def test_little_memory(search, equal):
     | it is trained in halves, one after the other, and a message says so
     | the steps since the pack began"""
     output = " ".join(search.finish(search.start(script=LITTLE_MEMORY)).split())
-    assert output.count("4 members are too large for the memory; going on with half of them at a time") == 3
+    assert output.count("4 members are too large for the memory; training half of them at a time") == 3
     equal()
 
 
