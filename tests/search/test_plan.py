@@ -57,7 +57,7 @@ def test_suggestions_do_not_depend_on_which_pack_finishes_first(tmp_path):
 
 
 def test_successive_halving_by_hand(tmp_path):
-    """A third of each pack of 4 survives (rounded up); survivors wait for a full pack; the remaining ones continue at the end."""
+    """A third of each pack of 4 survives (rounded up); survivors wait for a full pack; the last ones continue at the end."""
     plan = make_plan(tmp_path, settings(configurations=10, concurrent_packs=1, reduction_factor=3), stops=(40, 100))
     rewards = [5, 9, 1, 2, 8, 7, 3, 4, 0, 6]
     points = {tuple(plan.study.ask(number).items()): reward for number, reward in enumerate(rewards)}
