@@ -64,10 +64,10 @@ class Search:
         config = tiny_config(folder, *SETTINGS)
         pretrain_beforehand(config)
         data = TaskData.open(task_store("PointCircle", config.data, config.run))
-        artifact = pretrained_path(config.run.storage_folder, data, config.pretrain, 0)
+        weights = pretrained_path(config.run.storage_folder, data, config.pretrain, 0)
         self.run = RunDirectory.prepare(config)
         stores = {"PointCircle": (data.task, data.store)}
-        self.trainer = SmallMemory(config, self.run, stores, {"PointCircle": (artifact,)}, largest)
+        self.trainer = SmallMemory(config, self.run, stores, {"PointCircle": (weights,)}, largest)
         [(study, judges)] = open_studies(config, self.run, ["PointCircle"])
         self.plan = SearchPlan(study, self.run, judges, stops(config), 6)
 

@@ -58,8 +58,8 @@ def test_a_run_measures_once_and_keeps_the_pack_size(tmp_path):
     config = tiny_config(tmp_path, "search.members_per_pack=auto", "search.rungs=[0.5]")
     pretrain_beforehand(config)
     data, run = TaskData.open(task_store("PointCircle", config.data, config.run)), RunDirectory.prepare(config)
-    artifact = pretrained_path(config.run.storage_folder, data, config.pretrain, 0)
-    trainer = PackTrainer(config, run, {"PointCircle": (data.task, data.store)}, {"PointCircle": (artifact,)})
+    weights = pretrained_path(config.run.storage_folder, data, config.pretrain, 0)
+    trainer = PackTrainer(config, run, {"PointCircle": (data.task, data.store)}, {"PointCircle": (weights,)})
     size = pack_size(trainer, 4)
     measurement = read_json(run.path / "pack_size.json")
     assert [cost["members"] for cost in measurement["measured"]] == [1, 2, 4][: len(measurement["measured"])]
