@@ -277,7 +277,7 @@ class RunDescription(TypedDict):
     inference_times: NotRequired[list[InferenceSeconds]]
     """Empty without a baseline other than a clone; absent in results of early releases."""
     protocol: NotRequired[str]
-    """evaluation.protocol, in evaluation.json alone."""
+    """The setting evaluation.protocol; only in evaluation.json."""
 
 
 class Results(TypedDict):

@@ -37,10 +37,10 @@ def pack_size(trainer: PackTrainer, configurations: int) -> int:
     if not path.exists():
         costs = on_pack_resources(trainer.config.scaling, _measure, trainer, configurations)
         smallest = settings.reduction_factor if settings.rungs else 1
-        chosen = max(cheapest(costs).members, min(smallest, configurations))
-        write_json(path, {"members_per_pack": chosen, "measured": [asdict(cost) for cost in costs]})
+        members = max(cheapest(costs).members, min(smallest, configurations))
+        write_json(path, {"members_per_pack": members, "measured": [asdict(cost) for cost in costs]})
         per_member = ", ".join(f"{cost.seconds / cost.members:.0f} s in one of {cost.members}" for cost in costs)
-        console.print(f"packs of {chosen} members (a member's training takes {per_member})")
+        console.print(f"packs of {members} members (a member's training takes {per_member})")
     return int(read_json(path)["members_per_pack"])
 
 

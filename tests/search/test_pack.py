@@ -17,6 +17,7 @@ from drcorl_ray.method.learner import Learner
 from drcorl_ray.method.replay import Replay
 from drcorl_ray.method.runner import Runner
 from drcorl_ray.runs.directory import RunDirectory
+from drcorl_ray.runs.folders import TrainingFolder
 from drcorl_ray.runs.metrics_log import read_log
 from drcorl_ray.search.pack import PackTrainer
 from drcorl_ray.search.plan import SearchPlan
@@ -71,7 +72,7 @@ class Search:
         [(study, judges)] = open_studies(config, self.run, ["PointCircle"])
         self.plan = SearchPlan(study, self.run, judges, stops(config), 6)
 
-    def step(self, report=lambda step: None) -> Path:
+    def step(self, report=lambda step: None) -> TrainingFolder:
         """Train the next pack and return its folder."""
         pack, task = self.plan.jobs()[0]
         self.trainer(pack.study, pack.number, task, report)
@@ -115,8 +116,8 @@ def test_a_pack_too_large_for_the_memory_is_trained_in_halves(tmp_path, undistur
     assert "PointCircle pack 0: 6 members are too large for the memory; training half of them at a time" in notes[0]
     assert len(notes) == {4: 1, 1: 5}[largest] + {4: 0, 1: 2}[largest]
     assert not list((search.run.path / "packs").rglob("state*"))
-    assert (first / "first-half").is_dir()
-    assert (second / "first-half").is_dir() == (largest == 1)
+    assert (first.path / "first-half").is_dir()
+    assert (second.path / "first-half").is_dir() == (largest == 1)
 
 
 def test_one_member_too_large_for_the_memory_is_a_user_error(tmp_path):

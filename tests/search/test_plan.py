@@ -131,13 +131,13 @@ def test_a_search_killed_after_every_result_asks_and_tells_the_same(tmp_path, co
 
 def _die_while_telling(plan) -> None:
     """Kill the plan after the first configuration of a pack was told to Optuna and before the others were."""
-    told = []
+    calls = []
     tell = plan.study.tell
 
     def dying(*arguments, **named):
-        if told:
+        if calls:
             raise KeyboardInterrupt
-        told.append(tell(*arguments, **named))
+        calls.append(tell(*arguments, **named))
 
     plan.study.tell = dying
     with suppress(KeyboardInterrupt):

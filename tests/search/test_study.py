@@ -48,9 +48,9 @@ def test_first_points_are_cut_to_the_space_and_come_first(tmp_path):
 
 def test_a_key_is_suggested_only_if_its_condition_is_met(tmp_path):
     study = open_study(tmp_path)
-    asked = [study.ask(number) for number in range(30)]
-    assert {params["beta_schedule"] for params in asked} == {"constant", "sqrt", "linear"}
-    assert all(("beta_1" in params) == (params["beta_schedule"] != "constant") for params in asked)
+    suggestions = [study.ask(number) for number in range(30)]
+    assert {params["beta_schedule"] for params in suggestions} == {"constant", "sqrt", "linear"}
+    assert all(("beta_1" in params) == (params["beta_schedule"] != "constant") for params in suggestions)
 
 
 @pytest.mark.parametrize(
@@ -111,9 +111,9 @@ def dying_after(calls: int):
 def test_every_configuration_has_new_values(tmp_path, kind):
     """No value repeats, also of conditional keys. Fault: give QMC's independent sampler one seed for the whole study."""
     study = open_study(tmp_path, sampler=kind, points=POINTS[:1])
-    asked = [study.ask(number) for number in range(25)]
+    suggestions = [study.ask(number) for number in range(25)]
     for key in ("beta_1", "k", "beta_0"):
-        values = [params[key] for params in asked if key in params]
+        values = [params[key] for params in suggestions if key in params]
         assert len(set(values)) == len(values) > 5, key
 
 
@@ -173,12 +173,12 @@ def test_a_grid_has_every_combination_once_and_starts_with_the_first_points(tmp_
     points = [{"k": 2.0, "beta_schedule": "constant"}, {"k": 1.0, "beta_schedule": "constant"}]
     study = open_study(tmp_path, points=points, space=space, sampler="grid")
     assert study.configurations == 6
-    asked = [study.ask(number) for number in range(6)]
-    assert asked[0] == points[0]
+    suggestions = [study.ask(number) for number in range(6)]
+    assert suggestions[0] == points[0]
     by_hand = [
         (k, schedule, beta_1) for k in (0.0, 2.0) for schedule, beta_1 in (("constant", None), ("sqrt", 0.1), ("sqrt", 0.2))
     ]
-    assert sorted((p["k"], p["beta_schedule"], p.get("beta_1") or 0) for p in asked) == sorted(
+    assert sorted((p["k"], p["beta_schedule"], p.get("beta_1") or 0) for p in suggestions) == sorted(
         (k, schedule, beta_1 or 0) for k, schedule, beta_1 in by_hand
     )
 
