@@ -1,4 +1,4 @@
-"""The one exception a user can cause: its message is the whole report."""
+"""The exception for mistakes that the user can fix; its message is all that the user sees."""
 
 
 class UserError(Exception):

@@ -26,7 +26,7 @@ from drcorl_ray.io.console import console, progress_bars
 from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.runs.progress import Watcher
 from drcorl_ray.runs.tracking import Tracker
-from drcorl_ray.search.accounting import Ledger
+from drcorl_ray.search.accounting import SearchClock
 from drcorl_ray.search.finished_study import SearchRecord
 from drcorl_ray.search.pack import PackTrainer
 from drcorl_ray.search.pack_size import pack_size
@@ -61,7 +61,7 @@ def search(settings: Config | Sequence[str] = ()) -> RunDirectory:
 
 
 def _search(config: Config, tasks: Sequence[TaskData], run: RunDirectory, started: float) -> None:
-    ledger = Ledger()
+    clock = SearchClock()
     by_name = {data.task.name: data for data in tasks}
     studies = open_studies(config, run, list(by_name))
     connect()
@@ -74,7 +74,7 @@ def _search(config: Config, tasks: Sequence[TaskData], run: RunDirectory, starte
         MemberRuns(config, run, tracker),
         RayRolloutPool.from_config(config.evaluation.actors, config.scaling) as pool,
     ):
-        with ledger.phase("pretraining"):
+        with clock.phase("pretraining"):
             weights = pretrain_tasks(config, tasks, run, pretrain_seeds(reference_members(config)))
         stores = {name: (data.task, data.store) for name, data in by_name.items()}
         trainer = PackTrainer(config, run, stores, dict(zip(stores, weights, strict=True)))
@@ -85,7 +85,7 @@ def _search(config: Config, tasks: Sequence[TaskData], run: RunDirectory, starte
         plans = [SearchPlan(study, run, judges, stops(config), size) for study, judges in studies]
         run_packs(trainer, plans, config.scaling, run)
         compared = compared or begin()
-        with ledger.phase("evaluation"):
+        with clock.phase("evaluation"):
             records = [SearchRecord.read(config, run, study, [by_name[name] for name in judges]) for study, judges in studies]
             rows, curves, calibration = evaluate_search(records, pool)
             for data, pending in zip(tasks, compared, strict=True):
@@ -93,7 +93,7 @@ def _search(config: Config, tasks: Sequence[TaskData], run: RunDirectory, starte
                 rows += comparison.rows(data, run, pending, pool, seeds)
     limits = [row["cost_limit"] for row in rows]
     references = [reference for data in tasks for reference in best_safe_episodes(data, limits)]
-    described = describe_search(records, ledger.cost(records, time.monotonic() - started))
+    described = describe_search(records, clock.cost(records, time.monotonic() - started))
     measured = {"curves": curves, "calibration": calibration, "references": references}
     finish(config, run, rows, started, measured | {"data_episodes": list(map(data_episodes, tasks)), "search": described})
 

@@ -1,1 +1,1 @@
-"""Trained policies judged: rollouts, scores, learning curves, DSRL's protocol, inference time, videos."""
+"""Evaluation of trained policies: rollouts, scores, learning curves, DSRL's protocol, inference time, videos."""

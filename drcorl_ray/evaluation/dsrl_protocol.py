@@ -1,7 +1,7 @@
 """DSRL's protocol: 3 cost limits × 3 training seeds × 20 episodes; an algorithm's score is its mean over limits and seeds.
 
-Rows are those of `evaluation.score_policies`. A limit-blind policy (plain behaviour cloning, whose settings say cost_limit
-null) is scored against every limit that the other algorithms of its task were trained for.
+The rows come from `policy_files.score_policies`. A limit-blind policy (plain behaviour cloning, whose settings have
+cost_limit null) is scored against every limit for which the other algorithms of its task were trained.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ Cells = dict[tuple[float, int], list[Row]]
 
 
 def dsrl_groups(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows by task, algorithm, evaluation mode and selection, each group with its scores.
+    """Group the rows by task, algorithm, evaluation mode and selection, and score each group.
 
-    A group has these four, `limits` (for each cost limit: cost_limit, seeds, policies, scores over its seeds), its own scores
-    over limits × seeds, and `gaps`: what it lacks of the protocol, in words. Scores are normalized_reward, normalized_cost
-    (means), normalized_reward_std, normalized_cost_std and safe; a reward is None where a policy of it has none.
+    A group is a dict of these four, `limits` (for each cost limit: cost_limit, seeds, policies, and scores over its seeds),
+    the scores over limits × seeds, and `gaps` (sentences about what is missing from the protocol). Scores are
+    normalized_reward, normalized_cost (means), normalized_reward_std, normalized_cost_std and safe; a reward is None if one
+    of its policies has none.
     """
     members: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
@@ -38,21 +39,21 @@ def dsrl_groups(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def _group(key: tuple[str, ...], cells: Cells) -> dict[str, Any]:
     limits = []
     for limit in sorted({limit for limit, _ in cells}):
-        here = {seed: chosen for (of, seed), chosen in cells.items() if of == limit}
-        files = [row["policy"] for chosen in here.values() for row in chosen]
-        limits.append({"cost_limit": limit, "seeds": list(here), "policies": files} | _scores(list(here.values())))
+        by_seed = {seed: rows for (cell_limit, seed), rows in cells.items() if cell_limit == limit}
+        files = [row["policy"] for rows in by_seed.values() for row in rows]
+        limits.append({"cost_limit": limit, "seeds": list(by_seed), "policies": files} | _scores(list(by_seed.values())))
     return dict(zip(_KEYS, key, strict=True)) | {"limits": limits, "gaps": _gaps(cells)} | _scores(list(cells.values()))
 
 
 def _cells(members: Sequence[Row], rows: Sequence[Row]) -> Cells:
-    """A group's policies by cost limit and seed."""
+    """Return a group's policies by cost limit and seed."""
     others = {row["cost_limit"] for row in rows if row["task"] == members[0]["task"] and not _limit_blind(row)}
     cells: dict[tuple[float, int], dict[Any, Row]] = {}
     for row in members:
-        same = (*row["returns"], *row["costs"])  # a policy that is in several files, as a run has a limit-blind one per limit
+        episodes = (*row["returns"], *row["costs"])  # equal for copies of a policy: a run saves a limit-blind one per limit
         for limit in (others if _limit_blind(row) else ()) or (row["cost_limit"],):
             cost = float(normalized_cost(row["costs"], limit).mean())
-            cells.setdefault((limit, row["seed"]), {}).setdefault(same, {**row, "normalized_cost": cost})
+            cells.setdefault((limit, row["seed"]), {}).setdefault(episodes, {**row, "normalized_cost": cost})
     return {cell: list(policies.values()) for cell, policies in sorted(cells.items())}
 
 
@@ -61,7 +62,7 @@ def _limit_blind(row: Row) -> bool:
 
 
 def _scores(cells: Sequence[Sequence[Row]]) -> dict[str, Any]:
-    """Mean and standard deviation over cells, each the mean of its policies."""
+    """Return mean and standard deviation over cells; a cell is the mean of its policies."""
     costs = [np.mean([row["normalized_cost"] for row in cell]) for cell in cells]
     scores: dict[str, Any] = {"normalized_reward": None, "normalized_reward_std": None}
     if all(row["normalized_reward"] is not None for cell in cells for row in cell):
@@ -75,20 +76,20 @@ def _gaps(cells: Cells) -> list[str]:
     limits, seeds = (sorted(set(values)) for values in zip(*cells, strict=True))
     gaps = [] if len(limits) == LIMITS else [f"{_counted('cost limit', limits)}, not {LIMITS}"]
     for limit in limits:
-        here = [seed for seed in seeds if (limit, seed) in cells]
-        if len(here) != SEEDS:
-            absent = "".join(f", no {seed}" for seed in seeds if seed not in here)
-            gaps.append(f"limit {limit:g}: {_counted('seed', here)}{absent}, not {SEEDS}")
+        present = [seed for seed in seeds if (limit, seed) in cells]
+        if len(present) != SEEDS:
+            absent = "".join(f", no {seed}" for seed in seeds if seed not in present)
+            gaps.append(f"limit {limit:g}: {_counted('seed', present)}{absent}, not {SEEDS}")
     crowded = [(cell, len(rows)) for cell, rows in cells.items() if len(rows) > 1]
     return gaps + [f"limit {limit:g} seed {seed}: the mean of {count} policies" for (limit, seed), count in crowded]
 
 
-def _counted(what: str, values: Sequence[float]) -> str:
-    return f"{len(values)} {what}{'s' if len(values) != 1 else ''} ({', '.join(f'{value:g}' for value in values)})"
+def _counted(noun: str, values: Sequence[float]) -> str:
+    return f"{len(values)} {noun}{'s' if len(values) != 1 else ''} ({', '.join(f'{value:g}' for value in values)})"
 
 
 def protocol_table(groups: Iterable[Row]) -> Table:
-    """A line per limit, mean ± standard deviation over its seeds; one per group, over limits × seeds. Green is safe."""
+    """Return a table: a line per limit (mean ± standard deviation over seeds) and per group (over both); green is safe."""
     table = Table("task", "algorithm", "mode", "selection", "limit", "seeds", "reward", "cost", "safe")
     for group in groups:
         names = [escape(str(group[key])) for key in _KEYS]
@@ -101,7 +102,7 @@ def protocol_table(groups: Iterable[Row]) -> Table:
 
 
 def protocol_gaps(groups: Iterable[Row]) -> list[str]:
-    """A line for every group that is not the whole protocol, or has several policies in a cell."""
+    """Return a line for every group that misses a part of the protocol or has several policies in a cell."""
     return [f"{' '.join(group[key] for key in _KEYS)}: {'; '.join(group['gaps'])}" for group in groups if group["gaps"]]
 
 

@@ -1,4 +1,4 @@
-"""launch/evaluate.py: policies rolled out on fresh episodes, without Ray; tables, and where asked JSON and videos."""
+"""Load policies from files and runs, and roll them out on fresh episodes without Ray (`drcorl evaluate`)."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from drcorl_ray.tasks.scores import EpisodeStats
 
 @dataclass(frozen=True)
 class Entry:
-    """A policy to evaluate. name: short, its own among those evaluated; about: its row of its run's results.json.
+    """A policy to evaluate.
 
-    return_range: the extreme episode returns of its dataset, or the task's reference; None where neither is known.
+    name: short, and different for each policy of an evaluation. about: the policy's row of its run's results.json.
+    return_range: the extreme episode returns of its dataset, or the task's reference; None if neither is known.
     """
 
     name: str
@@ -37,15 +38,16 @@ class Entry:
 
     @property
     def knows_returns(self) -> bool:
+        """Whether the policy file has the extreme episode returns of its dataset."""
         return bool(self.policy.meta.get("return_range"))
 
 
 def load_entries(paths: Sequence[str]) -> list[Entry]:
-    """The policies of files and of run directories, each once; UserError where one is not an intact policy of a known task."""
-    found: dict[Path, Path] = {}
+    """Load the policies of files and run directories, each once; UserError if one is no intact policy of a known task."""
+    by_path: dict[Path, Path] = {}
     for file in (file for path in paths for file in _policy_files(storage_path(path))):
-        found.setdefault(file.resolve(), file)
-    files = list(found.values())
+        by_path.setdefault(file.resolve(), file)
+    files = list(by_path.values())
     if not files:
         raise UserError("no policy given; name policy files or run directories")
     return [_load(name, file) for name, file in zip(_names(files), files, strict=True)]
@@ -65,7 +67,7 @@ def _policy_files(path: Path) -> list[Path]:
 
 
 def _names(files: Sequence[Path]) -> list[str]:
-    """File names without their ending; with as many of their folders as tell them all apart."""
+    """Return file names without suffix, preceded by as many folders as make all of them different."""
     parts = [[part for part in file.resolve().with_suffix("").parts if part != "policies"] for file in files]
     for count in range(1, max(map(len, parts))):
         names = ["-".join(part[-count:]) for part in parts]
@@ -82,7 +84,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and abs(value) < 1e300
 
 
-_TOLD: dict[str, Callable[[Any], bool]] = {  # by a policy that a run wrote
+_REQUIRED: dict[str, Callable[[Any], bool]] = {  # columns of the row in a policy that a run wrote
     "task": _is_text,
     "algorithm": _is_text,
     "config": lambda value: isinstance(value, dict),
@@ -96,7 +98,7 @@ _TOLD: dict[str, Callable[[Any], bool]] = {  # by a policy that a run wrote
 def _load(name: str, file: Path) -> Entry:
     policy = load_policy(file)
     about = policy.meta.get("result")
-    if not isinstance(about, dict) or not all(told(about.get(name)) for name, told in _TOLD.items()):
+    if not isinstance(about, dict) or not all(valid(about.get(column)) for column, valid in _REQUIRED.items()):
         raise UserError(f"{file}: the policy does not say its task and cost limit; it was not written by a run")
     if not policy.population.finite().all():
         raise UserError(f"{file}: the policy's weights are not all finite")
@@ -104,28 +106,28 @@ def _load(name: str, file: Path) -> Entry:
         task = get_task(about["task"])
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
-    known = policy.meta.get("return_range") or (task.return_min, task.return_max)
+    bounds = policy.meta.get("return_range") or (task.return_min, task.return_max)
     if (
-        not isinstance(known, list | tuple)
-        or len(known) != 2
-        or not all(value is None or _is_number(value) for value in known)
+        not isinstance(bounds, list | tuple)
+        or len(bounds) != 2
+        or not all(value is None or _is_number(value) for value in bounds)
     ):
-        raise UserError(f"{file}: its return_range {known!r} is not a pair of numbers")
-    low, high = known
+        raise UserError(f"{file}: its return_range {bounds!r} is not a pair of numbers")
+    low, high = bounds
     return Entry(name, file, policy, task, about, None if low is None or high is None else (low, high))
 
 
 def score_policies(entries: Sequence[Entry], seeds: Sequence[int], bars: Progress) -> list[EvaluatedRow]:
-    """A row per policy, in order, after one episode of it per seed; policies that can be are rolled out side by side."""
+    """Roll out one episode per policy and seed; return a row per policy, in order. Similar policies run side by side."""
     rows: dict[str, EvaluatedRow] = {}
-    for alike in _alike(entries):
-        stats = _roll_out(alike, seeds, bars)
-        rows |= {entry.name: _row(entry, stats, member) for member, entry in enumerate(alike)}
+    for group in _populations(entries):
+        stats = _roll_out(group, seeds, bars)
+        rows |= {entry.name: _row(entry, stats, member) for member, entry in enumerate(group)}
     return [rows[entry.name] for entry in entries]
 
 
-def _alike(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
-    """Entries that make one population: of one task, with arrays of equal shapes and meaning and equal statistics."""
+def _populations(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """Group entries that can form one population: the same task, the same array shapes and meaning, equal statistics."""
     groups: dict[tuple[Any, ...], list[Entry]] = {}
     for entry in entries:
         population = entry.policy.population

@@ -1,6 +1,6 @@
-"""Who rolls out policies: one interface for a loop in this process and for Ray actors (`distributed.rollout_pool`).
+"""Rollout pools: one interface for a loop in this process and for Ray actors (`distributed.rollout_pool`).
 
-Both run the same blocks of episodes by the same function, so results do not depend on who ran them.
+Both run the same blocks of episodes with the same function, so results do not depend on the pool.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from drcorl_ray.tasks.registry import Task, get_task
 from drcorl_ray.tasks.scores import EpisodeStats
 
 Charge = Callable[[Sequence[int], int], Sequence[int]]
-"""Called with members and a number of episodes before these start; returns how many each of the members may have."""
+"""Called with members and a number of episodes before these start; returns how many of them each member may run."""
 
 
 class RolloutPool(ABC):
@@ -51,11 +51,11 @@ class RolloutPool(ABC):
         record: int = 0,
         charge: Charge | None = None,
     ) -> Rollouts:
-        """One episode per member and seed, with the trajectories of each member's first `record` ones.
+        """Roll out one episode per member and seed; record the trajectories of each member's first `record` episodes.
 
-        charge: also called for episodes that start again because their process died. Episodes that are not granted do not
-        run. UserError where the simulator cannot run or the policies are for other spaces; ValueError for weights that are
-        not finite, or no seeds.
+        charge: called before episodes start, also when they start again because their process died; episodes that it does not
+        grant do not run. UserError if the simulator cannot run or the policies have other spaces; ValueError if weights are
+        not finite or there are no seeds.
         """
         task = get_task(task) if isinstance(task, str) else task
         check_evaluation(policies, seeds)
@@ -81,7 +81,7 @@ class RolloutPool(ABC):
 
 
 def granted(block: Block, charge: Charge | None) -> list[Block]:
-    """The block where its episodes are granted in full; else the part that each of its members may have."""
+    """Return the block if all of its episodes are granted; else one block per member with the granted episodes."""
     if charge is None:
         return [block]
     first, episodes = block.episodes.start, block.episodes.stop - block.episodes.start
@@ -97,17 +97,17 @@ def granted(block: Block, charge: Charge | None) -> list[Block]:
 
 
 class BlockRunner:
-    """Runs blocks in this process. It keeps the last task's simulator, and nothing that could change a result."""
+    """Runs blocks in this process. It keeps the last task's simulator open, and no state that could change a result."""
 
     def __init__(self) -> None:
         self._task: Task | None = None
         self._simulator: Simulator | None = None
 
     def run(self, policies: PopulationPolicy, block: Block, task: Task, seeds: Sequence[int], record: int) -> Rollouts:
-        """A block of the rollout of all `policies` over all `seeds`, as a rollout of its own."""
-        chosen = policies.select(range(policies.members)[block.members])
+        """Run one block of the rollout of `policies` over `seeds`; indices of the result start at 0."""
+        block_policies = policies.select(range(policies.members)[block.members])
         recorded = max(0, record - block.episodes.start)
-        return roll_out_in(self._simulator_of(task), chosen, task, seeds[block.episodes], recorded)
+        return roll_out_in(self._simulator_of(task), block_policies, task, seeds[block.episodes], recorded)
 
     def _simulator_of(self, task: Task) -> Simulator:
         if self._simulator is None or task != self._task:

@@ -1,4 +1,4 @@
-"""What the dataset itself achieves, as references for a report: its best safe episodes, and all of its episodes."""
+"""References from the dataset for a report: its best safe episodes and a sample of all its episodes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_EPISODES = 1000
 
 
 def best_safe_episodes(data: TaskData, cost_limits: Iterable[float]) -> list[Reference]:
-    """References of a report, one per limit that an episode of the data keeps."""
+    """Return one reference per cost limit within which the data have an episode."""
     best = {limit: best_safe_episode(data, limit) for limit in sorted(set(cost_limits))}
     return [
         {"task": data.task.name, "cost_limit": limit, "normalized_reward": reward}
@@ -24,16 +24,16 @@ def best_safe_episodes(data: TaskData, cost_limits: Iterable[float]) -> list[Ref
 
 
 def best_safe_episode(data: TaskData, cost_limit: float) -> float | None:
-    """Normalised return of the data's best episode whose cost is within the limit; None where there is none."""
+    """Return the normalised return of the best episode whose cost is within the limit; None if there is none."""
     returns, costs = (np.asarray(x) for x in (data.manifest.episode_returns, data.manifest.episode_costs))
     safe = returns[costs <= cost_limit]
     return float(normalized_reward(safe.max(), data.spec.return_min, data.spec.return_max)) if len(safe) else None
 
 
 def data_episodes(data: TaskData) -> DataEpisodes:
-    """The data's own episodes, for a report.
+    """Return the episodes of the data for a report.
 
-    Of more than 1,000 that many, evenly spaced in the data's order, the first and the last among them.
+    If there are more than 1,000, return 1,000 of them, evenly spaced in the data's order, with the first and the last.
     """
     count = len(data.episodes.costs)
     kept = np.linspace(0, count - 1, min(count, MOST_EPISODES)).round().astype(int)

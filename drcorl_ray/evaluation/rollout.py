@@ -1,6 +1,8 @@
 """Evaluation of policies in a task's simulator: plain functions, which a `RolloutPool` calls in this process or in Ray actors.
 
-An episode is fixed by (task, policy, seed), to the last bit: neither how episodes are grouped nor who runs them matters.
+(task, policy, seed) determine an episode bit for bit; how episodes are grouped and which process runs them does not matter.
+
+P members, E episodes, S observation, A action, n steps of an episode.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from drcorl_ray.tasks.envs import Simulator, make_simulator
 from drcorl_ray.tasks.registry import Task, get_task
 from drcorl_ray.tasks.scores import EpisodeStats
 
-MAX_ENVIRONMENTS = 64  # episodes simulated at once in one process: bounds memory and pybullet's clients
+MAX_ENVIRONMENTS = 64  # simulated at once in one process; bounds memory and the number of pybullet's clients
 
 Trajectory = dict[str, np.ndarray]
 
@@ -31,10 +33,11 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Episodes of P members: their statistics, which of them ran [P, E] bool (all, unless a budget forbade), and recordings.
+    """Episodes of P members.
 
-    trajectories: by (member, episode) its transitions in order, float32: observations, next_observations [n, S], actions
-    [n, A], rewards, costs, terminals [n]; a terminal is 1 where the environment ended the episode and no clock cut it.
+    stats: returns, costs and lengths. ran: [P, E] bool, which episodes ran (all, unless a budget did not grant them).
+    trajectories: {(member, episode): its transitions in order}, float32: observations, next_observations [n, S], actions
+    [n, A], rewards, costs, terminals [n]. A terminal is 1 if the environment ended the episode before any time limit.
     """
 
     stats: EpisodeStats
@@ -48,14 +51,14 @@ class Rollouts:
         return cls(stats, np.zeros(shape, bool), {})
 
     def member(self, member: int) -> Rollouts:
-        """One member's, as a population of one."""
+        """Return the rollouts of one member, as those of a population of one."""
         row = slice(member, member + 1)
         stats = EpisodeStats(self.stats.returns[row], self.stats.costs[row], self.stats.lengths[row], self.stats.seeds)
-        recorded = {(0, episode): x for (owner, episode), x in self.trajectories.items() if owner == member}
-        return Rollouts(stats, self.ran[row], recorded)
+        trajectories = {(0, episode): x for (owner, episode), x in self.trajectories.items() if owner == member}
+        return Rollouts(stats, self.ran[row], trajectories)
 
     def store(self, members: slice, episodes: slice, part: Rollouts) -> None:
-        """Take over a part's episodes, at that place."""
+        """Copy the episodes of `part` to these members and episodes."""
         for name in ("returns", "costs", "lengths"):
             getattr(self.stats, name)[members, episodes] = getattr(part.stats, name)
         self.ran[members, episodes] = part.ran
@@ -64,10 +67,10 @@ class Rollouts:
 
 
 def evaluate(policies: PopulationPolicy, task: Task | str, seeds: Sequence[int]) -> EpisodeStats:
-    """One episode per member and seed, in this process; every member gets the same seeds.
+    """Roll out one episode per member and seed in this process; every member gets the same seeds.
 
-    UserError where the simulator cannot run or the policies are for other spaces; ValueError for weights that are not
-    finite, or no seeds.
+    UserError if the simulator cannot run or the policies have other spaces; ValueError if weights are not finite or there are
+    no seeds.
     """
     task = get_task(task) if isinstance(task, str) else task
     simulator = make_simulator(task)
@@ -78,42 +81,42 @@ def evaluate(policies: PopulationPolicy, task: Task | str, seeds: Sequence[int])
 
 
 def evaluate_in(simulator: Simulator, policies: PopulationPolicy, task: Task, seeds: Sequence[int]) -> EpisodeStats:
-    """`evaluate` in a simulator of that task, which stays open."""
+    """Call `evaluate` in an open simulator of the task; it stays open."""
     return roll_out_in(simulator, policies, task, seeds).stats
 
 
 def roll_out_in(
     simulator: Simulator, policies: PopulationPolicy, task: Task, seeds: Sequence[int], record: int = 0
 ) -> Rollouts:
-    """`evaluate_in` with the trajectories of each member's first `record` episodes."""
+    """Call `evaluate_in`, and record the trajectories of each member's first `record` episodes."""
     check_evaluation(policies, seeds)
-    wanted = (simulator.observation_size, simulator.action_size)
-    given = (policies.observation_size, policies.action_size)
-    if given != wanted:
+    expected = (simulator.observation_size, simulator.action_size)
+    actual = (policies.observation_size, policies.action_size)
+    if actual != expected:
         raise UserError(
-            f"{task.name} has {wanted[0]} observations and {wanted[1]} actions, the policy {given[0]} and {given[1]}; "
+            f"{task.name} has {expected[0]} observations and {expected[1]} actions, the policy {actual[0]} and {actual[1]}; "
             "evaluate it on the task it was trained for"
         )
     whole = Rollouts.empty(policies.members, seeds)
     at_once = min(MAX_ENVIRONMENTS, task.environments_per_process or MAX_ENVIRONMENTS)
     for members, episodes in blocks(policies.members, len(seeds), at_once):
-        chosen = policies.select(range(policies.members)[members])
-        wanted_here = max(0, record - episodes.start)
-        whole.store(members, episodes, _run_block(simulator, chosen, task, seeds[episodes], wanted_here))
+        block_policies = policies.select(range(policies.members)[members])
+        num_recorded = max(0, record - episodes.start)
+        whole.store(members, episodes, _run_block(simulator, block_policies, task, seeds[episodes], num_recorded))
     return whole
 
 
 def _run_block(simulator: Simulator, policies: PopulationPolicy, task: Task, seeds: Sequence[int], record: int) -> Rollouts:
-    """Members × seeds episodes in lockstep; policies and environments work for unfinished episodes only."""
+    """Run members × seeds episodes in lockstep; policies and environments compute only unfinished episodes."""
     rollouts = Rollouts.empty(policies.members, seeds)
     stats, shape = rollouts.stats, rollouts.ran.shape
     observations = simulator.reset([*seeds] * policies.members).reshape(*shape, -1)
     actions = np.zeros((*shape, simulator.action_size), np.float32)
     active = np.ones(shape, bool)
-    acting = policies.begin(len(seeds))
+    runner = policies.begin(len(seeds))
     recorder = _Recorder(min(record, len(seeds)), task.episode_length)
     for step in range(task.episode_length):
-        acting.act(observations, active, actions)
+        runner.act(observations, active, actions)
         recorder.note(step, observations=observations, actions=actions)
         flat, *outcome = simulator.step(actions.reshape(-1, simulator.action_size), active.ravel())
         observations = flat.reshape(observations.shape)
@@ -126,21 +129,21 @@ def _run_block(simulator: Simulator, policies: PopulationPolicy, task: Task, see
         active &= ~ended
         if not active.any():
             break
-        acting.note(rewards, costs)
+        runner.note(rewards, costs)
     rollouts.ran[:] = True
     rollouts.trajectories.update(recorder.trajectories(stats.lengths))
     return rollouts
 
 
 class _Recorder:
-    """Keeps what happens in the first `episodes` of every member of a block, at most `length` steps."""
+    """Records the first `episodes` of every member of a block, at most `length` steps of each."""
 
     def __init__(self, episodes: int, length: int) -> None:
         self._episodes, self._length = episodes, length
         self._columns: dict[str, np.ndarray] = {}
 
     def note(self, step: int, **values: np.ndarray) -> None:
-        """values: [members, seeds, …]."""
+        """Record arrays [members, seeds, …] of one step."""
         for name, value in values.items() if self._episodes else ():
             kept = value[:, : self._episodes]
             if step == 0:
@@ -156,7 +159,7 @@ class _Recorder:
 
 
 def check_evaluation(policies: PopulationPolicy, seeds: Sequence[int]) -> None:
-    """ValueError for weights that are not finite, or no seeds."""
+    """Raise ValueError if weights are not finite or there are no seeds."""
     if len(seeds) == 0:
         raise ValueError("at least one episode seed is needed")
     finite = policies.finite()
@@ -165,7 +168,7 @@ def check_evaluation(policies: PopulationPolicy, seeds: Sequence[int]) -> None:
 
 
 def blocks(members: int, episodes: int, size: int) -> Iterator[Block]:
-    """Blocks of members × episodes that hold at most `size` episodes each: whole rows where a row fits."""
+    """Yield blocks of members × episodes with at most `size` episodes each; whole rows if a row fits."""
     wide = min(episodes, size)
     tall = max(1, size // wide)
     for member in range(0, members, tall):

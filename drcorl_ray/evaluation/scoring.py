@@ -1,4 +1,4 @@
-"""The rows of a run: what is known of each policy beside its scores (`RowInfo`), and its evaluation written down (`score`)."""
+"""The rows of a run: the columns that are not scores (`RowInfo`), and complete rows from an evaluation (`score`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from drcorl_ray.tasks.scores import EpisodeStats, normalized_cost, normalized_re
 
 @dataclass(frozen=True)
 class RowInfo:
-    """The columns of a row that are not scores; `config` are the hyper-parameters, `details` the columns of some rows."""
+    """The columns of a row that are not scores; config: hyper-parameters; details: columns that only some rows have."""
 
     algorithm: str
     config: Mapping[str, Any]
@@ -40,9 +40,9 @@ def score(
     labels: Sequence[str],
     members: Sequence[int] | None = None,
 ) -> list[Row]:
-    """Rows of a population's evaluation; each member's policy is written to RUN/policies/TASK-LABEL.safetensors.
+    """Return the rows of a population's evaluation; save each member's policy as RUN/policies/TASK-LABEL.safetensors.
 
-    members: the numbers by which the rows call them, 0, 1 … if not given.
+    members: the column `member` of the rows; 0, 1, … by default.
     """
     rows = []
     return_range = data.spec.return_min, data.spec.return_max
@@ -78,7 +78,10 @@ def member_info(
     selection: Selection = "last",
     details: RowDetails | None = None,
 ) -> RowInfo:
-    """online_episodes: spent on it in training and selection; appended: transitions it learnt from beside the dataset."""
+    """Return the columns of a member's row that are not scores.
+
+    online_episodes: spent in its training and selection. appended: transitions that it learned from besides the dataset.
+    """
     assert member.seed is not None
     assert member.evaluation_mode is not None
     online: RowDetails = {
@@ -87,7 +90,7 @@ def member_info(
         "appended_transitions": appended,
         "appended_budget": settings.hybrid_transitions if member.evaluation_mode == "hybrid" else 0,
     }
-    own = details or RowDetails()
+    details = details or RowDetails()
     return RowInfo(
         algorithm,
         row_settings(algorithm, member),
@@ -96,11 +99,11 @@ def member_info(
         selection,
         online_episodes,
         member.evaluation_mode,
-        own if member.evaluation_mode == "offline" else {**own, **online},
+        details if member.evaluation_mode == "offline" else {**details, **online},
     )
 
 
 def mean_scores(data: TaskData, stats: EpisodeStats, cost_limits: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Each member's mean normalised reward and cost over its episodes (Eq. 26), [P] and [P]."""
+    """Return each member's mean normalised reward and cost over its episodes (Eq. 26), [P] and [P]."""
     rewards = normalized_reward(stats.returns, data.spec.return_min, data.spec.return_max)
     return rewards.mean(1), normalized_cost(stats.costs, np.array(cost_limits)[:, None]).mean(1)

@@ -1,6 +1,6 @@
-"""How long a policy takes to act, beside sampling from a diffusion model (Fig. 2): plain torch and numpy.
+"""Inference time of policies and of sampling from a diffusion model (Fig. 2), in plain torch and numpy.
 
-The commands measure once, at the end of a run; results.json keeps the seconds (`InferenceSeconds`) and the report shows them.
+It is measured once, at the end of a run; results.json stores the seconds (`InferenceSeconds`) and the report shows them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from drcorl_ray.runs.schema import InferenceSeconds, Row
 if TYPE_CHECKING:
     from drcorl_ray.config import PretrainConfig
 
-STATES = 1000  # single-state actions, as in the paper's Fig. 2
+STATES = 1000  # number of single-state actions, as in the paper's Fig. 2
 DENOISING_STEPS = (5, 15, 50)
 _SAMPLED = 50  # states for which a diffusion model is sampled
 
@@ -33,9 +33,10 @@ Act = Callable[[np.ndarray], object]
 def inference_times(
     run: Path, rows: Sequence[Row], pretrain: PretrainConfig, baselines: Collection[str]
 ) -> list[InferenceSeconds]:
-    """Time one policy of each algorithm, and sampling from a noise network of the size that `pretrain` sets.
+    """Measure one policy of each algorithm, and sampling from a noise network of the size in `pretrain`.
 
-    All at the lowest cost limit at which the rows compare one of the `baselines` with another algorithm; empty without one.
+    The policies are those of the lowest cost limit at which the rows compare one of the `baselines` with another algorithm.
+    Return an empty list if there is no such limit.
     """
     compared = _compared(rows, baselines)
     if not compared:
@@ -56,7 +57,7 @@ def inference_times(
 
 
 def _compared(rows: Sequence[Row], baselines: Collection[str]) -> dict[str, Row]:
-    """The first row of each algorithm at one cost limit, {algorithm: row}."""
+    """Return {algorithm: its first row} at the lowest such cost limit; empty if there is none."""
     for limit in sorted({row["cost_limit"] for row in rows}):
         first: dict[str, Row] = {}
         for row in rows:
@@ -104,29 +105,30 @@ def _states(size: int, count: int) -> np.ndarray:
 
 
 def one_by_one(act: Act, states: np.ndarray) -> None:
+    """Call `act` with one state at a time."""
     for state in states:
         act(state)
 
 
 def seconds_per_thousand(act: Act, states: np.ndarray, repeats: int = 3) -> float:
-    """Seconds for 1,000 single-state actions, of the quickest of some rounds over states [n, S]."""
+    """Return the seconds for 1,000 single-state actions: the fastest of `repeats` rounds over states [n, S]."""
     one_by_one(act, states[: max(1, len(states) // 10)])
-    took = []
+    durations = []
     for _ in range(repeats):
         begin = time.perf_counter()
         one_by_one(act, states)
-        took.append(time.perf_counter() - begin)
-    return min(took) * STATES / len(states)
+        durations.append(time.perf_counter() - begin)
+    return min(durations) * STATES / len(states)
 
 
 def diffusion_policy(network: NoiseNetwork, weights: Weights, steps: int, device: torch.device | str = "cpu") -> Act:
-    """Samples an action for a state [S] from a behaviour model: the speed of diffusers, without a claim of quality."""
-    asked = torch.zeros(1, 1, network.conditions, device=device)
+    """Return a function that samples an action for a state [S] from a behaviour model; measures speed, not quality."""
+    condition = torch.zeros(1, 1, network.conditions, device=device)
 
     def act(state: np.ndarray) -> np.ndarray:
         observation = torch.from_numpy(state).to(device)[None, None]
         start = torch.randn(1, 1, network.actions, device=device)
-        predict = lambda noisy, times: network(weights, noisy, times, observation, asked)  # noqa: E731
+        predict = lambda noisy, times: network(weights, noisy, times, observation, condition)  # noqa: E731
         return sample(predict, start, steps)[0, 0].cpu().numpy()
 
     return act

@@ -1,4 +1,4 @@
-"""An episode as a GIF, without a display: PointCircle is drawn here, other tasks show the picture of their simulator."""
+"""Record an episode as a GIF, without a display: PointCircle is drawn here, other tasks by their simulator."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from drcorl_ray.tasks.registry import Task
 if TYPE_CHECKING:
     import gymnasium
 
-FRAMES, SIDE = 100, 320  # at most; pixels
+FRAMES, SIDE = 100, 320  # largest number of frames; largest side in pixels
 _FRAME_MS, _COLOURS = 60, 64
 
-# from an episode's observations and costs so far to a picture [height, width, 3 or 4] uint8 of its present state
 Camera = Callable[[Sequence[np.ndarray], Sequence[float]], Any]
+"""Called with an episode's observations and costs so far; returns an image [height, width, 3 or 4] uint8 of its last state."""
 
 
 def record_episode(policy: Policy, task: Task, seed: int, steps: int) -> tuple[float, bytes]:
-    """The episode of that seed, the same as in `rollout.evaluate`: its return, and a GIF.
+    """Run the same episode as `rollout.evaluate` with that seed; return its return and the bytes of a GIF.
 
-    steps: the episode's length, over which the frames are spread. UserError where the task cannot be drawn on this machine.
+    steps: length of the episode, over which the frames are spread. UserError if the task cannot be drawn on this machine.
     """
     every = -(-steps // (FRAMES - 2))
     env = make_env(task)
     try:
         camera = _camera(env, task)
         observation, _ = env.reset(seed=seed)
-        acting = policy.episode()
+        episode = policy.episode()
         observations, costs, total, done = [observation], [], 0.0, False
         frames = [_frame(task, camera, observations, costs, total)]
         while not done:
-            observation, reward, terminated, truncated, info = env.step(acting.act(observation))
+            observation, reward, terminated, truncated, info = env.step(episode.act(observation))
             observations.append(observation)
             costs.append(float(info["cost"]))
-            acting.note(float(reward), costs[-1])
+            episode.note(float(reward), costs[-1])
             total, done = total + float(reward), terminated or truncated
             if done or len(costs) % every == 0:
                 frames.append(_frame(task, camera, observations, costs, total))
@@ -61,7 +61,7 @@ def _frame(
 ) -> Image.Image:
     try:
         image = Image.fromarray(np.asarray(camera(observations, costs), np.uint8)).convert("RGB")
-    except Exception as error:  # whatever the simulator's drawing raises, the evaluation is not lost for it
+    except Exception as error:  # an error while drawing must not end the evaluation
         raise UserError(f"{task.name}: no video, its simulator cannot draw here ({_reason(error)})") from error
     image.thumbnail((SIDE, SIDE))
     caption = f"step {len(costs)}   reward {total:.1f}   cost {sum(costs):g}"
@@ -77,11 +77,11 @@ def _camera(env: gymnasium.Env[Any, Any], task: Task) -> Camera:
         case "builtin":
             return _circle_camera()
         case "bullet":
-            # its render() opens a window, and its pictures hide the agent behind the ball that marks a violation
+            # its render() opens a window, and in its images the marker of a violation hides the agent
             raise UserError(f"{task.name}: no video, bullet-safety-gym offers no pictures without a window")
         case "velocity":
             _try_opengl(task)
-            simulator.mujoco_renderer.camera_id = simulator.model.camera("track").id  # else the robot runs out of the picture
+            simulator.mujoco_renderer.camera_id = simulator.model.camera("track").id  # else the robot runs out of the image
     if "rgb_array" not in env.metadata.get("render_modes", []):
         raise UserError(f"{task.name}: no video, its environment offers no pictures (render mode rgb_array)")
     simulator.render_mode = "rgb_array"
@@ -89,14 +89,14 @@ def _camera(env: gymnasium.Env[Any, Any], task: Task) -> Camera:
 
 
 def _try_opengl(task: Task) -> None:
-    """UserError where MuJoCo finds no way to draw without a display."""
+    """Raise UserError if MuJoCo cannot draw without a display."""
     backend = os.environ.get("MUJOCO_GL") or ("egl" if sys.platform == "linux" else "glfw")
     os.environ["MUJOCO_GL"] = backend  # gymnasium reads it when it first draws
     try:
         context = importlib.import_module(f"mujoco.{backend}").GLContext
-        context._context = None  # where its __init__ fails, its __del__ looks for it and complains on stderr
+        context._context = None  # if __init__ fails, __del__ reads this attribute and prints an error
         context(SIDE, SIDE).free()
-    except Exception as error:  # ImportError, OpenGL's own errors, AttributeError: as the library that is missing has it
+    except Exception as error:  # ImportError, OpenGL's errors, AttributeError, depending on the missing library
         raise UserError(
             f"{task.name}: no video, MuJoCo cannot draw with MUJOCO_GL={backend} ({_reason(error)}); "
             "install libegl1, or libosmesa6 and set MUJOCO_GL=osmesa"
@@ -108,7 +108,7 @@ def _reason(error: Exception) -> str:
 
 
 def _circle_camera() -> Camera:
-    """The arena from above: the corridor that is free of cost, the circle to follow, and the mass with its trail."""
+    """Return a camera above the arena: the corridor without cost, the circle to follow, and the mass with its trail."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Circle
@@ -120,14 +120,14 @@ def _circle_camera() -> Camera:
     axes.axvspan(-CORRIDOR, CORRIDOR, color="white")
     axes.add_patch(Circle((0.0, 0.0), RADIUS, fill=False, linestyle="--", color="#888888"))
     [trail] = axes.plot([], [], color="#1f77b4", linewidth=1.0)
-    [paid] = axes.plot([], [], ".", color="#c0392b", markersize=4)
+    [costly] = axes.plot([], [], ".", color="#c0392b", markersize=4)
     [mass] = axes.plot([], [], "o", color="black", markersize=7)
 
     def picture(observations: Sequence[np.ndarray], costs: Sequence[float]) -> np.ndarray:
-        places = np.stack(observations)[:, :2]
-        trail.set_data(*places.T)
-        paid.set_data(*places[1:][np.asarray(costs, bool)].T)
-        mass.set_data(*places[-1:].T)
+        positions = np.stack(observations)[:, :2]
+        trail.set_data(*positions.T)
+        costly.set_data(*positions[1:][np.asarray(costs, bool)].T)
+        mass.set_data(*positions[-1:].T)
         canvas.draw()
         return np.asarray(canvas.buffer_rgba())
 

@@ -1,4 +1,4 @@
-"""Loading of policy files: `load_policy` for one policy, `load_population` for all members of a training."""
+"""Load policy files: `load_policy` for one policy, `load_population` for all members of a training."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Policy:
     meta: dict[str, Any]
 
     def act(self, observations: np.ndarray) -> np.ndarray:
-        """Return actions [A] or [N, A] float32 in [-1, 1] for observations [S] or [N, S]; ValueError for any other shape.
+        """Return actions [A] or [N, A], float32 in [-1, 1], for observations [S] or [N, S]; ValueError for another shape.
 
-        A policy with memory (CDT) takes each observation as the first of its episode, with a warning; use `episode` for it.
+        A policy with memory (CDT) takes each observation as the first of an episode and warns; call `episode` for it instead.
         """
         if self.population.memory:
             warnings.warn(
@@ -48,12 +48,12 @@ class Policy:
         return actions[0] if array.ndim == 1 else actions
 
     def episode(self) -> Episode:
-        """Return an object that acts through one episode; without a memory its actions equal those of `act`."""
+        """Return an object that acts in one episode; for a policy without memory its actions equal those of `act`."""
         return Episode(self.population)
 
 
 class Episode:
-    """One episode of one policy: call `act` and `note` in turn."""
+    """One episode of one policy; call `act` and `note` alternately."""
 
     def __init__(self, population: PopulationPolicy) -> None:
         self._runner, self._size = population.begin(1), population.action_size
@@ -70,9 +70,9 @@ class Episode:
 
 
 def load_policy(path: str | Path) -> Policy:
-    """Load a policy file, or of a finished run's directory its search's first winner or its first member.
+    """Load a policy file, or the best policy of a finished run's directory: its first winner, else its first member.
 
-    UserError where it is not an intact policy, where the run is not finished, and where it has policies of several tasks.
+    UserError if the file is not an intact policy, the run is not finished, or the run has policies of several tasks.
 
     >>> import drcorl_ray, numpy
     >>> policy = drcorl_ray.load_policy("runs/circle")
@@ -87,7 +87,7 @@ def load_policy(path: str | Path) -> Policy:
 
 
 def _policy_of_run(run: Path) -> Path:
-    """The search's first winner, or the first member of a training run; UserError where the run has several tasks."""
+    """Return the file of a search's first winner, or of a training run's first member; UserError for several tasks."""
     listing, rows = results_file(run), read_results(run, otherwise="name a policy file")["rows"]
     try:
         selected: dict[str, str] = {}
@@ -104,7 +104,7 @@ def _policy_of_run(run: Path) -> Path:
 
 
 def load_population(path: Path) -> tuple[PopulationPolicy, dict[str, Any]]:
-    """Load all members that `save_population` saved, and the file's metadata."""
+    """Load the members that `save_population` saved, and the metadata of the file."""
     arrays, meta = load_arrays(path)
     return _population(path, arrays, meta, "population_schema"), meta
 
@@ -112,10 +112,10 @@ def load_population(path: Path) -> tuple[PopulationPolicy, dict[str, Any]]:
 def _population(file: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], schema: str) -> PopulationPolicy:
     if meta.get(schema) != POLICY_SCHEMA:
         raise UserError(
-            f"{file}: its {schema} is {meta.get(schema)!r}, not {POLICY_SCHEMA}; it is not such a file, or of another release"
+            f"{file}: its {schema} is {meta.get(schema)!r}, not {POLICY_SCHEMA}; it is of another kind or another release"
         )
     if meta.get("kind") == TRANSFORMER:
-        from drcorl_ray.policy.transformer import assemble_transformer  # most policies do not need it
+        from drcorl_ray.policy.transformer import assemble_transformer  # only transformer policies need it
 
         return assemble_transformer(file, arrays, meta)
     try:

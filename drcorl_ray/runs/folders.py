@@ -1,4 +1,4 @@
-"""The folders inside a run's directory, and every file name in them."""
+"""Folders inside a run's directory and the names of their files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class TrainingFolder:
-    """One population in training: a stage of a training run, a baseline beside it, or a pack of a search on one task."""
+    """Files of the training of one population: a stage of a training run, a baseline, or a pack of a search on one task."""
 
     path: Path
 
@@ -20,16 +20,16 @@ class TrainingFolder:
 
     @property
     def state(self) -> Path:
-        """The newest state, to resume from."""
+        """The newest state, from which a training resumes."""
         return self.path / "state.safetensors"
 
     @property
     def previous_state(self) -> Path:
-        """The state before it, in case the newest one is damaged."""
+        """The state before the newest one, used if that is damaged."""
         return self.path / "state-before.safetensors"
 
     def states(self) -> Iterator[Path]:
-        """All states in the folder and below it."""
+        """Yield all states in the folder and below it."""
         yield from self.path.rglob("state*.safetensors")
 
     @property
@@ -39,7 +39,7 @@ class TrainingFolder:
 
     @property
     def result(self) -> Path:
-        """The scores of a pack's members on the search's episodes; its presence says that the pack is finished."""
+        """The scores of a pack's members on the search's episodes; the pack is finished if this file exists."""
         return self.path / "result.json"
 
     @property
@@ -47,18 +47,19 @@ class TrainingFolder:
         return OnlineFolder(self.path / "online")
 
     def halves(self) -> tuple[TrainingFolder, TrainingFolder]:
-        """Where the two halves of a pack are trained when the whole is too large for the device."""
+        """Return the folders of the two halves in which a pack is trained if it is too large for the device."""
         return TrainingFolder(self.path / "first-half"), TrainingFolder(self.path / "second-half")
 
 
 @dataclass(frozen=True)
 class OnlineFolder:
-    """The online evaluations of one training: the episodes charged, and the result of each evaluation."""
+    """Files of the online evaluations of one training: the charged episodes and the result of each evaluation."""
 
     path: Path
 
     @property
     def ledger(self) -> Path:
+        """The episodes charged to each member's budget, one line per charge."""
         return self.path / "episodes.jsonl"
 
     @property
@@ -71,7 +72,7 @@ class OnlineFolder:
 
 @dataclass(frozen=True)
 class PackFolder:
-    """One pack of a search."""
+    """Files of one pack of a search."""
 
     path: Path
 
@@ -82,18 +83,18 @@ class PackFolder:
 
     @property
     def outcomes(self) -> Path:
-        """The outcome of each configuration after the pack; its presence says that the scores were told to Optuna."""
+        """The outcome of each configuration after the pack; Optuna has been told the scores if this file exists."""
         return self.path / "outcomes.json"
 
     @property
     def tracked(self) -> Path:
-        """An empty file: all members of the pack are in Weights & Biases."""
+        """An empty file; if it exists, all members of the pack are in Weights & Biases."""
         return self.path / "tracked"
 
     def task(self, name: str) -> TrainingFolder:
-        """The pack's training on one task."""
+        """Return the folder of the pack's training on one task."""
         return TrainingFolder(self.path / name)
 
     def results(self) -> list[tuple[str, Path]]:
-        """(task, file of the scores) for every task on which the pack is finished."""
+        """Return (task, file of the scores) for every task on which the pack is finished."""
         return [(file.parent.name, file) for file in sorted(self.path.glob("*/result.json"))]

@@ -1,4 +1,4 @@
-"""The content of results.json, schema 1, as types; and the scores of a row, which every command computes here.
+"""Types for the content of results.json (schema 1), and the function that computes the scores of a row.
 
 A run's results are one row per evaluated policy (`Row`) and a description of the run (`RunDescription`). `drcorl evaluate`
 writes rows of the same kind (`EvaluatedRow`) to evaluation.json. Costs and returns are undiscounted sums over an episode.
@@ -25,7 +25,7 @@ class RowDetails(TypedDict, total=False):
     """Columns that only some rows have."""
 
     baseline: bool
-    """True where the run was compared with this algorithm (early releases do not write it)."""
+    """True if the row is a baseline's (early releases do not write it)."""
 
     # An online or hybrid member.
     online_staleness: int
@@ -35,7 +35,7 @@ class RowDetails(TypedDict, total=False):
     appended_transitions: int
     """Transitions that it learned from in addition to the dataset."""
     appended_budget: int
-    """Largest number of them that it may append."""
+    """Largest number of transitions that it may append."""
 
     # A configuration of a search.
     study: str
@@ -55,7 +55,7 @@ class RowDetails(TypedDict, total=False):
 
 
 class _Identity(RowDetails):
-    """What a policy is and how it came about."""
+    """Columns that identify a policy and its training."""
 
     task: str
     algorithm: str
@@ -99,7 +99,7 @@ class Scores(_EpisodeScores):
     """Result of `row_scores`."""
 
     normalized_reward: float | None
-    """Mean return between the extreme episode returns of the dataset, 0 to 1 (Eq. 26); None where they are not known."""
+    """Mean return between the extreme episode returns of the dataset, 0 to 1 (Eq. 26); None if they are not known."""
 
 
 class Row(_Identity, _EpisodeScores):
@@ -117,9 +117,9 @@ class EvaluatedRow(_Identity, Scores):
     safe: bool
     """Whether normalized_cost ≤ 1."""
     return_range: tuple[float, float] | None
-    """Extreme episode returns of the dataset; None where they are not known."""
+    """Extreme episode returns of the dataset; None if they are not known."""
     seeds: list[int]
-    """Seed of each episode, [E], as the three below."""
+    """Seed of each episode, [E]; the three below are [E] too."""
     returns: list[float]
     costs: list[float]
     lengths: list[int]
@@ -132,7 +132,7 @@ class Curve(TypedDict):
     steps: list[int]
     """Extraction steps, [K]."""
     normalized_reward: list[list[float | None]]
-    """[P][K]; None where a policy was not finite."""
+    """[P][K]; None if the policy was not finite."""
     normalized_cost: list[list[float | None]]
     """[P][K]"""
     numbers: NotRequired[list[int]]
@@ -158,7 +158,7 @@ class Calibration(TypedDict):
     k: list[float]
     """Other values of k that are compared."""
     estimates: list[list[list[float | None]]]
-    """Mean + k standard deviations of the cost critics, [P][k][K]; None where a policy was not finite."""
+    """Mean + k standard deviations of the cost critics, [P][k][K]; None if the policy was not finite."""
     own_estimates: list[list[float | None]]
     """The same with each member's own k, [P][K]."""
     true_cost: list[list[float | None]]
@@ -241,7 +241,7 @@ class StudyEntry(TypedDict):
 
 
 class Search(TypedDict):
-    """Settings of a search, its studies and what it cost."""
+    """Settings of a search, its studies and the resources that it used."""
 
     objective: str
     """`shared`: one study for all tasks; `per_task`: one study a task."""
@@ -260,7 +260,7 @@ class Machine(TypedDict):
 
 
 class RunDescription(TypedDict):
-    """What results.json says of the run itself."""
+    """The entry `run` of results.json."""
 
     commit: str | None
     versions: dict[str, str]
@@ -277,7 +277,7 @@ class RunDescription(TypedDict):
     inference_times: NotRequired[list[InferenceSeconds]]
     """Empty without a baseline other than a clone; absent in results of early releases."""
     protocol: NotRequired[str]
-    """evaluation.protocol, in evaluation.json alone."""
+    """The setting evaluation.protocol; only in evaluation.json."""
 
 
 class Results(TypedDict):
@@ -295,7 +295,10 @@ def row_scores(
     cost_limit: float,
     return_range: tuple[float, float] | None,
 ) -> Scores:
-    """Scores of one policy from its episodes, [E] each; return_range: extreme episode returns of the dataset, if known."""
+    """Return the scores of one policy from its episodes: returns, costs, lengths [E].
+
+    return_range: extreme episode returns of the dataset; None if they are not known.
+    """
     return {
         "episodes": len(returns),
         "reward_mean": float(returns.mean()),

@@ -1,1 +1,1 @@
-"""Hyper-parameter search: Optuna suggests configurations, packs of members are trained, results are read back."""
+"""Hyper-parameter search: Optuna suggests configurations, which are trained in packs of members."""

@@ -1,4 +1,4 @@
-"""A finished study, read back from its packs: every configuration's row, and its settings for any launcher."""
+"""Read a finished study from the files of its packs: the row of every configuration, and its settings as a YAML file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ from drcorl_ray.tasks.scores import EpisodeStats
 
 @dataclass(frozen=True)
 class SearchRecord:
-    """A finished study: its tasks, its packs and, for each configuration, the (pack, place) it went through."""
+    """A finished study with its tasks and packs.
+
+    path: {number of a configuration: the (pack, index in the pack) pairs through which it was trained, in order}.
+    """
 
     config: Config
     run: RunDirectory
@@ -44,8 +47,8 @@ class SearchRecord:
         packs = list(read_packs(run, study.name))
         path: dict[int, list[tuple[Pack, int]]] = {}
         for pack in packs:
-            for place, member in enumerate(pack.members):
-                path.setdefault(member.number, []).append((pack, place))
+            for index, member in enumerate(pack.members):
+                path.setdefault(member.number, []).append((pack, index))
         return cls(config, run, study, list(tasks), packs, path)
 
     def folder(self, pack: Pack, task: Task) -> TrainingFolder:
@@ -55,27 +58,28 @@ class SearchRecord:
         return read_json(self.folder(pack, task).result)
 
     def member(self, number: int) -> MemberSettings:
-        pack, place = self.path[number][0]
-        return self.config.member_with(pack.members[place].params)
+        pack, index = self.path[number][0]
+        return self.config.member_with(pack.members[index].params)
 
     def policy(self, number: int, task: Task) -> PopulationPolicy:
-        """A configuration's last policy."""
-        pack, place = self.path[number][-1]
-        return load_population(self.folder(pack, task).population)[0].select([place])
+        """Return the policy of a configuration at the end of its training, as a population of one."""
+        pack, index = self.path[number][-1]
+        return load_population(self.folder(pack, task).population)[0].select([index])
 
     def point_at(self, number: int, task: Task) -> PointAt:
-        """A configuration along its training."""
+        """Return a function from an extraction step to the configuration's policy and cost estimate at that step."""
 
         def point(step: int) -> CurvePoint:
-            pack, place = next((pack, place) for pack, place in self.path[number] if step <= pack.stop)
-            return load_curve_point(self.run.pack_curve(self.folder(pack, task), step)).select([place])
+            pack, index = next((pack, index) for pack, index in self.path[number] if step <= pack.stop)
+            return load_curve_point(self.run.pack_curve(self.folder(pack, task), step)).select([index])
 
         return point
 
     def row_info(self, number: int, task: Task, selection: Selection, details: RowDetails | None = None) -> RowInfo:
-        """What a configuration's row says of it.
+        """Return the columns of a configuration's row that are not scores.
 
-        A winner is charged with all the study's episodes, which selected it; a best point with those of its curve.
+        The online episodes of a winner are those of the whole study, since all of them selected it. A policy that was selected
+        by its curve (`online_best`) adds the episodes of that curve to its own.
         """
         charged = list(self.path) if selection == "search_winner" else [number]
         curve = len(self.config.curve_steps()) * self.config.evaluation.curve_episodes if selection == "online_best" else 0
@@ -84,28 +88,28 @@ class SearchRecord:
             self.config.evaluation,
             self.member(number),
             sum(self.episodes(other) for other in charged) + curve,
-            self._taken(number, task)["appended_transitions"],
+            self._online_counts(number, task)["appended_transitions"],
             selection,
             {**self._details(number, task), **(details or {})},
         )
 
     def episodes(self, number: int) -> int:
-        """Online episodes that trained and judged a configuration, on all tasks of the study."""
-        judged = self.config.search.episodes * len(self.path[number]) * len(self.tasks)
-        return judged + sum(self._taken(number, data.task)["online_episodes"] for data in self.tasks)
+        """Return the online episodes in which a configuration was trained and evaluated, over all tasks of the study."""
+        evaluation = self.config.search.episodes * len(self.path[number]) * len(self.tasks)
+        return evaluation + sum(self._online_counts(number, data.task)["online_episodes"] for data in self.tasks)
 
-    def _taken(self, number: int, task: Task) -> dict[str, int]:
-        """What a configuration took from rollouts in its training."""
-        pack, place = self.path[number][-1]
+    def _online_counts(self, number: int, task: Task) -> dict[str, int]:
+        """Return the numbers of episodes and of appended transitions that a configuration used in its training."""
+        pack, index = self.path[number][-1]
         _, meta = load_population(self.folder(pack, task).population)
-        return {name: meta[name][place] for name in ("online_episodes", "appended_transitions")}
+        return {name: meta[name][index] for name in ("online_episodes", "appended_transitions")}
 
     def complete(self, number: int) -> bool:
-        """Whether a configuration was trained to the end, and not stopped by a rung."""
+        """Whether a configuration was trained to the end instead of being stopped at a rung."""
         return self.path[number][-1][0].stop == self.config.training.total_steps
 
     def _details(self, number: int, task: Task) -> RowDetails:
-        """The columns of a configuration's row that only a search has."""
+        """Return the columns that only the rows of a search have."""
         return {
             "study": self.study.name,
             "configuration": number,
@@ -116,22 +120,24 @@ class SearchRecord:
 
 
 def configuration_rows(record: SearchRecord, data: TaskData) -> list[Row]:
-    """A row for every configuration on a task, as the search judged it last; its settings are written beside."""
+    """Return a row for every configuration on a task, from its last evaluation in the search; write its settings as YAML."""
     rows: list[Row] = []
     for pack in record.packs:
         result = record.result(pack, data.task)
-        last = [place for place, member in enumerate(pack.members) if record.path[member.number][-1][0] == pack]
-        for place in last:
-            number = pack.members[place].number
+        last = [index for index, member in enumerate(pack.members) if record.path[member.number][-1][0] == pack]
+        for index in last:
+            number = pack.members[index].number
             settings = member_settings(record.config, data.task.name, record.member(number))
             write_bytes(record.run.member(data.task.name, number), dump_config(settings).encode())
-        sound = [place for place in last if result["members"][place]["normalized_reward"] is not None]
-        if not sound:
+        finite = [index for index in last if result["members"][index]["normalized_reward"] is not None]
+        if not finite:
             continue
-        judged = [result["members"][place] for place in sound]
-        returns, costs, lengths = (np.array([member[name] for member in judged]) for name in ("returns", "costs", "lengths"))
-        policies = load_population(record.folder(pack, data.task).population)[0].select(sound)
-        numbers = [pack.members[place].number for place in sound]
+        evaluated = [result["members"][index] for index in finite]
+        returns, costs, lengths = (
+            np.array([member[name] for member in evaluated]) for name in ("returns", "costs", "lengths")
+        )
+        policies = load_population(record.folder(pack, data.task).population)[0].select(finite)
+        numbers = [pack.members[index].number for index in finite]
         infos = [record.row_info(number, data.task, "last") for number in numbers]
         stats = EpisodeStats(returns, costs, lengths, np.array(result["seeds"]))
         rows += score(record.run, data, policies, infos, stats, [f"{number:04d}" for number in numbers], numbers)
@@ -139,7 +145,7 @@ def configuration_rows(record: SearchRecord, data: TaskData) -> list[Row]:
 
 
 def member_settings(config: Config, task: str, member: MemberSettings) -> Config:
-    """The settings with which launch/train.py trains a member of a search again, to the same parameters."""
+    """Return the settings with which `drcorl train` trains a member of a search again, to the same parameters."""
     dataset = config.data.dataset_of(task)
     return config.model_copy(
         update={
@@ -154,7 +160,7 @@ def member_settings(config: Config, task: str, member: MemberSettings) -> Config
 
 
 def _as_only_member(config: Config, member: MemberSettings) -> dict[str, Any]:
-    """The sections with which it is the one member: for a baseline its settings only, which its comparisons do not take."""
+    """Return sections that train this member alone; a baseline has no `member` section, only settings in `population`."""
     if isinstance(member, MemberConfig):
         return {"member": member, "population": []}
     keys = member_keys(get_algorithm(config.run.algorithm))

@@ -1,7 +1,7 @@
-"""What a Tune trial does: train one pack of members on one task, then judge them by online episodes.
+"""The work of a Tune trial: train one pack of members on one task, then evaluate them in simulator episodes.
 
-Its state lies in RUN/packs/STUDY-NUMBER/TASK: killed at any moment and started again, by Tune or by a resumed search, it goes
-on from its last report, and a finished one is not trained again.
+The state is in RUN/packs/STUDY-NUMBER/TASK. If a trial is killed and started again, by Tune or by a resumed search, it
+continues from its last report. A finished trial is not trained again.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ Report = Callable[[int], None]
 
 @dataclass(frozen=True)
 class PackTrainer:
-    """Trains and judges packs of a search.
+    """Trains and evaluates packs of a search.
 
-    By task name: its store, with the task itself, since a user's own is registered in the driver alone; its weights.
+    stores: {task name: (task, folder of its store)}; the task itself is included because a user's own task is registered only
+    in the driver. weights: {task name: files of its pretrained weights}.
     """
 
     config: Config
@@ -57,7 +58,7 @@ class PackTrainer:
     weights: Mapping[str, tuple[Path, ...]]
 
     def __call__(self, study: str, number: int, task: str, report: Report) -> None:
-        """Leave the result of a pack on a task in its folder; `report` is called with the step at each report."""
+        """Train a pack on a task and write its result file; `report` is called with the step at each report."""
         pack = read_pack(self.run.pack(study, number))
         folder = self.run.pack(study, number).task(task)
         if not folder.result.exists():
@@ -65,23 +66,25 @@ class PackTrainer:
             data, replay = self.open(task)
             if not folder.population.exists():
                 self._train(pack, data, replay, folder, report)
-            judged = self._judge(pack, data, folder)
-            write_json(folder.result, judged | {"began": began, "ended": time.time()})
+            scores = self._evaluate(pack, data, folder)
+            write_json(folder.result, scores | {"began": began, "ended": time.time()})
 
     def open(self, task: str) -> tuple[TaskData, Replay]:
-        """A task and its resident data; a process, which is used again, keeps the last task's."""
+        """Return a task's data and its resident replay; the process caches the last task for its next trial."""
         return _task_data(*self.stores[task], self._placement.device)
 
     def build(self, data: TaskData, members: Sequence[MemberSettings], device: str | None = None) -> Population:
-        """A population at its start, where packs are trained unless said otherwise."""
+        """Return an untrained population with the pretrained weights, on `device` or else on the device that trains packs."""
         placement = Placement(device or self._placement.device)
         return build_population(self.config, data, members, self.weights[data.task.name], placement)
 
     def runner(self, learner: Population, replay: Replay) -> Runner:
+        """Return the runner that advances a learner on a replay."""
         torch.set_num_threads(max(1, int(self.config.scaling.cpus_per_worker)))
         return build_runner(learner, replay, self.config.training.batch_size, self._placement, self.config.scaling)
 
     def members(self, members: Sequence[Member]) -> list[MemberSettings]:
+        """Return the complete settings of members."""
         return [self.config.member_with(member.params) for member in members]
 
     @property
@@ -89,9 +92,9 @@ class PackTrainer:
         return Placement("cuda" if self.config.scaling.use_gpu else "cpu")
 
     def _train(self, pack: Pack, data: TaskData, replay: Replay, folder: TrainingFolder, report: Report) -> None:
-        """Train a pack to its end; where that is too much for the device's memory, one half after the other.
+        """Train a pack to its end; if it does not fit into the device's memory, train one half after the other.
 
-        A member's training does not depend on those beside it, so the result is the same.
+        A member's training does not depend on the other members, so the result is the same.
         """
         parts, name = _halves(pack, folder), _name(pack, data)
         if not parts[0][1].metrics.exists():
@@ -101,9 +104,7 @@ class PackTrainer:
             except torch.OutOfMemoryError as error:
                 if len(pack.members) == 1:
                     raise UserError(f"{name}: one member is too large for the memory; lower extract.batch_size") from error
-            self.run.note(
-                f"{name}: {len(pack.members)} members are too large for the memory; going on with half of them at a time"
-            )
+            self.run.note(f"{name}: {len(pack.members)} members are too large for the memory; training half of them at a time")
         for part, half in parts:
             _free_memory()
             self._train(part, data, replay, half, report)
@@ -114,7 +115,7 @@ class PackTrainer:
         learner, step = self._learner(pack, data, replay, states)
         log = MetricsLog(folder.metrics, data.task.name, f"{pack.study} pack {pack.number}", pack.stop, step)
 
-        def keep_point(step: int) -> None:
+        def save_point(step: int) -> None:
             if step in points:
                 save_curve_point(self.run.pack_curve(folder, step), learner)
 
@@ -130,35 +131,35 @@ class PackTrainer:
                 log=log,
                 states=states,
                 before_step=before_step,
-                before_save=keep_point,
+                before_save=save_point,
                 after_report=report,
             )
         loop.save_last(folder.population, learner)
 
     def _learner(self, pack: Pack, data: TaskData, replay: Replay, states: States) -> tuple[Population, int]:
-        """The pack's learner at the step to go on from: its own last state, its members' sources, or the pretraining."""
+        """Return the pack's learner and its step: its last state, else its members' sources, else the pretrained weights."""
         learner = self.build(data, self.members(pack.members))
         step = loop.resume(learner, states, self.run, _name(pack, data), pack.start)
         if step == 0 and pack.sources():
             sources = [self._source(pack.study, number, data, replay) for number in pack.sources()]
-            for source, places in zip(sources, pack.sources().values(), strict=True):
-                source.select(places)
+            for source, indices in zip(sources, pack.sources().values(), strict=True):
+                source.select(indices)
             learner.load_state_dict(_joined(sources).state_dict())
         return learner, step or pack.start
 
     def _source(self, study: str, number: int, data: TaskData, replay: Replay) -> Population:
-        """A trained pack's learner, in the host's memory; where its last state is damaged, trained again from what is left."""
+        """Return a trained pack's learner in host memory; if its last state is damaged, resume from an earlier one."""
         pack, folder = read_pack(self.run.pack(study, number)), self.run.pack(study, number).task(data.task.name)
         learner = self.build(data, self.members(pack.members), "cpu")
         step, damages = States(folder).load(learner)
         if step != pack.stop:
-            self.run.note(f"{_name(pack, data)}: {'; '.join(damages) or 'its last state is missing'}; made again")
+            self.run.note(f"{_name(pack, data)}: {'; '.join(damages) or 'its last state is missing'}; trained again")
             self._train(pack, data, replay, folder, lambda step: None)
             States(folder).load(learner)
         return learner
 
     def _join(self, pack: Pack, data: TaskData, folder: TrainingFolder, halves: Sequence[tuple[Pack, TrainingFolder]]) -> None:
-        """Leave of a pack that was trained in halves what one leaves that was trained at once."""
+        """Join two trained halves into the files that a pack trained at once would have written."""
         learners = [self.build(data, self.members(part.members), "cpu") for part, _ in halves]
         for learner, (_, half) in zip(learners, halves, strict=True):
             States(half).load(learner)
@@ -171,8 +172,8 @@ class PackTrainer:
         save_state(folder.state, whole, pack.stop)
         loop.save_last(folder.population, whole)
 
-    def _judge(self, pack: Pack, data: TaskData, folder: TrainingFolder) -> dict[str, Any]:
-        """Each member's scores on the search's episodes, None for one that is not finite."""
+    def _evaluate(self, pack: Pack, data: TaskData, folder: TrainingFolder) -> dict[str, Any]:
+        """Return each member's scores on the search's episodes; None for a member that is not finite."""
         policies, meta = load_population(folder.population)
         finite = np.flatnonzero(meta["finite"]).tolist()
         seeds = episode_seeds(SEARCH_SEEDS, self.config.search.episodes)
@@ -181,25 +182,25 @@ class PackTrainer:
             for member in pack.members
         ]
         if finite:
-            with self._judging_pool() as pool:
+            with self._evaluation_pool() as pool:
                 stats = pool.evaluate(policies.select(finite), data.task, seeds)
             members = self.members(pack.members)
             rewards, costs = mean_scores(data, stats, [members[member].cost_limit for member in finite])
-            for place, member in enumerate(finite):
+            for index, member in enumerate(finite):
                 results[member] |= {
-                    "normalized_reward": float(rewards[place]),
-                    "normalized_cost": float(costs[place]),
-                    "returns": stats.returns[place].tolist(),
-                    "costs": stats.costs[place].tolist(),
-                    "lengths": stats.lengths[place].tolist(),
+                    "normalized_reward": float(rewards[index]),
+                    "normalized_cost": float(costs[index]),
+                    "returns": stats.returns[index].tolist(),
+                    "costs": stats.costs[index].tolist(),
+                    "lengths": stats.lengths[index].tolist(),
                 }
         return {"members": results, "seeds": seeds}
 
     def _new_pool(self) -> RolloutPool:
         return RayRolloutPool.from_config(self.config.evaluation.actors, self.config.scaling)
 
-    def _judging_pool(self) -> RolloutPool:
-        """Actors where they have CPUs of their own, or where a GPU would wait for this process; else this process."""
+    def _evaluation_pool(self) -> RolloutPool:
+        """Return Ray actors if they have their own CPUs or a GPU would wait for this process; else a pool in this process."""
         scaling = self.config.scaling
         return self._new_pool() if scaling.use_gpu or scaling.cpus_per_actor else LocalRolloutPool()
 
@@ -209,7 +210,7 @@ def _name(pack: Pack, data: TaskData) -> str:
 
 
 def _halves(pack: Pack, folder: TrainingFolder) -> list[tuple[Pack, TrainingFolder]]:
-    """Both halves of a pack, each with the folder where it is trained if the whole is too large."""
+    """Return both halves of a pack, each with the folder in which it is trained if the whole is too large."""
     middle = -(-len(pack.members) // 2)
     first, second = replace(pack, members=pack.members[:middle]), replace(pack, members=pack.members[middle:])
     return list(zip((first, second), folder.halves(), strict=True))

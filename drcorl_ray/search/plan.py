@@ -1,11 +1,11 @@
-"""Which pack is trained next: a strict order of asking and telling, with successive halving between packs.
+"""The order of packs: configurations are asked and told in a fixed order, with successive halving between packs.
 
-A study's packs are numbered as they are planned. While fewer than `concurrent_packs` are under way the next one is planned;
-else the oldest one's scores are told. What is asked therefore never depends on which pack happened to finish first, and a
-search that was killed takes the same decisions again from the study and from the results on disk.
+A study's packs are numbered as they are planned. While fewer than `concurrent_packs` packs are running, the next one is
+planned; otherwise the scores of the oldest one are told to Optuna. So the suggestions never depend on which pack finished
+first, and a killed search makes the same decisions again from the study and the results on disk.
 
-A pack is judged at its rung, and only the best of it survive. Survivors of several packs, all at the same step, are joined
-to a full one and go on together, while new configurations take the place of those that were stopped.
+A pack is scored at its rung, and only its best members survive. Survivors of several packs at the same step are joined into a
+full pack and continue together, while new configurations replace the stopped ones.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.runs.folders import PackFolder
 from drcorl_ray.search.study import Score, SearchStudy
 
-_MEND = "restore it, or choose another run.dir"
+_REMEDY = "restore it, or choose another run.dir"
 
 Outcome = Literal["goes on", "stopped", "complete", "lost"]
 
 
 @dataclass(frozen=True)
 class Member:
-    """A configuration's place in a pack; source: the pack and the place it comes from, None for a new one."""
+    """One configuration in a pack; source: the (pack, index) it was trained in before, None for a new configuration."""
 
     number: int
     params: dict[str, Any]
@@ -39,7 +39,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Pack:
-    """Members that train side by side, on each task, from extraction step `start` to `stop`, where rung `rung` judges them."""
+    """Members that are trained side by side on each task, from extraction step `start` to `stop`, the step of rung `rung`."""
 
     study: str
     tasks: tuple[str, ...]
@@ -50,15 +50,15 @@ class Pack:
     members: tuple[Member, ...]
 
     def sources(self) -> dict[int, list[int]]:
-        """{pack: places in it} that the members come from, in the members' order; empty for new ones."""
-        chosen: dict[int, list[int]] = {}
+        """Return {source pack: indices in it} in the members' order; empty for new configurations."""
+        indices: dict[int, list[int]] = {}
         for source in (member.source for member in self.members if member.source is not None):
-            chosen.setdefault(source[0], []).append(source[1])
-        return chosen
+            indices.setdefault(source[0], []).append(source[1])
+        return indices
 
 
 def read_pack(folder: PackFolder) -> Pack:
-    """The pack in a folder; UserError where its file is missing or is not a pack's content."""
+    """Read the pack of a folder; UserError if its file is missing or does not describe a pack."""
     content = read_json(folder.content)
     try:
         members = [
@@ -66,11 +66,11 @@ def read_pack(folder: PackFolder) -> Pack:
         ]
         return Pack(**content | {"tasks": tuple(content["tasks"]), "members": tuple(members)})
     except (TypeError, KeyError, IndexError) as error:
-        raise UserError(f"{folder.content}: not a pack's content ({error!r}); {_MEND}") from error
+        raise UserError(f"{folder.content}: not a pack's content ({error!r}); {_REMEDY}") from error
 
 
 def read_packs(run: RunDirectory, study: str) -> Iterator[Pack]:
-    """All packs of a study that were planned, in order."""
+    """Read all packs that a study has planned, in order."""
     for number in itertools.count():
         folder = run.pack(study, number)
         if not folder.content.exists():
@@ -79,25 +79,25 @@ def read_packs(run: RunDirectory, study: str) -> Iterator[Pack]:
 
 
 class SearchPlan:
-    """The packs of one study, of `size` members, each trained on all of `tasks`.
+    """Plans the packs of one study: `size` members each, trained on all of `tasks`.
 
-    stops: extraction steps of the rungs, the last is the end.
+    stops: extraction steps of the rungs; the last one is the end of training.
     """
 
     def __init__(self, study: SearchStudy, run: RunDirectory, tasks: Sequence[str], stops: Sequence[int], size: int) -> None:
         self.study, self.tasks, self._size = study, tuple(tasks), size
         self._run, self._stops, self._settings = run, list(stops), study.settings
         self._survivors: list[deque[Member]] = [deque() for _ in stops]
-        self._under_way: deque[Pack] = deque()
-        self._asked = self._planned = 0
+        self._running: deque[Pack] = deque()
+        self._num_asked = self._num_planned = 0
 
     def jobs(self) -> list[tuple[Pack, str]]:
-        """What is to be trained now: (pack, task), the oldest pack first. None left: the search is finished."""
+        """Return the (pack, task) pairs to train now, the oldest pack first; an empty list if the search is finished."""
         self._advance()
         self.study.keep()
         return [
             (pack, task)
-            for pack in self._under_way
+            for pack in self._running
             for task in self.tasks
             if not self.folder(pack.number).task(task).result.exists()
         ]
@@ -107,22 +107,22 @@ class SearchPlan:
 
     def _advance(self) -> None:
         while True:
-            if len(self._under_way) < self._settings.concurrent_packs and (pack := self._next_pack()) is not None:
-                self._under_way.append(pack)
+            if len(self._running) < self._settings.concurrent_packs and (pack := self._next_pack()) is not None:
+                self._running.append(pack)
                 self._record(pack)
-            elif self._under_way and (scores := self._scores(self._under_way[0])) is not None:
-                self._tell(self._under_way.popleft(), scores)
+            elif self._running and (scores := self._scores(self._running[0])) is not None:
+                self._tell(self._running.popleft(), scores)
             else:
                 return
 
     def _record(self, pack: Pack) -> None:
-        """Write what a pack holds; UserError where a resumed search would have it hold something else."""
+        """Write the pack's file; UserError if a resumed search plans other content than the file has."""
         folder = self.folder(pack.number)
         if not folder.content.exists():
             write_json(folder.content, asdict(pack))
         elif read_pack(folder) != pack:
             raise UserError(
-                f"{folder.content}: the search was begun with other tasks or by another release; "
+                f"{folder.content}: the search was started with other tasks or by another release; "
                 "make the same tasks available again, or choose another run.dir"
             )
 
@@ -131,12 +131,12 @@ class SearchPlan:
         for rung in reversed(range(1, len(self._stops))):
             if len(self._survivors[rung]) >= size:
                 return self._promoted(rung, size)
-        if new := min(size, self.study.configurations - self._asked):
-            numbers = range(self._asked, self._asked + new)
-            self._asked += new
+        if new := min(size, self.study.configurations - self._num_asked):
+            numbers = range(self._num_asked, self._num_asked + new)
+            self._num_asked += new
             return self._pack(0, [Member(number, self.study.ask(number)) for number in numbers])
         for rung in range(1, len(self._stops)):
-            if self._survivors[rung] and not any(pack.rung < rung for pack in self._under_way):
+            if self._survivors[rung] and not any(pack.rung < rung for pack in self._running):
                 return self._promoted(rung, len(self._survivors[rung]))
         return None
 
@@ -144,12 +144,12 @@ class SearchPlan:
         return self._pack(rung, [self._survivors[rung].popleft() for _ in range(size)])
 
     def _pack(self, rung: int, members: Sequence[Member]) -> Pack:
-        self._planned += 1
+        self._num_planned += 1
         start = self._stops[rung - 1] if rung else 0
-        return Pack(self.study.name, self.tasks, self._planned - 1, rung, start, self._stops[rung], tuple(members))
+        return Pack(self.study.name, self.tasks, self._num_planned - 1, rung, start, self._stops[rung], tuple(members))
 
     def _scores(self, pack: Pack) -> list[Score] | None:
-        """Each member's mean reward and worst cost over the tasks; None while one has no result."""
+        """Return each member's mean reward and largest cost over the tasks; None while a task has no result."""
         files = [self.folder(pack.number).task(task).result for task in self.tasks]
         if not all(file.exists() for file in files):
             return None
@@ -157,25 +157,25 @@ class SearchPlan:
 
     def _tell(self, pack: Pack, scores: Sequence[Score]) -> None:
         last = pack.rung == len(self._stops) - 1
-        finite = sorted((place for place, score in enumerate(scores) if score.finite), key=lambda place: scores[place].merit())
+        finite = sorted((index for index, score in enumerate(scores) if score.finite), key=lambda index: scores[index].merit())
         kept = set(finite if last else finite[: -(-len(finite) // self._settings.reduction_factor)])
         outcomes: dict[int, Outcome] = {}
-        for place, (member, score) in enumerate(zip(pack.members, scores, strict=True)):
-            if place in kept and not last:
-                self._survivors[pack.rung + 1].append(Member(member.number, member.params, (pack.number, place)))
+        for index, (member, score) in enumerate(zip(pack.members, scores, strict=True)):
+            if index in kept and not last:
+                self._survivors[pack.rung + 1].append(Member(member.number, member.params, (pack.number, index)))
                 outcomes[member.number] = "goes on"
             else:
                 self.study.tell(member.number, score, pack.stop, stopped=not last)
                 outcomes[member.number] = "lost" if not score.finite else "complete" if last else "stopped"
         write_json(self.folder(pack.number).outcomes, outcomes)
-        self._clean(pack)
+        self._remove_states(pack)
 
-    def _clean(self, told: Pack) -> None:
-        """Remove the states that no survivor needs any more: the told pack's own, and those of the packs it came from."""
+    def _remove_states(self, finished: Pack) -> None:
+        """Remove states that no survivor needs: those of the finished pack and of the packs that it continued."""
         waiting = (member for rung in self._survivors for member in rung)
-        under_way = (member for pack in self._under_way for member in pack.members)
-        needed = {member.source[0] for member in itertools.chain(waiting, under_way) if member.source is not None}
-        for number in {told.number, *told.sources()} - needed:
+        running = (member for pack in self._running for member in pack.members)
+        needed = {member.source[0] for member in itertools.chain(waiting, running) if member.source is not None}
+        for number in {finished.number, *finished.sources()} - needed:
             for task in self.tasks:
                 for state in list(self.folder(number).task(task).states()):
                     state.unlink()
@@ -185,7 +185,7 @@ def _read_scores(file: Path) -> list[Score]:
     try:
         members = [(member["normalized_reward"], member["normalized_cost"]) for member in read_json(file)["members"]]
     except (TypeError, KeyError) as error:
-        raise UserError(f"{file}: not a pack's result ({error!r}); delete the file and resume: it is trained again") from error
+        raise UserError(f"{file}: not a pack's result ({error!r}); delete it and resume to train the pack again") from error
     return [Score(reward, cost) for reward, cost in members]
 
 

@@ -1,4 +1,4 @@
-"""A search before and after its packs: the studies, the members to pretrain, the rungs, and the final evaluation."""
+"""Steps of a search before and after its packs: studies, members to pretrain, rungs, and the final evaluation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from drcorl_ray.search.winners import online_best_rows, winner_curves, winner_ro
 
 
 def describe_search(records: Sequence[SearchRecord], cost: SearchCost) -> Search:
-    """What results.json says of the search itself."""
+    """Return the entry `search` of results.json."""
     settings = records[0].config.search
     studies: list[StudyEntry] = [
         {
@@ -38,41 +38,41 @@ def describe_search(records: Sequence[SearchRecord], cost: SearchCost) -> Search
 
 
 def open_studies(config: Config, run: RunDirectory, tasks: Sequence[str]) -> list[tuple[SearchStudy, list[str]]]:
-    """The studies of a search, each with the tasks that judge its configurations."""
-    judged = {"shared": list(tasks)} if config.search.objective == "shared" else {task: [task] for task in tasks}
+    """Open the studies of a search; return each with the tasks on which its configurations are evaluated."""
+    studies = {"shared": list(tasks)} if config.search.objective == "shared" else {task: [task] for task in tasks}
     paper = [paper_member(config)] if get_algorithm(config.run.algorithm).pretrained else []
     points = [*config.search.points, *(member.model_dump() for member in (config.member_with({}), *paper))]
     return [
-        (SearchStudy(run.study(name), name, config.search, points, config.run.seed), names) for name, names in judged.items()
+        (SearchStudy(run.study(name), name, config.search, points, config.run.seed), names) for name, names in studies.items()
     ]
 
 
 def paper_member(config: Config) -> MemberConfig:
-    """The member with the paper's own settings, at the configured cost limit and mode of evaluation."""
-    own = config.member_with({})
-    kept = {"cost_limit": own.cost_limit, "seed": config.run.seed, "evaluation_mode": own.evaluation_mode}
+    """Return the member with the paper's settings, at the configured cost limit and evaluation mode."""
+    member = config.member_with({})
+    kept = {"cost_limit": member.cost_limit, "seed": config.run.seed, "evaluation_mode": member.evaluation_mode}
     return MemberConfig.model_validate(PRESETS["paper"]["member"] | kept)
 
 
 def reference_members(config: Config) -> list[MemberSettings]:
-    """Members with every seed and cost limit that the search compares: what must be pretrained, and cloned beside."""
-    own = config.member_with({})
+    """Return members with every seed and cost limit of the search: these are pretrained, and baselines train for the same."""
+    member = config.member_with({})
 
     def compared(key: str) -> list[Any]:
-        return config.search.space[key].examples() if key in config.search.space else [getattr(own, key)]
+        return config.search.space[key].examples() if key in config.search.space else [getattr(member, key)]
 
     pairs = itertools.product(compared("seed"), compared("cost_limit"))
     return [config.member_with({"seed": seed, "cost_limit": limit}) for seed, limit in pairs]
 
 
 def stops(config: Config) -> list[int]:
-    """The extraction steps after which packs are judged: the rungs, and the end."""
+    """Return the extraction steps after which packs are evaluated: the rungs and the end of training."""
     first, steps = config.training.warm_up, config.training.steps
     return sorted({first + max(1, round(share * steps)) for share in (*config.search.rungs, 1.0)})
 
 
 def evaluate_search(records: Sequence[SearchRecord], pool: RolloutPool) -> tuple[list[Row], list[Curve], list[Calibration]]:
-    """Rows of the winners, of all configurations and of the winners' best points; the winners' curves and calibration."""
+    """Return the rows of winners, of all configurations and of the winners' best points; the winners' curves; calibrations."""
     rows: list[Row] = []
     pairs: list[tuple[Curve, Calibration]] = []
     for record in records:

@@ -1,8 +1,8 @@
-"""One Optuna study: which configuration is asked next, what its score was, and which one is best.
+"""One Optuna study: suggests configurations, stores their scores and ranks them.
 
-The study lies in Optuna's journal storage, and its trials are numbered as the configurations are. Asking for a number that
-was asked before gives the same configuration, also where a killed process left the trial half made: the sampler is seeded
-anew for each number.
+The study is stored in Optuna's journal storage; the number of a configuration is the number of its trial. Asking for the same
+number twice returns the same configuration, even if a killed process left the trial half suggested, because the sampler is
+seeded for seeds number.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from drcorl_ray.errors import UserError
 from drcorl_ray.io.storage import storage_of
 from drcorl_ray.search.optuna_private import NumberedQMCSampler, live_trial, restarted_trial
 
-COST_CONSTRAINT = "normalized_cost - 1"  # feasible where ≤ 0
-_ASKED = "asked"  # user attribute of a trial whose parameters are all there
+COST_CONSTRAINT = "normalized_cost - 1"  # feasible if ≤ 0
+_ASKED = "asked"  # user attribute of a trial that has all of its parameters
 
 
 @dataclass(frozen=True)
 class Score:
-    """A configuration's normalised reward and cost (Eq. 26), both None where its policy is not finite."""
+    """A configuration's normalised reward and cost (Eq. 26), both None if its policy is not finite."""
 
     reward: float | None
     cost: float | None
@@ -42,14 +42,17 @@ class Score:
         return all(value is not None and math.isfinite(value) for value in (self.reward, self.cost))
 
     def merit(self) -> tuple[bool, float]:
-        """Sorts safe ones first, by reward; then the others, by how little they are over the limit."""
+        """Return a sort key: safe scores first, by descending reward; then unsafe ones, by ascending cost."""
         assert self.reward is not None
         assert self.cost is not None
         return (True, self.cost) if self.cost > 1 else (False, -self.reward)
 
 
 def load_study(path: Path, name: str, *, multi_objective: bool = False) -> optuna.Study:
-    """The study in a journal of this machine; Optuna's own tools open it too: `JournalStorage(JournalFileBackend(path))`."""
+    """Open the study in a local journal file, or create it; UserError if Optuna cannot read the file.
+
+    Optuna's own tools open the same file with `JournalStorage(JournalFileBackend(path))`.
+    """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     path.parent.mkdir(parents=True, exist_ok=True)
     directions = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE][: 1 + multi_objective]
@@ -61,7 +64,7 @@ def load_study(path: Path, name: str, *, multi_objective: bool = False) -> optun
 
 
 class SearchStudy:
-    """A search's study. first_points are asked before the sampler's own, each cut to what the space allows."""
+    """The study of a search. It suggests `first_points` (cut to the space) before those of the sampler."""
 
     def __init__(
         self, path: Path, name: str, settings: SearchConfig, first_points: Sequence[Mapping[str, Any]], seed: int
@@ -72,15 +75,15 @@ class SearchStudy:
         points = [fit(settings.space, point) for point in first_points]
         if settings.sampler == "grid":
             points = [*(point for point in points if point in grid(settings.space)), *grid(settings.space)]
-        points = [point for place, point in enumerate(points) if point not in points[:place]]
+        points = [point for index, point in enumerate(points) if point not in points[:index]]
         self.configurations = len(points) if settings.sampler == "grid" else settings.configurations
         for point in points[len(self._trials()) : self.configurations]:
             self.optuna.enqueue_trial(point)
 
     def keep(self) -> None:
-        """Copy the journal to its object store, if that is where it belongs.
+        """Copy the journal to its object store, if the study's path is in one.
 
-        Any earlier state of it will do for a resumed search, which asks and tells again what is missing.
+        A resumed search can start from any earlier copy: it asks and tells again what is missing.
         """
         self._journal.save()
 
@@ -88,27 +91,27 @@ class SearchStudy:
         return self.optuna.get_trials(deepcopy=False)
 
     def ask(self, number: int) -> dict[str, Any]:
-        """Configuration `number`, one more than the last one asked or one that was asked before: {key: value}."""
+        """Return configuration `number` as {key: value}: the next one, or one that was asked before."""
         trials = self._trials()
         frozen = trials[number] if number < len(trials) else None
         if frozen is not None and _ASKED in frozen.user_attrs:
             return frozen.params
-        with warnings.catch_warnings(action="ignore"):  # of experimental samplers
+        with warnings.catch_warnings(action="ignore"):  # for experimental samplers
             self.optuna.sampler = sampler(self.settings, self._seed, number)
             if frozen is not None and frozen.state == TrialState.RUNNING:
                 trial = restarted_trial(self.optuna, frozen)
             else:
                 trial = self.optuna.ask()
-            assert trial.number == number, f"{self.path}: trial {trial.number} was asked where {number} was due"
-            chosen: dict[str, Any] = {}
+            assert trial.number == number, f"{self.path}: trial {trial.number} was asked instead of {number}"
+            params: dict[str, Any] = {}
             for key, entry in self.settings.space.items():
-                if entry.matters(chosen):
-                    chosen[key] = _suggest(trial, key, entry)
+                if entry.matters(params):
+                    params[key] = _suggest(trial, key, entry)
         trial.set_user_attr(_ASKED, True)
-        return chosen
+        return params
 
     def tell(self, number: int, score: Score, steps: int, *, stopped: bool) -> None:
-        """Tell a configuration's score after `steps` steps; telling again changes nothing."""
+        """Store a configuration's score after `steps` extraction steps; a second call for the same number changes nothing."""
         frozen = self._trials()[number]
         if frozen.state.is_finished():
             return
@@ -123,7 +126,7 @@ class SearchStudy:
         trial.set_user_attr("member_steps", steps)
         if not self.settings.multi_objective:
             trial.set_constraint(COST_CONSTRAINT, score.cost - 1.0)
-        with warnings.catch_warnings(action="ignore"):  # of CMA-ES and constraints, see _objective
+        with warnings.catch_warnings(action="ignore"):  # CMA-ES ignores constraints, see _objective
             if stopped:
                 trial.report(self._objective(score), steps)
                 self.optuna.tell(number, state=TrialState.PRUNED)
@@ -133,38 +136,38 @@ class SearchStudy:
                 self.optuna.tell(number, self._objective(score))
 
     def _objective(self, score: Score) -> float:
-        """The reward; CMA-ES knows no constraints, so what it is told falls as the cost exceeds the limit."""
+        """Return the reward; for CMA-ES, which has no constraints, minus the excess of the normalised cost over 1."""
         assert score.reward is not None
         assert score.cost is not None
         return score.reward - max(0.0, score.cost - 1.0) if self.settings.sampler == "cmaes" else score.reward
 
     def ranking(self) -> list[int]:
-        """Numbers of the configurations that were trained to the end and are finite, the best first."""
+        """Return the configurations that were trained to the end and are finite, the best first."""
         complete = [trial for trial in self._trials() if trial.state == TrialState.COMPLETE]
         return [trial.number for trial in sorted(complete, key=lambda trial: told_score(trial).merit())]
 
 
 def told_score(trial: FrozenTrial) -> Score:
-    """What `SearchStudy.tell` was told of a trial."""
+    """Return the score that `SearchStudy.tell` stored in a trial."""
     return Score(trial.user_attrs.get("normalized_reward"), trial.user_attrs.get("normalized_cost"))
 
 
 def sampler(settings: SearchConfig, seed: int, number: int) -> optuna.samplers.BaseSampler:
-    """Optuna's sampler as it asks for configuration `number`."""
-    each: Any = [seed, number]
+    """Return the sampler that suggests configuration `number`."""
+    seeds: Any = [seed, number]
     match settings.sampler:
         case "tpe":
-            return optuna.samplers.TPESampler(seed=each, multivariate=True, group=True)
+            return optuna.samplers.TPESampler(seed=seeds, multivariate=True, group=True)
         case "cmaes":
-            return optuna.samplers.CmaEsSampler(seed=each, warn_independent_sampling=False)
+            return optuna.samplers.CmaEsSampler(seed=seeds, warn_independent_sampling=False)
         case "qmc":
             return NumberedQMCSampler(seed, number)
-        case "random" | "grid":  # a grid's points are all enqueued
-            return optuna.samplers.RandomSampler(seed=each)
+        case "random" | "grid":  # the points of a grid are enqueued
+            return optuna.samplers.RandomSampler(seed=seeds)
 
 
 def fit(space: Mapping[str, RangeConfig], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of the values that the space can hold: ranges are clamped, choices and conditions must match."""
+    """Return the values that the space can hold: numbers are clamped to their range, choices and conditions must match."""
     point: dict[str, Any] = {}
     for key, entry in space.items():
         value = values.get(key)
@@ -179,7 +182,7 @@ def fit(space: Mapping[str, RangeConfig], values: Mapping[str, Any]) -> dict[str
 
 
 def grid(space: Mapping[str, RangeConfig]) -> list[dict[str, Any]]:
-    """Every combination of a space of choices, each once; a key that does not matter in one is left out of it."""
+    """Return every combination of a space of choices once, without the keys whose conditions it does not meet."""
     points: list[dict[str, Any]] = []
     for values in itertools.product(*(entry.choices or [] for entry in space.values())):
         point = fit(space, dict(zip(space, values, strict=True)))

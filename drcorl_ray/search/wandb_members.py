@@ -1,7 +1,7 @@
-"""Every member of a search as a run of its own in Weights & Biases, written as soon as its fate is known.
+"""Write every member of a search as its own Weights & Biases run, as soon as its outcome is known.
 
-One run per member, and not per pack, because its tables, filters and parallel coordinates compare runs by their settings. A
-thread writes them beside the packs' training (a quarter of a second each), so hundreds of members hold up nothing.
+There is one run per member, not per pack, because Weights & Biases compares runs by their settings (tables, filters, parallel
+coordinates). A thread writes them during the packs' training (0.25 s each), so that hundreds of members delay nothing.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _POLL_S = 2.0
 
 
 class MemberRuns:
-    """Follows the fates of a search's packs while the context is open; what is left at its end is written then.
+    """Writes members whose outcomes are known while the context is open, and the remaining ones when it closes.
 
-    Like the tracker it never takes the search down with it.
+    An error turns the tracker off; it never ends the search.
     """
 
     def __init__(self, config: Config, run: RunDirectory, tracker: Tracker) -> None:
@@ -38,7 +38,7 @@ class MemberRuns:
     def __exit__(self, kind: object, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        if kind is None:  # of an interrupted search the resumed one writes the rest
+        if kind is None:  # a resumed search writes the rest of an interrupted one
             self._write()
 
     def _follow(self) -> None:
@@ -56,28 +56,28 @@ class MemberRuns:
             if folder.tracked.exists() or not folder.outcomes.exists():
                 continue
             pack, outcomes = read_pack(folder), read_json(folder.outcomes)
-            for place, member in enumerate(pack.members):
+            for index, member in enumerate(pack.members):
                 if (outcome := outcomes[str(member.number)]) != "goes on":
-                    self._write_member(pack, place, folder, outcome)
+                    self._write_member(pack, index, folder, outcome)
             folder.tracked.touch()
 
-    def _write_member(self, pack: Pack, place: int, folder: PackFolder, outcome: str) -> None:
-        member = pack.members[place]
+    def _write_member(self, pack: Pack, index: int, folder: PackFolder, outcome: str) -> None:
+        member = pack.members[index]
         settings = self._config.member_with(member.params).model_dump()
         for task, file in folder.results():
-            judged = read_json(file)["members"][place]
-            scores = {f"search/{name}": judged[name] for name in ("normalized_reward", "normalized_cost")}
+            scores = read_json(file)["members"][index]
+            search_scores = {f"search/{name}": scores[name] for name in ("normalized_reward", "normalized_cost")}
             self._tracker.member(
                 f"{task}-{member.number:04d}",
                 settings | {"task": task, "configuration": member.number, "study": pack.study},
-                self._history(pack, place, task),
-                scores | {"outcome": outcome, "member_steps": pack.stop},
+                self._history(pack, index, task),
+                search_scores | {"outcome": outcome, "member_steps": pack.stop},
             )
 
-    def _history(self, pack: Pack, place: int, task: str) -> Iterator[tuple[int, dict[str, float | None]]]:
-        """(step, metrics) of a member along all packs it went through."""
-        source = pack.members[place].source
+    def _history(self, pack: Pack, index: int, task: str) -> Iterator[tuple[int, dict[str, float | None]]]:
+        """Yield (step, metrics) of a member through all packs in which it was trained."""
+        source = pack.members[index].source
         if source is not None:
             yield from self._history(read_pack(self._run.pack(pack.study, source[0])), source[1], task)
         for line in read_log(self._run.pack(pack.study, pack.number).task(task).metrics):
-            yield line["step"], {name: values[place] for name, values in line["metrics"].items()}
+            yield line["step"], {name: values[index] for name, values in line["metrics"].items()}

@@ -1,4 +1,4 @@
-"""The winners of a search: its best configurations, judged again on fresh seeds, their curves and the best point of each."""
+"""The winners of a search: its best configurations evaluated on fresh episodes, their curves, and their best points."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from drcorl_ray.tasks.registry import Task
 
 
 def fresh_episodes(search: SearchConfig, task: Task) -> int:
-    """Episodes of the final evaluation: as many as make the mean certain, where simulating them is cheap."""
+    """Return the number of episodes of the final evaluation; by default more if the task is cheap to simulate."""
     return search.fresh_episodes or (100 if task.cheap else 20)
 
 
 def winner_rows(record: SearchRecord, pool: RolloutPool) -> tuple[list[int], list[Row]]:
-    """The best configurations, the selected one of each cost limit first, and their rows from fresh episodes on every task.
+    """Return the best configurations of each cost limit, the winner first, and their rows on every task from fresh episodes.
 
-    The highest-ranked configuration that is also safe on fresh episodes is selected. Choosing by fresh score would bias the
-    estimate again. Without a safe one the order stays, and a message says so. The tightest limit comes first.
+    The winner is the highest-ranked configuration that is also safe on fresh episodes. Choosing by fresh score would bias the
+    estimate again. If none is safe, the order of the search is kept and a message says so. The tightest limit comes first.
     """
     ranking = record.study.ranking()
     limits = {number: record.member(number).cost_limit for number in ranking}
@@ -46,7 +46,10 @@ def winner_rows(record: SearchRecord, pool: RolloutPool) -> tuple[list[int], lis
 
 
 def finalists(ranking: Sequence[int], limits: Mapping[int, float], count: int) -> dict[float, list[int]]:
-    """The first `count` configurations of each cost limit, the tightest limit first: more cost buys more reward."""
+    """Return the first `count` configurations of each cost limit, the tightest limit first.
+
+    Limits are separate because a looser one allows more reward.
+    """
     return {limit: [number for number in ranking if limits[number] == limit][:count] for limit in sorted({*limits.values()})}
 
 
@@ -58,11 +61,11 @@ def _announce(name: str, selected: int, best: Sequence[int], safe: Mapping[int, 
 
 
 def _winner_row(record: SearchRecord, data: TaskData, number: int, pool: RolloutPool) -> Row:
-    pack, place = record.path[number][-1]
-    judged = record.result(pack, data.task)["members"][place]
+    pack, index = record.path[number][-1]
+    scores = record.result(pack, data.task)["members"][index]
     search_scores: RowDetails = {
-        "search_normalized_reward": judged["normalized_reward"],
-        "search_normalized_cost": judged["normalized_cost"],
+        "search_normalized_reward": scores["normalized_reward"],
+        "search_normalized_cost": scores["normalized_cost"],
     }
     info = record.row_info(number, data.task, "search_winner", search_scores)
     policies = record.policy(number, data.task)
@@ -73,7 +76,7 @@ def _winner_row(record: SearchRecord, data: TaskData, number: int, pool: Rollout
 def winner_curves(
     record: SearchRecord, data: TaskData, winners: Sequence[int], pool: RolloutPool
 ) -> list[tuple[Curve, Calibration]]:
-    """The winners' true reward and cost along their training, and their calibration."""
+    """Return the winners' true reward and cost along their training, and their calibration."""
     pairs = []
     for number in winners:
         label = f"{record.study.name} {number}"
@@ -88,13 +91,13 @@ def winner_curves(
 def online_best_rows(
     record: SearchRecord, data: TaskData, winners: Sequence[int], curves: Sequence[Curve], pool: RolloutPool
 ) -> list[Row]:
-    """Each winner's policy at the best point of its curve, if it has one, on fresh episodes; the curve's are charged too."""
+    """Evaluate each winner's policy at the best point of its curve, if it has a curve, on fresh episodes."""
     pairs = zip(winners, curves, strict=True)
     return [_online_best_row(record, data, number, best_step(curve), pool) for number, curve in pairs if curve["steps"]]
 
 
 def best_step(curve: Curve) -> int:
-    """The step at which a curve of one member is best: the highest reward that is safe, else the lowest cost."""
+    """Return the best step of a curve of one member: the safe point of highest reward, else the point of lowest cost."""
     reward, cost = (np.array(curve[name][0], np.float64) for name in ("normalized_reward", "normalized_cost"))
     safe = cost <= 1
     return curve["steps"][np.where(safe, reward, -np.inf).argmax() if safe.any() else np.nanargmin(cost)]

@@ -1,8 +1,8 @@
 #!/bin/bash
-# Machines that are namespaces of this one, so that `ray stop` on one of them cannot touch any other Ray:
+# Machines as namespaces of this one, so that `ray stop` on one of them cannot stop any other Ray:
 #   LAB=FOLDER NODES="head worker" unshare --mount --net --fork bash lab.sh COMMAND …
 # runs COMMAND on "the laptop" (10.77.0.1), with an sshd on each node (10.77.0.10, 10.77.0.11 …). Needs root. LAB holds keys/,
-# sshd_config, passwd (whose root lives in LAB/home), bashrc, and an empty home/.
+# sshd_config, passwd (in which root's home is LAB/home), bashrc, and an empty home/.
 set -u
 here=$(dirname "$(realpath "$0")")
 mount --make-rprivate /
@@ -31,5 +31,5 @@ export HOME=$LAB/home
 sleep 2
 "$@"
 status=$?
-kill -KILL $(jobs -p)  # unshare ignores the gentler signals; --kill-child takes its node with it
+kill -KILL $(jobs -p)  # unshare ignores weaker signals; --kill-child also kills its node
 exit $status

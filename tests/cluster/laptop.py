@@ -1,6 +1,6 @@
-"""What a user does on the laptop: check, up, look, search, look, fetch, down. Prints a transcript.
+"""The steps of a user on the laptop: check, ray up, status, search, status, results, ray down. Prints a transcript.
 
-python laptop.py LAB CLUSTER.yaml: an S3 server stands in for the cloud's; both nodes reach it at 10.77.0.1.
+python laptop.py LAB CLUSTER.yaml: a local S3 server replaces the cloud's; both nodes reach it at 10.77.0.1.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LAUNCH = "cd ~/drcorl_ray && python launch/tune.py tune_configs/quickstart.yaml 
 
 
 def command(*words: str, shown: str | None = None) -> str:
-    """Run a command as typed, and show it with what it printed."""
+    """Run a command, print it with its output, and return the output."""
     began = time.monotonic()
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=900)
     output = done.stdout + done.stderr
@@ -60,7 +60,7 @@ def wait_for_the_worker() -> None:
 
 
 def watch(search: threading.Thread) -> str:
-    """`ray status` in the middle of the search, when packs are at work and others wait."""
+    """Return `ray status` during the search, while some packs run and others wait."""
     while search.is_alive() and "pending placement groups" not in status():
         time.sleep(5)
     return on_head("ray status", "ray status")
@@ -80,9 +80,9 @@ wait_for_the_worker()
 on_head("ray status", "ray status")
 search = threading.Thread(target=lambda: on_head(f"{LAUNCH} {' '.join(map(repr, SETTINGS))}", f"{LAUNCH} …"))
 search.start()
-seen = watch(search)
+busy_status = watch(search)
 search.join()
 rows = read_results(bucket / "drcorl/runs/first")["rows"]
-found = sorted(str(path.relative_to(bucket)) for path in bucket.glob("drcorl/runs/first/*") if not path.name.startswith("."))
+files = sorted(str(path.relative_to(bucket)) for path in bucket.glob("drcorl/runs/first/*") if not path.name.startswith("."))
 command("ray", "down", "-y", cluster)
-print(json.dumps({"status": seen, "rows": len(rows), "found": found}))
+print(json.dumps({"status": busy_status, "rows": len(rows), "files": files}))

@@ -1,5 +1,5 @@
 #!/bin/bash
-# One machine of the lab: a home, shared memory, /tmp/ray and processes of its own, reached by SSH alone.
+# One machine of the lab, reached only by SSH: it has its own home, shared memory, /tmp/ray and processes.
 set -u
 mount --make-rprivate /
 mkdir -p /run/sshd

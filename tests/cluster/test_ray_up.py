@@ -1,4 +1,4 @@
-"""`ray up launch/clusters/local.yaml` over real SSH, a search, `ray down`: on machines that are namespaces of this one."""
+"""`ray up launch/clusters/local.yaml` over real SSH, a search, `ray down`; the machines are namespaces of this one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MaxStartups 100
 
 
 def make_lab(lab: Path) -> None:
-    """Keys, sshd's settings, a root whose home is the lab's, and what the machines' owner has put into ~/.bashrc."""
+    """Write keys, sshd's settings, a passwd with root's home in the lab, and the owner's ~/.bashrc."""
     for folder in ("keys", "home"):
         (lab / folder).mkdir(parents=True)
     for key in ("host", "id"):
@@ -59,9 +59,9 @@ STORE = {
 
 
 def changed_file(lab: Path) -> Path:
-    """The shipped file with what its head tells the user to change.
+    """Return a copy of the shipped file with the changes that its first lines ask of the user.
 
-    The first two setup commands, which install from the network, give way to this checkout's environment.
+    A link to this checkout's environment replaces the first two setup commands, which install from the network.
     """
     content = yaml.safe_load((ROOT / "launch" / "clusters" / "local.yaml").read_text())
     content["provider"] |= {"head_ip": "10.77.0.10", "worker_ips": ["10.77.0.11"]}
@@ -74,7 +74,7 @@ def changed_file(lab: Path) -> Path:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
 @pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
-def test_a_cluster_of_ones_own_machines_comes_up_searches_and_goes_down(tmp_path, request):
+def test_a_cluster_of_own_machines_starts_runs_a_search_and_stops(tmp_path, request):
     lab = tmp_path / "lab"
     make_lab(lab)
     cluster = changed_file(lab)
@@ -95,8 +95,9 @@ def test_a_cluster_of_ones_own_machines_comes_up_searches_and_goes_down(tmp_path
     if (transcript := request.config.getoption("--transcript")) is not None:
         Path(transcript).write_text(done.stdout)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
-    seen = json.loads(done.stdout.splitlines()[-1])
-    assert re.search(r"0\.002\d*/1\.0 learner", seen["status"])  # two packs at work
-    assert re.search(r"'learner': 0\.001.*pending placement groups", seen["status"])  # what would make a cloud grow
-    assert seen["rows"] >= 12
-    assert {f"drcorl/runs/first/{name}" for name in ("results.json", "report.html", "packs", "studies")} <= set(seen["found"])
+    outcome = json.loads(done.stdout.splitlines()[-1])
+    assert re.search(r"0\.002\d*/1\.0 learner", outcome["status"])  # two packs run
+    assert re.search(r"'learner': 0\.001.*pending placement groups", outcome["status"])  # in a cloud this would start nodes
+    assert outcome["rows"] >= 12
+    names = ("results.json", "report.html", "packs", "studies")
+    assert {f"drcorl/runs/first/{name}" for name in names} <= set(outcome["files"])

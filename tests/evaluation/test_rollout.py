@@ -17,8 +17,8 @@ def assert_same(one, other):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
-def bare_loop(policies, member, task, seed):
-    """One environment, one state at a time: (return, cost, length)."""
+def simple_loop(policies, member, task, seed):
+    """Return (return, cost, length) of one episode, run with one environment, one state at a time."""
     env, policy = make_env(task), policies.select([member])
     observation, total, cost, length, done = env.reset(seed=seed)[0], 0.0, 0.0, 0, False
     while not done:
@@ -31,26 +31,26 @@ def bare_loop(policies, member, task, seed):
 @pytest.mark.parametrize(
     ("name", "sizes"), [("PointCircle", (8, 2)), ("HopperVelocity", (11, 3)), ("Walker2dVelocity", (17, 6))]
 )
-def test_evaluation_is_the_bare_loop(name, sizes):
-    """Members × seeds together give what each episode alone gives; robots fall at different times."""
+def test_evaluation_equals_a_simple_loop(name, sizes):
+    """Members × seeds together have the results of each episode alone, although robots fall at different times."""
     policies, seeds = random_policy(*sizes, members=3), [11, 4, 7]
     stats = evaluate(policies, name, seeds)
-    expected = np.array([[bare_loop(policies, member, name, seed) for seed in seeds] for member in range(3)])
+    expected = np.array([[simple_loop(policies, member, name, seed) for seed in seeds] for member in range(3)])
     np.testing.assert_array_equal(np.stack([stats.returns, stats.costs, stats.lengths], axis=-1), expected)
     np.testing.assert_array_equal(stats.seeds, seeds)
     assert len(np.unique(stats.returns)) == 9
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5, 7])
-def test_blocks_do_not_matter(limit, monkeypatch):
-    """Simulators reused for block after block; a block index that is off by one, or stale state, shows here."""
+def test_the_size_of_blocks_does_not_change_the_result(limit, monkeypatch):
+    """One simulator runs block after block. Fault: a block index that is off by one, or stale state in the simulator."""
     policies, seeds = random_policy(11, 3, members=3), list(range(5))
     whole = evaluate(policies, "HopperVelocity", seeds)
     monkeypatch.setattr(rollout, "MAX_ENVIRONMENTS", limit)
     assert_same(evaluate(policies, "HopperVelocity", seeds), whole)
 
 
-def test_no_block_is_too_large():
+def test_blocks_cover_every_episode_once_and_are_not_too_large():
     for members, episodes, size in ((1, 1, 64), (3, 5, 7), (5, 3, 4), (2, 100, 64), (64, 10, 64)):
         covered = np.zeros((members, episodes), int)
         for block in rollout.blocks(members, episodes, size):
@@ -82,7 +82,7 @@ def test_finished_episodes_are_not_stepped():
     np.testing.assert_array_equal(simulator.steps, stats.lengths.ravel())
 
 
-def test_mistakes_are_told():
+def test_wrong_spaces_no_seeds_and_non_finite_weights_are_errors():
     with pytest.raises(UserError, match="8 observations and 2 actions, the policy 11 and 3"):
         evaluate(random_policy(11, 3), "PointCircle", [0])
     with pytest.raises(ValueError, match="at least one episode seed"):
@@ -94,8 +94,8 @@ def test_mistakes_are_told():
 
 
 @pytest.mark.parametrize(("name", "sizes"), [("PointCircle", (8, 2)), ("HopperVelocity", (11, 3))])
-def test_recorded_trajectories_are_the_bare_loops(name, sizes, monkeypatch):
-    """Each transition of the first two episodes of every member, and of no other; a fall is a terminal, a cut is none."""
+def test_recorded_trajectories_equal_those_of_a_simple_loop(name, sizes, monkeypatch):
+    """The first two episodes of every member are recorded; a fall is a terminal, a time limit is not."""
     monkeypatch.setattr(rollout, "MAX_ENVIRONMENTS", 4)
     policies, seeds, task = random_policy(*sizes, members=2), [5, 6, 7], get_task(name)
     recorded = roll_out_in(make_simulator(task), policies, task, seeds, record=2)
@@ -115,8 +115,8 @@ def test_recorded_trajectories_are_the_bare_loops(name, sizes, monkeypatch):
 
 
 @pytest.mark.parametrize("length", [3, 7])
-def test_an_episode_that_its_environment_cuts_has_no_terminal(length):
-    """At the task's own length and before it. Fault: a clock's end recorded as a failure, after which nothing follows."""
+def test_an_episode_that_its_environment_truncates_has_no_terminal(length):
+    """Truncation at the task's length and before it is no terminal. Fault: record the end of a time limit as a terminal."""
     task = Task("Cut", "gymnasium", None, f"tests.helpers.small_envs:Cut{length}-v0", 7)
     recorded = roll_out_in(make_simulator(task), random_policy(1, 1, members=1), task, [3], record=1)
     assert recorded.stats.lengths.tolist() == [[length]]

@@ -1,4 +1,4 @@
-"""Rows of results.json by hand (Eq. 26), and the references that a report draws beside them."""
+"""Rows of results.json by hand (Eq. 26), and the references of a report."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROW_NAMES = {
 
 @pytest.fixture
 def data(tmp_path):
-    """Four episodes of returns -2, 4, 18, 8 and costs 0, 3, 9, 3."""
+    """Four episodes with returns -2, 4, 18, 8 and costs 0, 3, 9, 3."""
     columns = make_columns(8)
     columns["rewards"] = np.array([-1, -1, 2, 2, 9, 9, 4, 4], np.float32)
     columns["costs"] = np.array([0, 0, 1, 2, 4, 5, 3, 0], np.float32)
@@ -47,7 +47,7 @@ STATS = EpisodeStats(
 
 
 def test_rows_by_hand(tmp_path, data):
-    """Fault: subtract the data's least cost, forget the 0.1, or divide by R_max instead of the range."""
+    """Fault: subtract the smallest cost of the data, omit the 0.1, or divide by R_max instead of the range."""
     run = RunDirectory(tmp_path / "run")
     infos = [
         RowInfo("drcorl", {"k": 1.5}, seed=3, cost_limit=9.9),
@@ -93,19 +93,19 @@ def test_a_cost_limit_of_zero_stays_finite(tmp_path, data):
 
 @pytest.mark.parametrize(("limit", "best"), [(0.0, 0.0), (2.99, 0.0), (3.0, 0.5), (8.0, 0.5), (9.0, 1.0), (-0.5, None)])
 def test_best_safe_episode(data, limit, best):
-    """The limit itself is safe. Fault: < for ≤, or the cheapest episode in place of the best."""
+    """A cost equal to the limit is safe. Fault: < instead of ≤, or the episode of lowest cost instead of the best one."""
     assert best_safe_episode(data, limit) == best
 
 
-def test_references_are_the_limits_that_the_data_keep(data):
+def test_references_exist_for_limits_that_an_episode_satisfies(data):
     assert best_safe_episodes(data, [9.0, 3.0, -0.5, 3.0]) == [
         {"task": "PointCircle", "cost_limit": 3.0, "normalized_reward": 0.5},
         {"task": "PointCircle", "cost_limit": 9.0, "normalized_reward": 1.0},
     ]
 
 
-def test_the_episodes_of_the_data(data, monkeypatch):
-    """All of them, or an even selection with the ends. Faults: costs over a limit; the first ones of too many."""
+def test_episodes_of_the_data_are_subsampled_evenly(data, monkeypatch):
+    """All episodes, or an even selection with the first and the last. Faults: normalise the costs; take the first episodes."""
     every = {"task": "PointCircle", "normalized_reward": [0.0, 0.3, 1.0, 0.5], "cost": [0.0, 3.0, 9.0, 3.0]}
     assert data_episodes(data) == every
     monkeypatch.setattr("drcorl_ray.evaluation.references.MOST_EPISODES", 3)
@@ -114,7 +114,7 @@ def test_the_episodes_of_the_data(data, monkeypatch):
     assert data_episodes(data)["cost"] == [0.0, 3.0]
 
 
-def test_results_say_what_made_them():
+def test_results_describe_the_run():
     row = {"task": "PointCircle", "normalized_reward": 0.5}
     content = describe_results([row], 12.345, {"curves": []})
     assert content["schema"] == 1

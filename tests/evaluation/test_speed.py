@@ -1,4 +1,4 @@
-"""Inference times of Figure 2: policies that really act, and the clock by hand."""
+"""Inference times of Figure 2, with real policies and with a fake clock."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ NO_CLONES = {algorithm.name for algorithm in baselines() if not algorithm.light}
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A folder of policies of three algorithms, one of them much larger, one with a memory; few states."""
+    """A folder with policies of three algorithms, one much larger and one with a memory; few states are timed."""
     monkeypatch.setattr(speed, "STATES", 40)
     monkeypatch.setattr(speed, "_SAMPLED", 4)
-    monkeypatch.setattr(speed.time, "perf_counter", time.process_time)  # what other processes do does not count
+    monkeypatch.setattr(speed.time, "perf_counter", time.process_time)  # other processes do not count
     for name, hidden in (("drcorl", 8), ("cpq", 512)):
         random_policy(11, 3, hidden=hidden).save(tmp_path / f"{name}.safetensors", 0, {})
     random_transformer(11, 3).save(tmp_path / "cdt.safetensors", 0, {})
@@ -34,7 +34,7 @@ def rows(*algorithms: str, **changes):
     return [make_row(algorithm=name, policy=f"{name}.safetensors", **changes) for name in algorithms]
 
 
-def test_each_policy_is_timed_by_its_own_weights_and_diffusion_by_its_steps(run):
+def test_time_grows_with_the_size_of_a_policy_and_with_diffusion_steps(run):
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     times = speed.inference_times(run, rows("drcorl", "cpq", "cdt"), PretrainConfig(), NO_CLONES)
@@ -48,13 +48,13 @@ def test_each_policy_is_timed_by_its_own_weights_and_diffusion_by_its_steps(run)
     assert seconds["diffusion, 50 steps"] > 4 * seconds["diffusion, 5 steps"]
 
 
-def test_the_first_policy_at_the_lowest_limit_with_a_true_baseline_is_timed(run):
-    """Faults: a limit at which clones alone are compared; a later row, whose file is missing here."""
-    made = (
+def test_the_first_policy_at_the_lowest_limit_with_a_baseline_is_timed(run):
+    """Faults: choose a limit at which only clones are compared; choose a later row, whose file is missing."""
+    compared = (
         rows("drcorl", "bc", cost_limit=5.0) + rows("drcorl", "cpq", cost_limit=20.0) + rows("drcorl", "cdt", cost_limit=10.0)
     )
-    made += [make_row(algorithm="drcorl", policy="absent.safetensors", cost_limit=limit) for limit in (10.0, 20.0)]
-    times = speed.inference_times(run, made, PretrainConfig(), NO_CLONES)
+    compared += [make_row(algorithm="drcorl", policy="absent.safetensors", cost_limit=limit) for limit in (10.0, 20.0)]
+    times = speed.inference_times(run, compared, PretrainConfig(), NO_CLONES)
     assert [entry["algorithm"] for entry in times if entry["algorithm"]] == ["drcorl", "cdt"]
 
 
@@ -63,8 +63,8 @@ def test_clones_and_single_algorithms_are_not_timed(run, algorithms):
     assert speed.inference_times(run, rows(*algorithms), PretrainConfig(), NO_CLONES) == []
 
 
-def test_seconds_are_those_of_a_thousand(monkeypatch):
-    """By a clock that each act moves on by a hundredth; the quickest round counts."""
+def test_seconds_are_for_a_thousand_actions(monkeypatch):
+    """Each action advances a fake clock by 10 ms, later by 5 ms; the fastest round counts."""
     clock = {"now": 0.0}
     monkeypatch.setattr(speed.time, "perf_counter", lambda: clock["now"])
 
@@ -75,17 +75,17 @@ def test_seconds_are_those_of_a_thousand(monkeypatch):
 
 
 @pytest.mark.parametrize("steps", [1, 5])
-def test_a_diffusion_policy_asks_its_network_once_a_step(steps, monkeypatch):
-    asked = []
+def test_a_diffusion_policy_calls_its_network_once_per_step(steps, monkeypatch):
+    calls = []
 
     class Network:
         conditions, actions = 4, 2
 
         def __call__(self, weights, noisy, times, observation, conditions):
-            asked.append((tuple(noisy.shape), tuple(observation.shape), tuple(conditions.shape)))
+            calls.append((tuple(noisy.shape), tuple(observation.shape), tuple(conditions.shape)))
             return 0.0 * noisy
 
     action = speed.diffusion_policy(Network(), {}, steps)(np.zeros(3, np.float32))  # type: ignore[arg-type]
     assert action.shape == (2,)
-    assert asked == [((1, 1, 2), (1, 1, 3), (1, 1, 4))] * steps
+    assert calls == [((1, 1, 2), (1, 1, 3), (1, 1, 4))] * steps
     assert speed.sample is sample

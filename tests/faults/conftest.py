@@ -1,4 +1,4 @@
-"""The table of the fault matrix: a test's docstring says fault | what happens | what is lost; the test adds what it found."""
+"""The table of the fault matrix. A test's docstring is fault | what happens | what is lost; the test adds its result."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ BEGIN, END = "<!-- table: pytest -m nightly tests/faults --reliability docs/reli
 
 @pytest.fixture(scope="session")
 def rows(request) -> Iterator[list[str]]:
-    found: list[str] = []
-    yield found
+    lines: list[str] = []
+    yield lines
     path = request.config.getoption("--reliability")
     if path is not None:
-        write_table(Path(path), found)
+        write_table(Path(path), lines)
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def reliability(rows) -> Callable[[pytest.Function, str], None]:
 
 
 def write_table(path: Path, rows: list[str]) -> None:
-    """Replace what stands between the marks."""
+    """Replace the text between the marks BEGIN and END."""
     before, rest = path.read_text(encoding="utf-8").split(BEGIN)
     after = rest.split(END)[1]
     head = "| fault | what happens | what is lost | final result | took |\n| --- | --- | --- | --- | --- |"

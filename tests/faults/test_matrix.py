@@ -1,4 +1,4 @@
-"""The fault matrix: each test breaks one thing in a real search and compares what it found with an undisturbed one.
+"""The fault matrix: each test breaks one thing in a real search and compares its outcome with that of an undisturbed one.
 
 `pytest -m nightly tests/faults --reliability docs/reliability.md` writes the table that users read.
 """
@@ -18,7 +18,7 @@ import pytest
 
 from drcorl_ray.policy.loading import load_population
 from drcorl_ray.runs.metrics_log import read_log
-from tests.faults.searches import ROOT, Search, children, gone, wait_for
+from tests.faults.searches import ROOT, Search, children, wait_for, wait_until_gone
 from tests.helpers.tiny import tiny_arguments
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(900)]
@@ -36,19 +36,19 @@ def undisturbed(tmp_path_factory) -> Search:
 
 @pytest.fixture
 def search(tmp_path, undisturbed) -> Search:
-    """The same search, pretrained, in a folder of its own."""
+    """The same search in its own folder, already pretrained."""
     return Search(tmp_path, pretrained=undisturbed.folder)
 
 
 @pytest.fixture
 def equal(undisturbed, search, reliability, request) -> Callable[[], None]:
-    """To be called at the end: the search found the same; a line of the table says so."""
+    """Return a function to call at the end: it compares the outcomes and adds a line to the table."""
 
     def check() -> None:
-        mine, theirs = search.outcome(), undisturbed.outcome()
-        assert mine.keys() == theirs.keys()
-        for name, value in theirs.items():
-            assert mine[name] == value, name
+        outcome, expected = search.outcome(), undisturbed.outcome()
+        assert outcome.keys() == expected.keys()
+        for name, value in expected.items():
+            assert outcome[name] == value, name
         reliability(request.node, "equal, bit for bit")
 
     return check
@@ -59,21 +59,21 @@ def steps(search: Search) -> list[int]:
 
 
 def under_way(search: Search) -> bool:
-    """The second pack has kept a state of its policy phase."""
+    """Whether the second pack has saved a state of its policy steps."""
     return bool(steps(search)) and steps(search)[-1] >= 60
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """kill -9 of a driver; its Ray ends with it."""
+    """Kill a driver with SIGKILL, and wait until its Ray has ended."""
     workers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
-    gone(workers)
+    wait_until_gone(workers)
 
 
-def test_driver(search, equal):
+def test_killed_driver(search, equal):
     """kill -9 of the driver (`launch/tune.py`)
-    | its work ends; `run.resume=true` continues, also on another machine with the same storage
+    | the search stops; `run.resume=true` continues it, also on another machine with the same storage
     | the steps since each running pack's last report"""
     driver = search.start()
     wait_for(lambda: under_way(search), driver)
@@ -82,7 +82,7 @@ def test_driver(search, equal):
     equal()
 
 
-def test_trial(search, equal):
+def test_killed_trial(search, equal):
     """kill -9 of a trial (a running pack)
     | Ray Tune restarts it, up to `scaling.max_failures` times
     | the steps since its last report"""
@@ -94,12 +94,12 @@ def test_trial(search, equal):
     equal()
 
 
-def test_train_worker(tmp_path, undisturbed, equal, search):
+def test_killed_train_worker(tmp_path, undisturbed, equal, search):
     """kill -9 of a Ray Train worker (during pretraining)
     | Ray Train restarts it, up to `scaling.max_failures` times
     | the steps since its last report"""
-    for artifact in search.folder.glob("shared/pretrained/*"):
-        artifact.unlink()
+    for weights in search.folder.glob("shared/pretrained/*"):
+        weights.unlink()
     driver = search.start()
     log = search.run / "pretraining" / "PointCircle.jsonl"
     wait_for(lambda: read_log(log), driver)
@@ -109,7 +109,7 @@ def test_train_worker(tmp_path, undisturbed, equal, search):
     equal()
 
 
-def test_rollout_actors(search, equal):
+def test_killed_rollout_actors(search, equal):
     """kill -9 of a rollout actor, every two seconds
     | the pool replaces it; the episode is run again and charged to its budget again
     | the running episodes"""
@@ -165,7 +165,7 @@ search(config)
 """
 
 
-def test_raylet(search, equal):
+def test_killed_raylet(search, equal):
     """kill -9 of the raylet of a worker node (or the node itself)
     | its packs and actors restart on other nodes, or when a node joins
     | the steps since their last reports"""
@@ -203,22 +203,21 @@ def test_full_disk(tmp_path, undisturbed, reliability, request):
         assert "Traceback" not in output
         filler.unlink()
         search.resume()
-        mine, theirs = search.outcome(), undisturbed.outcome()
-        assert mine == theirs
+        assert search.outcome() == undisturbed.outcome()
         reliability(request.node, "equal, bit for bit")
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_storage_away(tmp_path, undisturbed, bucket, s3, reliability, request):
+def test_unreachable_object_store(tmp_path, undisturbed, bucket, s3, reliability, request):
     """the object store does not answer for a minute
-    | all processes wait and continue when it is back; after about six minutes workers restart, and finally the search ends
+    | all processes wait and continue when it answers again; after about six minutes workers restart, finally the search ends
     | nothing"""
     search = Search(tmp_path, pretrained=undisturbed.folder)
-    there = [f"run.dir={bucket}/run", f"run.storage={bucket}/shared"]
+    remote = [f"run.dir={bucket}/run", f"run.storage={bucket}/shared"]
     bucket.fs.put(str(tmp_path / "shared"), f"{bucket.path}/shared", recursive=True)
     search.run = bucket / "run"
-    driver = search.start(*there)
+    driver = search.start(*remote)
     wait_for(lambda: under_way(search), driver)
     before = steps(search)
     s3.stop()
@@ -271,24 +270,24 @@ sys.exit(guarded(work))
 """
 
 
-def test_little_memory(search, equal):
+def test_too_little_memory(search, equal):
     """a pack is too large for the GPU's memory
     | it is trained in halves, one after the other, and a message says so
     | the steps since the pack began"""
     output = " ".join(search.finish(search.start(script=LITTLE_MEMORY)).split())
-    assert output.count("4 members are too large for the memory; going on with half of them at a time") == 3
+    assert output.count("4 members are too large for the memory; training half of them at a time") == 3
     equal()
 
 
-def test_damaged_artifact(search, equal):
+def test_damaged_pretrained_weights(search, equal):
     """a file of pretrained weights is truncated to half
-    | it is made again
-    | its pretraining"""
-    [artifact] = search.folder.glob("shared/pretrained/*.safetensors")
-    content = artifact.read_bytes()
-    artifact.write_bytes(content[: len(content) // 2])
+    | it is trained again
+    | the pretraining of that file"""
+    [weights] = search.folder.glob("shared/pretrained/*.safetensors")
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])
     search.finish(search.start())
-    assert artifact.read_bytes() != content[: len(content) // 2]
+    assert weights.read_bytes() != content[: len(content) // 2]
     equal()
 
 
@@ -298,14 +297,14 @@ def trained(folder: Path, name: str, population: str) -> dict[str, bytes]:
     subprocess.run([*command, *arguments], check=True, capture_output=True, timeout=400, cwd=folder)
     policies, meta = load_population(folder / name / "policies" / "PointCircle-population.safetensors")
     assert meta["finite"].count(False) == population.count("1e30")
-    chosen = policies.select([member for member, finite in enumerate(meta["finite"]) if finite])
-    return {str(number): layer.tobytes() for number, layer in enumerate((*chosen.weights, *chosen.biases))}
+    finite = policies.select([member for member, is_finite in enumerate(meta["finite"]) if is_finite])
+    return {str(number): layer.tobytes() for number, layer in enumerate((*finite.weights, *finite.biases))}
 
 
 def test_diverging_member(tmp_path, reliability, request):
     """one member of a population diverges (NaN)
     | it is named and left out (`FAIL` in the study); the others are not affected
     | that member"""
-    with_it = trained(tmp_path, "with", "[{k: 0.5}, {actor_learning_rate: 1e30}, {k: 1.5}]")
-    assert with_it == trained(tmp_path, "without", "[{k: 0.5}, {k: 1.5}]")
+    beside = trained(tmp_path, "with", "[{k: 0.5}, {actor_learning_rate: 1e30}, {k: 1.5}]")
+    assert beside == trained(tmp_path, "without", "[{k: 0.5}, {k: 1.5}]")
     reliability(request.node, "equal for the others, bit for bit")

@@ -1,4 +1,4 @@
-"""Says at the end how many files were tried."""
+"""Report at the end how many files were tested."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def record_fuzz(request) -> Callable[[str, dict[str, int]], None]:
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     counts = config.stash.get(_COUNTS, {})
-    for name, found in counts.items():
-        terminalreporter.write_line(f"fuzz: {name}: {found['refused']} refused, {found['loaded']} loaded")
+    for name, numbers in counts.items():
+        terminalreporter.write_line(f"fuzz: {name}: {numbers['refused']} refused, {numbers['loaded']} loaded")
     if counts:
-        terminalreporter.write_line(f"fuzz: {sum(sum(found.values()) for found in counts.values())} files in all")
+        terminalreporter.write_line(f"fuzz: {sum(sum(numbers.values()) for numbers in counts.values())} files in all")

@@ -1,7 +1,7 @@
-"""Every loader that takes a user's or a downloaded file, with an intact file for it.
+"""Every loader of files from a user or a download, each with an intact file.
 
-Run as a program (`python -m tests.fuzz.targets NAME SEED CASES FOLDER`), since a crash of a C library would end the tests: it
-prints a line per case and, at the end, how many were refused and how many were loaded.
+It runs as a program (`python -m tests.fuzz.targets NAME SEED CASES FOLDER`) because a crash in a C library would end the
+tests. It prints a line per case and at the end the numbers of refused and of loaded files.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Damage = Callable[[bytes, random.Random], bytes]
 
 @dataclass(frozen=True)
 class Target:
-    """make: write an intact file and what belongs to it, and return the one to be damaged; load: what a user's call does."""
+    """make: writes intact files and returns the one to damage; load: loads it like a user's call; damage: damages bytes."""
 
     make: Callable[[Path], Path]
     load: Callable[[Path], Any]
@@ -81,31 +81,31 @@ def _policy(folder: Path) -> Path:
 
 
 def _policy_damage(content: bytes, chance: random.Random) -> bytes:
-    """Bytes, or, under a checksum that fits, the meta and the arrays: a planted file."""
+    """Damage the bytes; or the metadata and the arrays, with a correct checksum, as a hostile file has it."""
     if chance.random() < 0.3:
         return damaged_bytes(content, chance)
     path = Path("planted.safetensors")
     path.write_bytes(content)
     arrays, meta = load_arrays(path)
-    strange = json.loads(
+    damaged_meta = json.loads(
         damaged_json(json.dumps(meta).encode() + b"\n", random.Random(chance.random())).decode("utf-8", "replace")
     )
     name = chance.choice(sorted(arrays))
-    accident = chance.randrange(5)
-    if accident == 0:
+    kind = chance.randrange(5)
+    if kind == 0:
         del arrays[name]
-    elif accident == 1:
+    elif kind == 1:
         arrays[name] = arrays[name].astype(chance.choice(["float64", "int8", "float16", "bool"]))
-    elif accident == 2:
+    elif kind == 2:
         arrays[name] = arrays[name].reshape(-1)[: chance.randrange(arrays[name].size + 1)]
-    save_arrays(path, arrays, strange if isinstance(strange, dict) else {"meta": strange})
+    save_arrays(path, arrays, damaged_meta if isinstance(damaged_meta, dict) else {"meta": damaged_meta})
     return path.read_bytes()
 
 
 def _policy_damage_or_bytes(content: bytes, chance: random.Random) -> bytes:
     try:
         return _policy_damage(content, chance)
-    except (ValueError, TypeError, RecursionError):  # what cannot be written cannot be planted
+    except (ValueError, TypeError, RecursionError):  # such content cannot be written to a file
         return damaged_bytes(content, chance)
 
 
@@ -211,12 +211,12 @@ TARGETS = {
 
 
 def run(target: Target, seed: int, cases: int, folder: Path) -> dict[str, int]:
-    """Every case must end in a load or in one line that names the file, within CASE_S and MEMORY_BYTES, and write nothing."""
+    """Check that every case is loaded or refused with one line that names the file, within the limits, and writes nothing."""
     counts = {"refused": 0, "loaded": 0}
     path = target.make(folder)
     intact = path.read_bytes()
     target.load(path)
-    beside = sorted(folder.rglob("*"))
+    present = sorted(folder.rglob("*"))
     for case in range(seed, seed + cases):
         print("case", case, flush=True)
         content = target.damage(intact, random.Random(case))
@@ -232,8 +232,8 @@ def run(target: Target, seed: int, cases: int, folder: Path) -> dict[str, int]:
         signal.alarm(0)
         assert "\n" not in message, f"more than a line: {message}"
         assert str(path.parent) in message, f"names no file: {message}"
-        left = [file for file in sorted(folder.rglob("*")) if file not in beside and file.name != "s.journal.lock"]
-        assert not left, left
+        new = [file for file in sorted(folder.rglob("*")) if file not in present and file.name != "s.journal.lock"]
+        assert not new, new
     return counts
 
 

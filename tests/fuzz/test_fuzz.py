@@ -1,6 +1,6 @@
-"""Damaged and planted files: each ends in a correct load or in one line that names the file, never in anything else.
+"""Damaged and hostile files: each is loaded correctly or refused with one line that names the file.
 
-CI takes CASES of each kind; `pytest -m nightly tests/fuzz` takes NIGHTLY_CASES, from another seed every day.
+CI tests CASES files of each kind; `pytest -m nightly tests/fuzz` tests NIGHTLY_CASES, with another seed every day.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("ray")  # a search's files are read beside it
+pytest.importorskip("ray")  # the loaders of a search's files import it
 from tests.fuzz.targets import TARGETS
 from tests.helpers.paths import ROOT
 
@@ -32,7 +32,7 @@ def check(name: str, seed: int, cases: int, folder: Path, timeout: float) -> dic
     return json.loads(last)
 
 
-@pytest.mark.ray  # imports Ray in processes of their own
+@pytest.mark.ray  # the subprocesses import Ray
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_damaged_file_is_loaded_or_refused(tmp_path, name):
@@ -46,6 +46,6 @@ def test_a_damaged_file_is_loaded_or_refused(tmp_path, name):
 @pytest.mark.nightly
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", TARGETS)
-def test_many_damaged_files(tmp_path, name, record_fuzz):
+def test_many_damaged_files_are_loaded_or_refused(tmp_path, name, record_fuzz):
     (tmp_path / "files").mkdir()
     record_fuzz(name, check(name, datetime.date.today().toordinal() * 10_000, NIGHTLY_CASES, tmp_path / "files", 3500))

@@ -44,7 +44,7 @@ def observations(rows: int, seed: int = 1) -> np.ndarray:
 
 
 def reference_actions(population: MLPPolicy, member: int, states: np.ndarray) -> np.ndarray:
-    """An independent implementation in float64: one state and one unit at a time."""
+    """Compute actions with an independent implementation in float64: one state and one unit at a time."""
     actions = []
     for state in states.astype(np.float64):
         x = [(state[i] - population.observation_mean[i]) / population.observation_std[i] for i in range(S)]
@@ -63,8 +63,8 @@ def saved(tmp_path):
     return population, tmp_path / "policy.safetensors"
 
 
-def test_actions_are_the_networks(saved):
-    """Fault: tanh in every layer, no standardisation, or the wrong member."""
+def test_actions_equal_those_of_a_reference_implementation(saved):
+    """Fault: use tanh in every layer, skip the standardisation, or take the wrong member."""
     population, path = saved
     states = observations(7)
     policy = load_policy(path)
@@ -76,7 +76,7 @@ def test_actions_are_the_networks(saved):
         np.testing.assert_allclose(everyone[member], reference_actions(population, member, states), atol=2e-6)
 
 
-def test_shapes_in_and_out(saved):
+def test_shapes_of_observations_and_actions(saved):
     policy = load_policy(saved[1])
     assert policy.act(observations(1)[0]).shape == (A,)
     assert policy.act(observations(4)).shape == (4, A)
@@ -98,8 +98,8 @@ def test_other_shapes_are_refused(saved, shape):
     first=st.integers(0, 39),
     hidden=st.sampled_from([(64, 48), (256, 256), (33, 77)]),
 )
-def test_a_row_acts_alone_as_among_others_to_the_last_bit(rows, seed, first, hidden):
-    """Fault: one matrix product for all rows, whose blocking depends on their number."""
+def test_the_action_for_a_row_does_not_depend_on_other_rows(rows, seed, first, hidden):
+    """The actions are equal bit for bit. Fault: one matrix product for all rows, whose blocking depends on their number."""
     population = make_population(2, hidden)
     states = observations(rows, seed)
     many = population.act(np.stack([states, states]))
@@ -111,9 +111,9 @@ def test_a_row_acts_alone_as_among_others_to_the_last_bit(rows, seed, first, hid
 
 
 def test_actions_do_not_depend_on_the_number_of_threads():
-    """A rollout actor has one thread, a process that calls `evaluate` has one per core. Fault: products of blocks of 4 rows.
+    """A rollout actor has one thread, a process that calls `evaluate` one per core. Fault: multiply blocks of 4 rows.
 
-    OpenBLAS's kernel for Haswell and Zen shows this fault; a machine without that kernel uses its default.
+    OpenBLAS's kernel for Haswell and Zen shows this fault; a machine without that kernel uses its default kernel.
     """
     code = (
         "import numpy as np; from tests.policy.test_policy import *; "
@@ -133,8 +133,8 @@ def test_actions_do_not_depend_on_the_number_of_threads():
     assert len(printed) == 1
 
 
-def test_a_perturbed_policy_is_stored_by_the_names_of_every_release(tmp_path):
-    """A file written array by array loads, acts as computed here, and is saved with the same names. Fault: rename an array."""
+def test_a_perturbed_policy_has_the_array_names_of_all_releases(tmp_path):
+    """A file written array by array loads, acts as computed here and is saved with the same names. Fault: rename an array."""
     rng = np.random.default_rng(0)
     shapes = {"layers.0.weight": (S, A), "layers.0.bias": (A,)}
     shapes |= {"perturbation.layers.0.weight": (S + A, A), "perturbation.layers.0.bias": (A,)}
@@ -161,7 +161,7 @@ def test_select_takes_members_in_order():
     np.testing.assert_array_equal(chosen.act(states[:3]), population.act(states)[[2, 0, 2]])
 
 
-def test_finite_names_the_sound_members():
+def test_finite_is_false_for_members_with_nan_or_inf():
     population = make_population(4)
     population.weights[1][2, 0, 0] = np.nan
     population.biases[0][0, 1] = np.inf
@@ -177,7 +177,7 @@ def test_a_population_round_trips(tmp_path):
     assert meta["finite"] == [True] * 3
 
 
-def test_a_runs_directory_stands_for_its_winner_or_first_member(saved, tmp_path):
+def test_the_directory_of_a_run_loads_its_winner_or_first_member(saved, tmp_path):
     population, _ = saved
     for member, name in enumerate(("first", "second")):
         population.save(tmp_path / "policies" / f"{name}.safetensors", member, {})
@@ -198,7 +198,7 @@ def test_a_runs_directory_stands_for_its_winner_or_first_member(saved, tmp_path)
 
 
 def test_a_run_of_several_tasks_has_no_single_policy(saved, tmp_path):
-    """The message names the policy of each task, a winner before any other. Fault: the first row of the first task."""
+    """The message names one policy per task, winners first. Fault: load the first row of the first task."""
     rows = [
         {"task": task, "selection": selection, "policy": f"policies/{task}-{selection}.safetensors"}
         for selection in ("last", "search_winner")
@@ -213,16 +213,14 @@ def test_a_run_of_several_tasks_has_no_single_policy(saved, tmp_path):
 
 
 def test_an_unfinished_run_says_so(tmp_path):
-    """Fault: "cannot be read as JSON ([Errno 2] …)"."""
-    assert refusal(tmp_path) == (
-        f"{tmp_path}: no finished run is there (results.json is missing); resume it or name a policy file"
-    )
+    """Fault: the message is "cannot be read as JSON ([Errno 2] …)"."""
+    assert refusal(tmp_path) == (f"{tmp_path}: not a finished run (results.json is missing); resume it or name a policy file")
     with pytest.raises(UserError, match="resume it or name a policy file"):
         load_entries([str(tmp_path)])
 
 
-def test_loading_a_runs_policy_imports_numpy_and_safetensors_alone(saved, tmp_path):
-    """Fault: read results.json through a module that knows the configuration, or schema.py at run time."""
+def test_loading_the_policy_of_a_run_imports_only_numpy_and_safetensors(saved, tmp_path):
+    """Fault: read results.json in a module that imports the configuration, or import schema.py at run time."""
     population, _ = saved
     population.save(tmp_path / "policies" / "p.safetensors", 0, {})
     row = {"task": "T", "selection": "last", "policy": "policies/p.safetensors"}
@@ -241,8 +239,8 @@ def test_loading_a_runs_policy_imports_numpy_and_safetensors_alone(saved, tmp_pa
 @pytest.mark.parametrize(
     "name", ["../p.safetensors", "/etc/passwd", "policies/../../p", "s3://b/p", "", ".", "a\0b", "\ud800", "x" * 256, 3, None]
 )
-def test_a_run_names_its_own_files_alone(saved, tmp_path, name):
-    """Fault: join whatever results.json says to the run's folder."""
+def test_results_may_only_name_files_of_their_run(saved, tmp_path, name):
+    """Fault: join any name in results.json to the folder of the run."""
     write_json(
         tmp_path / "results.json", {"schema": 1, "run": {}, "rows": [{"task": "T", "selection": "last", "policy": name}]}
     )
@@ -260,14 +258,14 @@ def refusal(path: Path, load=load_policy) -> str:
     return message
 
 
-def test_the_two_kinds_of_file_are_told_apart(saved, tmp_path):
+def test_policy_and_population_files_are_distinguished(saved, tmp_path):
     population, path = saved
     population.save_population(tmp_path / "p.safetensors", {})
     assert "policy_schema is None" in refusal(tmp_path / "p.safetensors")
     assert "population_schema is None" in refusal(path, load_population)
 
 
-def test_missing_and_foreign_files(tmp_path):
+def test_missing_and_other_files_are_refused(tmp_path):
     refusal(tmp_path / "absent.safetensors")
     with pytest.raises(UserError, match=r"results\.json"):
         load_policy(tmp_path)
@@ -284,8 +282,8 @@ def test_missing_and_foreign_files(tmp_path):
         "width", "members of bias", "observation size", "std size", "scalar bias",
     ],
 )  # fmt: skip
-def test_hostile_contents_with_a_right_checksum(saved, fault):
-    """Each is refused when the file is loaded, not only when the policy acts."""
+def test_wrong_contents_with_a_correct_checksum_are_refused(saved, fault):
+    """The file is refused when it is loaded, not when the policy acts."""
     _, path = saved
     arrays, meta = load_arrays(path)
     if fault == "schema":
@@ -319,8 +317,8 @@ def test_hostile_contents_with_a_right_checksum(saved, fault):
     refusal(path)
 
 
-def test_a_policy_acts_where_torch_and_ray_cannot_be_imported(saved):
-    """In a fresh interpreter that refuses both; it imports no simulator and no HDF5. Fault: import torch in policy/."""
+def test_a_policy_acts_without_torch_and_ray(saved):
+    """A new interpreter refuses both imports; no simulator and no HDF5 is imported. Fault: import torch in policy/."""
     _, path = saved
     np.save(path.with_name("states.npy"), observations(6))
     code = """
@@ -344,7 +342,7 @@ def test_a_policy_acts_where_torch_and_ray_cannot_be_imported(saved):
     assert done.stdout == f"[] float32 {expected.tobytes().hex()}\n"
 
 
-def test_members_that_disagree_in_number_are_refused(tmp_path):
+def test_arrays_with_different_numbers_of_members_are_refused(tmp_path):
     make_population(3).save_population(tmp_path / "p.safetensors", {})
     arrays, meta = load_arrays(tmp_path / "p.safetensors")
     save_arrays(tmp_path / "p.safetensors", arrays | {"layers.1.bias": arrays["layers.1.bias"][:1]}, meta)

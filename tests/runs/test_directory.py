@@ -1,4 +1,4 @@
-"""Run directories: never overwritten, never mixed up; and the metrics log through restarts and half-written lines."""
+"""Run directories are never overwritten or mixed up; the metrics log survives restarts and half-written lines."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def test_a_new_run_holds_its_resolved_settings(tmp_path):
     assert load_config([str(run.config)]) == load_config([f"run.dir={run.path}", "member.k=3.5"])
 
 
-def test_an_empty_folder_is_taken(tmp_path):
+def test_an_empty_folder_is_accepted(tmp_path):
     assert prepare(tmp_path).config.exists()
 
 
-def test_without_a_name_the_task_names_the_run(tmp_path, monkeypatch):
+def test_a_run_without_run_dir_is_named_after_its_task(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = RunDirectory.prepare(load_config(["task.name=HopperVelocity"]))
     assert run.path.parent == tmp_path / "runs"
@@ -54,7 +54,7 @@ def test_without_a_name_the_task_names_the_run(tmp_path, monkeypatch):
 
 
 def test_a_finished_run_is_refused_even_with_resume(tmp_path):
-    """Fault: look for results.json only without resume."""
+    """Fault: check for results.json only without run.resume."""
     run = prepare(tmp_path / "run")
     write_json(run.results, {"rows": []})
     before = content(run.path)
@@ -77,12 +77,12 @@ def test_an_unfinished_run_needs_resume(tmp_path):
     prepare(run.path, "run.resume=true")
 
 
-def test_resuming_a_run_that_never_began_begins_it(tmp_path):
+def test_resuming_a_run_that_does_not_exist_starts_it(tmp_path):
     assert prepare(tmp_path / "run", "run.resume=true").config.exists()
 
 
-def test_other_settings_are_refused_by_name(tmp_path):
-    """Fault: compare one level of the tree, or only the keys of one side."""
+def test_changed_settings_are_refused_and_named(tmp_path):
+    """Fault: compare only the first level of the tree, or only the keys of one side."""
     run = prepare(tmp_path / "run", "member.k=1", "search.space={k: {low: 0.0, high: 1.0}}")
     before = content(run.path)
     space = "search.space={k: {low: 0.0, high: 2.0}, alpha: {choices: [0.0, 1.0]}}"
@@ -94,7 +94,7 @@ def test_other_settings_are_refused_by_name(tmp_path):
     assert refusal(run.path, "run.resume=true", space).count("member.k") == 1
 
 
-def test_settings_that_are_gone_are_named_too(tmp_path):
+def test_removed_settings_are_named_too(tmp_path):
     run = prepare(tmp_path / "run", "search.space={k: {choices: [1]}, alpha: {choices: [2]}}")
     assert "search.space.alpha.choices" in refusal(run.path, "run.resume=true", "search.space={k: {choices: [1]}}")
 
@@ -106,7 +106,7 @@ def test_damaged_settings_are_refused(tmp_path, text):
     assert str(run.config) in refusal(run.path, "run.resume=true")
 
 
-def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
+def test_a_folder_of_other_files_is_refused_and_not_changed(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of it")
     for overrides in ((), ("run.resume=true",)):
         assert "not empty" in refusal(tmp_path, *overrides)
@@ -114,7 +114,7 @@ def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
 
 
 def test_paths_that_cannot_be_written_are_refused(tmp_path):
-    """Fault: look at the path outside of the `try`."""
+    """Fault: test the path outside the `try`."""
     (tmp_path / "file").write_text("a file")
     for name in ("file", "file/below", "x" * 300, "x" * 300 + "/below"):
         assert "cannot be written" in refusal(tmp_path / name)
@@ -122,14 +122,14 @@ def test_paths_that_cannot_be_written_are_refused(tmp_path):
 
 
 def test_a_folder_without_permission_is_refused(tmp_path):
-    """Root may write anywhere, so that a read-only file system stands in for it."""
+    """Root can write anywhere, so for root the folder is in a read-only file system."""
     target = Path("/proc/drcorl") if os.geteuid() == 0 else tmp_path / "locked" / "run"
     if os.geteuid() != 0:
         target.parent.mkdir(mode=0o500)
     assert "cannot be written" in refusal(target)
 
 
-def test_read_results(tmp_path):
+def test_read_results_refuses_missing_damaged_and_other_files(tmp_path):
     with pytest.raises(UserError, match=r"results\.json is missing"):
         read_results(tmp_path)
     results = {"schema": 1, "run": {}, "rows": [1]}
@@ -152,7 +152,7 @@ def values(path: Path, stage: str = "extract") -> list[tuple[int, float]]:
     return [(line["step"], line["metrics"]["x"][0]) for line in read_log(path) if line["stage"] == stage]
 
 
-def test_a_line_says_what_it_is(tmp_path):
+def test_a_line_has_task_stage_steps_and_metrics(tmp_path):
     path = tmp_path / "deep" / "metrics.jsonl"
     log(path).write(20, {"b": np.array([1.5, np.nan, np.inf, -np.inf], np.float32), "a": np.array([1, 2])})
     expected = {
@@ -168,7 +168,7 @@ def test_a_line_says_what_it_is(tmp_path):
 
 
 def test_a_repeated_report_replaces_its_first_version(tmp_path):
-    """Restarted from step 20: what came later is written anew; other stages and tasks stay. Fault: append only."""
+    """After a restart from step 20 later lines are replaced; other stages and tasks are kept. Fault: only append."""
     path = tmp_path / "metrics.jsonl"
     first = log(path, "pretrain")
     first.write(50, {"x": np.array([7.0])})
@@ -180,15 +180,15 @@ def test_a_repeated_report_replaces_its_first_version(tmp_path):
     assert values(path)[:2] == [(10, 10.0), (20, 20.0)]
     for step in (30, 40, 50):
         again.write(step, {"x": np.array([-step])})
-    mine = [pair for pair in values(path) if pair != (40, 9.0)]
-    assert mine == [(10, 10.0), (20, 20.0), (30, -30.0), (40, -40.0), (50, -50.0)]
+    first_task = [pair for pair in values(path) if pair != (40, 9.0)]
+    assert first_task == [(10, 10.0), (20, 20.0), (30, -30.0), (40, -40.0), (50, -50.0)]
     assert (40, 9.0) in values(path)
     assert values(path, "pretrain") == [(50, 7.0)]
 
 
 @pytest.mark.parametrize("from_step", [20, 10])
 def test_a_half_written_line_is_ignored_and_does_not_spoil_the_next(tmp_path, from_step):
-    """A kill in the middle of a write, at every byte. Fault: rewrite the log only when a whole line is dropped."""
+    """The writer is killed at every byte of a line. Fault: rewrite the log only when a whole line is dropped."""
     path, whole = tmp_path / "metrics.jsonl", tmp_path / "whole.jsonl"
     writer = log(whole)
     for step in (10, 20):
@@ -205,7 +205,7 @@ def test_a_half_written_line_is_ignored_and_does_not_spoil_the_next(tmp_path, fr
         assert values(path) == kept + [(step, -float(step)) for step in range(from_step + 10, 40, 10)]
 
 
-def test_no_log_is_an_empty_log(tmp_path):
+def test_a_missing_log_is_read_as_an_empty_one(tmp_path):
     assert read_log(tmp_path / "metrics.jsonl") == []
     (tmp_path / "metrics.jsonl").write_text('{"half": ')
     assert read_log(tmp_path / "metrics.jsonl") == []
@@ -224,17 +224,17 @@ def test_logs_of_packs_are_found(tmp_path):
     ]
 
 
-def test_two_processes_do_not_work_on_one_run(tmp_path):
-    """Nor does one that was killed keep the next one out. Fault: no lock."""
+def test_two_processes_cannot_work_on_one_run(tmp_path):
+    """A killed process releases the run. Fault: no lock."""
     run = RunDirectory(tmp_path)
     script = (
         f"from pathlib import Path\nfrom drcorl_ray.runs.directory import RunDirectory\nimport time\n"
-        f"with RunDirectory(Path({str(tmp_path)!r})).locked():\n    print('at work', flush=True)\n    time.sleep(100)"
+        f"with RunDirectory(Path({str(tmp_path)!r})).locked():\n    print('locked', flush=True)\n    time.sleep(100)"
     )
     other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None
-    assert other.stdout.readline() == "at work\n"
-    with pytest.raises(UserError, match="another process is at work on this run"), run.locked():
+    assert other.stdout.readline() == "locked\n"
+    with pytest.raises(UserError, match="another process is working on this run"), run.locked():
         pass
     other.kill()
     other.communicate()
@@ -243,8 +243,8 @@ def test_two_processes_do_not_work_on_one_run(tmp_path):
 
 
 @pytest.mark.parametrize("number", [-1, 2**63, 10**400, 1.5, True, None])
-def test_a_report_counts_in_steps(tmp_path, number):
-    """Fault: any integer; a division by the largest of them overflows."""
+def test_steps_that_are_no_step_count_are_refused(tmp_path, number):
+    """Fault: accept any integer; a division by a very large one overflows."""
     path = tmp_path / "metrics.jsonl"
     for name in ("step", "total_steps"):
         line = {"task": "A", "stage": "extract", "step": 1, "total_steps": 2, "seconds": 0.1, "metrics": {}}

@@ -1,4 +1,4 @@
-"""What a user sees of a run: a line a report in a pipe, one bar a stage on a terminal, notes in both."""
+"""Console output of a run: a line per report in a pipe, a bar per stage on a terminal, notes in both."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def screen(request, monkeypatch) -> Console:
 
 
 def reports(path: Path, stage: str, steps: list[int], seconds: float) -> None:
-    """Reports that took `seconds` each, written behind those that are there."""
+    """Append reports to the log, and set the time of every report to `seconds`."""
     log = MetricsLog(path, "Hopper", stage, 100, 100)
     for step in steps:
         log.write(step, {"adaptation/cost_estimate": np.array([1.0, 2.0])})
@@ -35,8 +35,8 @@ def reports(path: Path, stage: str, steps: list[int], seconds: float) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_reports_and_notes(tmp_path, screen):
-    """Fault: print what a resumed run had reported long ago line by line, or take the time since the start for a report's."""
+def test_new_reports_and_notes_are_shown(tmp_path, screen):
+    """Fault: print every old report of a resumed run, or use the time since the start as the time of a report."""
     run, logged = RunDirectory(tmp_path), []
     run.note("an old note")
     reports(run.metrics, "pretrain", [50, 100], 3.0)

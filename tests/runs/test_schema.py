@@ -1,4 +1,4 @@
-"""results.json as types, the scores of a row by hand, and results of an earlier release that still can be read."""
+"""Types of results.json, the scores of a row by hand, and results of an early release that can still be read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FIXED = {
 }  # fmt: skip
 
 
-def test_the_columns_that_every_row_has():
+def test_every_row_has_the_fixed_columns():
     assert Row.__required_keys__ == FIXED | {"length_mean"}
     assert EvaluatedRow.__required_keys__ == Row.__required_keys__ | {
         "name", "safe", "return_range", "seeds", "returns", "costs", "lengths",
@@ -31,7 +31,7 @@ def test_the_columns_that_every_row_has():
 
 
 def test_scores_by_hand():
-    """Two episodes. Faults: n - 1; the dataset's minimum forgotten; Eq. 26's 0.1 forgotten."""
+    """Scores of two episodes. Faults: divide by n - 1; omit the minimum return of the dataset; omit the 0.1 of Eq. 26."""
     scores = row_scores(np.array([2.0, 6.0]), np.array([3.0, 12.0]), np.array([200, 101]), 9.9, (-2.0, 18.0))
     assert list(scores) == [
         "episodes", "reward_mean", "reward_std", "cost_mean", "cost_std", "length_mean", "normalized_reward",
@@ -56,7 +56,7 @@ def test_without_a_return_range_there_is_no_normalised_reward():
     assert scores["normalized_cost"] == pytest.approx(10.0)
 
 
-# As the first releases wrote it: no `baseline`, no `numbers` or `modes`, no data_episodes, no inference_times.
+# As early releases wrote it: no `baseline`, no `numbers` or `modes`, no data_episodes, no inference_times.
 EARLY = """{"schema": 1, "run": {"commit": "abc", "versions": {"python": "3.11.2"}, "wall_s": 12.5,
 "argv": ["launch/train.py"], "machine": {"cpus": 2, "processor": "x86_64", "gpus": []},
 "curves": [{"task": "PointCircle", "steps": [10, 20], "normalized_reward": [[0.1, null]], "normalized_cost": [[2.0, 0.5]]}],
@@ -75,7 +75,7 @@ EARLY = """{"schema": 1, "run": {"commit": "abc", "versions": {"python": "3.11.2
 "normalized_reward": 0.6, "normalized_cost": 2.0, "policy": "policies/PointCircle-cpq.safetensors"}]}"""
 
 
-def test_results_of_an_earlier_release_are_read_reported_and_loaded(tmp_path):
+def test_results_of_an_early_release_are_read_reported_and_loaded(tmp_path):
     policy = random_policy(8, 2)
     (tmp_path / "policies").mkdir()
     policy.save(tmp_path / "policies" / "PointCircle-drcorl-000.safetensors", 0, {})

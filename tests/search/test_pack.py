@@ -1,4 +1,4 @@
-"""A pack by itself, without Tune: killed, damaged, or too large for the memory, it leaves what an undisturbed one leaves."""
+"""Packs trained without Tune: a killed, damaged or too large pack writes the same results as an undisturbed one."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from drcorl_ray.method.learner import Learner
 from drcorl_ray.method.replay import Replay
 from drcorl_ray.method.runner import Runner
 from drcorl_ray.runs.directory import RunDirectory
+from drcorl_ray.runs.folders import TrainingFolder
 from drcorl_ray.runs.metrics_log import read_log
 from drcorl_ray.search.pack import PackTrainer
 from drcorl_ray.search.plan import SearchPlan
@@ -40,7 +41,7 @@ SETTINGS = [
 
 @dataclasses.dataclass(frozen=True)
 class SmallMemory(PackTrainer):
-    """A machine on which no more than `largest` members can be trained at once, from the second step on."""
+    """A machine on which at most `largest` members can be trained at once, from the second step on."""
 
     largest: int = 1000
 
@@ -58,40 +59,40 @@ class SmallMemory(PackTrainer):
 
 
 class Search:
-    """A search of six members by halving, whose packs are trained in this process, one after another."""
+    """A search of six members with successive halving; its packs are trained in this process, one after another."""
 
     def __init__(self, folder: Path, largest: int = 1000) -> None:
         config = tiny_config(folder, *SETTINGS)
         pretrain_beforehand(config)
         data = TaskData.open(task_store("PointCircle", config.data, config.run))
-        artifact = pretrained_path(config.run.storage_folder, data, config.pretrain, 0)
+        weights = pretrained_path(config.run.storage_folder, data, config.pretrain, 0)
         self.run = RunDirectory.prepare(config)
         stores = {"PointCircle": (data.task, data.store)}
-        self.trainer = SmallMemory(config, self.run, stores, {"PointCircle": (artifact,)}, largest)
+        self.trainer = SmallMemory(config, self.run, stores, {"PointCircle": (weights,)}, largest)
         [(study, judges)] = open_studies(config, self.run, ["PointCircle"])
         self.plan = SearchPlan(study, self.run, judges, stops(config), 6)
 
-    def step(self, report=lambda step: None) -> Path:
-        """Train the next pack; its folder."""
+    def step(self, report=lambda step: None) -> TrainingFolder:
+        """Train the next pack and return its folder."""
         pack, task = self.plan.jobs()[0]
         self.trainer(pack.study, pack.number, task, report)
         return self.plan.folder(pack.number).task(task)
 
     def outcome(self) -> dict[str, object]:
-        """Everything the packs left that a search goes on with or shows."""
-        found: dict[str, object] = {}
+        """Return everything that the packs wrote and that a search reads or reports."""
+        outcome: dict[str, object] = {}
         for folder in sorted((self.run.path / "packs").glob("*/PointCircle")):
-            name, judged = folder.parent.name, read_json(folder / "result.json")
-            found[name] = [judged["members"], judged["seeds"]]
+            name, result = folder.parent.name, read_json(folder / "result.json")
+            outcome[name] = [result["members"], result["seeds"]]
             populations = [
                 folder / "population.safetensors",
                 *sorted(self.run.curve(f"{name}/PointCircle", 0).parent.glob("*.safetensors")),
             ]
             for file in populations:
                 arrays, meta = load_arrays(file)
-                found[f"{name} {file.name}"] = {key: array.tobytes() for key, array in arrays.items()}, meta
-            found[f"{name} log"] = [(line["step"], line["metrics"]) for line in read_log(folder / "metrics.jsonl")]
-        return found
+                outcome[f"{name} {file.name}"] = {key: array.tobytes() for key, array in arrays.items()}, meta
+            outcome[f"{name} log"] = [(line["step"], line["metrics"]) for line in read_log(folder / "metrics.jsonl")]
+        return outcome
 
 
 @pytest.fixture(scope="module")
@@ -106,20 +107,20 @@ def undisturbed(tmp_path_factory, session_cluster) -> dict[str, object]:
 
 @pytest.mark.parametrize("largest", [4, 1])
 def test_a_pack_too_large_for_the_memory_is_trained_in_halves(tmp_path, undisturbed, largest):
-    """Six members where four fit: 3 + 3; where one fits: 2 + 1 twice, and each two 1 + 1. Then the best three of them."""
+    """If four members fit, six are trained as 3 + 3; if one fits, as 2 + 1 twice, each 2 as 1 + 1. Three survive."""
     search = Search(tmp_path, largest)
     first, second = search.step(), search.step()
     assert search.outcome() == undisturbed
     assert search.plan.jobs() == []
     notes = search.run.notes.read_text().splitlines()
-    assert "PointCircle pack 0: 6 members are too large for the memory; going on with half of them at a time" in notes[0]
+    assert "PointCircle pack 0: 6 members are too large for the memory; training half of them at a time" in notes[0]
     assert len(notes) == {4: 1, 1: 5}[largest] + {4: 0, 1: 2}[largest]
     assert not list((search.run.path / "packs").rglob("state*"))
     assert (first.path / "first-half").is_dir()
     assert (second.path / "first-half").is_dir() == (largest == 1)
 
 
-def test_one_member_too_large_for_the_memory_is_named(tmp_path):
+def test_one_member_too_large_for_the_memory_is_a_user_error(tmp_path):
     search = Search(tmp_path, largest=0)
     with pytest.raises(
         UserError, match=r"PointCircle pack 0: one member is too large for the memory; lower extract.batch_size"
@@ -128,8 +129,8 @@ def test_one_member_too_large_for_the_memory_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("largest", [1000, 4])
-def test_damaged_states_of_packs_cost_time_alone(tmp_path, undisturbed, largest):
-    """The newest of a pack under way, killed in its second half; later that of a pack whose survivors go on."""
+def test_damaged_states_of_packs_do_not_change_the_result(tmp_path, undisturbed, largest):
+    """Damage the newest state of a pack that is killed half-way, then that of a finished pack whose survivors continue."""
     search = Search(tmp_path, largest)
 
     class Killed(BaseException):
@@ -150,5 +151,5 @@ def test_damaged_states_of_packs_cost_time_alone(tmp_path, undisturbed, largest)
     search.step()
     assert search.outcome() == undisturbed
     notes = [line for line in search.run.notes.read_text().splitlines() if "members are too large" not in line]
-    going_on = [note.rsplit("; ")[-1] for note in notes]
-    assert going_on == ["going on from step 20", "made again", *(["going on from step 40"] if largest == 1000 else [])]
+    resumed = [note.rsplit("; ")[-1] for note in notes]
+    assert resumed == ["going on from step 20", "trained again", *(["going on from step 40"] if largest == 1000 else [])]

@@ -46,8 +46,8 @@ def _again(plan, folder):
     return run(make_plan(folder, plan.study.settings), by_k)
 
 
-def test_what_is_asked_does_not_depend_on_which_pack_finishes_first(tmp_path):
-    """Fault: tell results as they come in."""
+def test_suggestions_do_not_depend_on_which_pack_finishes_first(tmp_path):
+    """Fault: tell results to Optuna in the order in which packs finish."""
     packs = []
     for last_first in (False, True):
         plan = make_plan(tmp_path / str(last_first), settings(configurations=40, rungs=[0.5]), stops=(50, 100))
@@ -57,7 +57,7 @@ def test_what_is_asked_does_not_depend_on_which_pack_finishes_first(tmp_path):
 
 
 def test_successive_halving_by_hand(tmp_path):
-    """Packs of 4, a third of them survives (rounded up), survivors wait until a pack is full, the rest goes on at the end."""
+    """A third of each pack of 4 survives (rounded up); survivors wait for a full pack; the last ones continue at the end."""
     plan = make_plan(tmp_path, settings(configurations=10, concurrent_packs=1, reduction_factor=3), stops=(40, 100))
     rewards = [5, 9, 1, 2, 8, 7, 3, 4, 0, 6]
     points = {tuple(plan.study.ask(number).items()): reward for number, reward in enumerate(rewards)}
@@ -72,19 +72,19 @@ def test_successive_halving_by_hand(tmp_path):
     trials = plan.study.optuna.get_trials()
     assert {trial.number for trial in trials if trial.state == TrialState.PRUNED} == stopped
     assert [trial.user_attrs["member_steps"] for trial in trials] == [40 if n in stopped else 100 for n in range(10)]
-    assert list(tmp_path.rglob("state*")) == []  # nobody needs a state any more
+    assert list(tmp_path.rglob("state*")) == []  # no state is needed any more
     assert read_json(plan.folder(0).outcomes) == {"0": "goes on", "1": "goes on", "2": "stopped", "3": "stopped"}
     assert read_json(plan.folder(2).outcomes) == dict.fromkeys("0145", "complete")
 
 
-def test_the_unsafe_are_stopped_before_the_poor(tmp_path):
+def test_unsafe_members_are_stopped_before_members_of_low_reward(tmp_path):
     plan = make_plan(tmp_path, settings(configurations=4), stops=(50, 100))
     costs = {tuple(plan.study.ask(n).items()): cost for n, cost in enumerate([0.5, 3.0, 1.1, 0.9])}
     done = run(plan, lambda params, task: Score(costs[tuple(params.items())], costs[tuple(params.items())]))
-    assert numbers(pack for pack, _ in done)[-1] == [0, 3]  # the unsafe had the higher rewards
+    assert numbers(pack for pack, _ in done)[-1] == [0, 3]  # the unsafe members had higher rewards
 
 
-def test_a_member_that_is_not_finite_fails_alone(tmp_path):
+def test_only_the_member_that_is_not_finite_fails(tmp_path):
     plan = make_plan(tmp_path, settings(configurations=4), stops=(50, 100))
     lost = tuple(plan.study.ask(2).items()) if plan.study.ask(0) and plan.study.ask(1) else ()
     run(plan, lambda params, task: Score(None, None) if tuple(params.items()) == lost else by_k(params, task))
@@ -92,15 +92,15 @@ def test_a_member_that_is_not_finite_fails_alone(tmp_path):
     assert states(plan.study)[2] == TrialState.FAIL
 
 
-def test_shared_configurations_are_judged_on_all_tasks(tmp_path):
-    """Mean reward, worst cost; lost on one task is lost."""
+def test_shared_configurations_are_scored_on_all_tasks(tmp_path):
+    """The score is the mean reward and the largest cost; a configuration that is lost on one task is lost."""
     plan = make_plan(tmp_path, settings(configurations=3, members_per_pack=3), tasks=("a", "b"))
     scores = {
         "a": [Score(0.2, 0.1), Score(0.9, 0.5), Score(0.5, 0.5)],
         "b": [Score(0.4, 0.3), Score(0.9, 1.5), Score(None, None)],
     }
-    place = {tuple(plan.study.ask(n).items()): n for n in range(3)}
-    done = run(plan, lambda params, task: scores[task][place[tuple(params.items())]])
+    index = {tuple(plan.study.ask(n).items()): n for n in range(3)}
+    done = run(plan, lambda params, task: scores[task][index[tuple(params.items())]])
     assert [task for _, task in done] == ["a", "b"]
     trials = plan.study.optuna.get_trials()
     assert [trial.value for trial in trials] == pytest.approx([0.3, 0.9, None])
@@ -110,7 +110,7 @@ def test_shared_configurations_are_judged_on_all_tasks(tmp_path):
 
 @pytest.mark.parametrize("concurrent", [1, 3])
 def test_a_search_killed_after_every_result_asks_and_tells_the_same(tmp_path, concurrent):
-    """Each session does one job and dies; every other one dies while it tells its results. Fault: tell twice, ask anew."""
+    """Each session does one job and is killed, every second one while it tells results. Fault: tell twice, or ask again."""
     changes = {"configurations": 26, "concurrent_packs": concurrent, "rungs": [0.5]}
     straight = make_plan(tmp_path / "straight", settings(**changes), stops=(50, 100))
     expected = run(straight, by_k)
@@ -130,14 +130,14 @@ def test_a_search_killed_after_every_result_asks_and_tells_the_same(tmp_path, co
 
 
 def _die_while_telling(plan) -> None:
-    """Between "told Optuna" and "saved": the first configuration of a pack is told, the others are not."""
-    told = []
+    """Kill the plan after the first configuration of a pack was told to Optuna and before the others were."""
+    calls = []
     tell = plan.study.tell
 
     def dying(*arguments, **named):
-        if told:
+        if calls:
             raise KeyboardInterrupt
-        told.append(tell(*arguments, **named))
+        calls.append(tell(*arguments, **named))
 
     plan.study.tell = dying
     with suppress(KeyboardInterrupt):
@@ -145,15 +145,15 @@ def _die_while_telling(plan) -> None:
 
 
 def test_a_resumed_search_with_other_tasks_is_refused(tmp_path):
-    """Its packs would hold other members than their results are of. Fault: write the pack's file again."""
+    """Its packs would have other members than their result files. Fault: overwrite the pack's file."""
     run(make_plan(tmp_path, settings(), tasks=("a",)), by_k, trials=1)
-    with pytest.raises(UserError, match="begun with other tasks"):
+    with pytest.raises(UserError, match="started with other tasks"):
         make_plan(tmp_path, settings(), tasks=("a", "b")).jobs()
     assert len(make_plan(tmp_path, settings(), tasks=("a",)).jobs()) == 2
 
 
 def planted(params: dict, task: str) -> Score:
-    """The reward rises with k and falls with β's distance from .06; safe below k = 2.5: the best safe point is (2.5, .06)."""
+    """Reward rises with k and falls with the distance of β from 0.06; k ≤ 2.5 is safe; the best safe point is (2.5, 0.06)."""
     reward = params["k"] / 4.0 - 40.0 * (params["beta_0"] - 0.06) ** 2 * 25.0
     return Score(reward, params["k"] / 2.5)
 
@@ -174,24 +174,24 @@ def search_planted(folder, seed: int, objective) -> dict:
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [range(5), pytest.param(range(5, 20), marks=pytest.mark.nightly)])
 def test_the_planted_best_safe_point_is_found(tmp_path, seeds):
-    """A search without the constraint ends at an unsafe point every time."""
+    """The same search without the constraint always ends at an unsafe point."""
     for seed in seeds:
-        found = search_planted(tmp_path / f"constrained-{seed}", seed, planted)
-        assert planted(found, "").cost <= 1, seed
-        assert planted(found, "").reward > BEST_SAFE - 0.1, (seed, found)
+        best = search_planted(tmp_path / f"constrained-{seed}", seed, planted)
+        assert planted(best, "").cost <= 1, seed
+        assert planted(best, "").reward > BEST_SAFE - 0.1, (seed, best)
         blind = search_planted(tmp_path / f"blind-{seed}", seed, unconstrained)
         assert planted(blind, "").cost > 1, seed
 
 
-def test_the_constraint_draws_the_questions_to_the_safe_side(tmp_path):
-    """Not only the ranking: Optuna itself asks mostly safe configurations once it has learnt. Fault: tell no constraint."""
+def test_the_constraint_makes_optuna_suggest_safe_configurations(tmp_path):
+    """At least half of the later suggestions are safe. Fault: tell Optuna no constraint."""
     plan = make_plan(tmp_path, settings(configurations=64, members_per_pack=8))
     run(plan, planted)
     late = [told(plan.study, number) for number in range(32, 64)]
     assert sum(score.cost <= 1 for score in late) >= 16
 
 
-def test_results_are_read_from_disk_alone(tmp_path):
+def test_a_new_plan_reads_the_results_from_disk(tmp_path):
     plan = make_plan(tmp_path, settings(configurations=4))
     [(pack, task)] = plan.jobs()
     answer(plan, pack, task, by_k)

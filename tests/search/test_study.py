@@ -1,4 +1,4 @@
-"""Studies: what is asked, what is told, what wins; conditional spaces; nothing changes where a killed process asked before."""
+"""Studies: suggestions, scores and ranking; conditional spaces; a killed process does not change the suggestions."""
 
 import json
 from wsgiref.util import setup_testing_defaults
@@ -47,19 +47,19 @@ def test_first_points_are_cut_to_the_space_and_come_first(tmp_path):
     assert 1e-4 <= second["beta_1"] <= 1e-2  # not given, so it is sampled
 
 
-def test_a_key_is_asked_only_where_it_matters(tmp_path):
+def test_a_key_is_suggested_only_if_its_condition_is_met(tmp_path):
     study = open_study(tmp_path)
-    asked = [study.ask(number) for number in range(30)]
-    assert {params["beta_schedule"] for params in asked} == {"constant", "sqrt", "linear"}
-    assert all(("beta_1" in params) == (params["beta_schedule"] != "constant") for params in asked)
+    suggestions = [study.ask(number) for number in range(30)]
+    assert {params["beta_schedule"] for params in suggestions} == {"constant", "sqrt", "linear"}
+    assert all(("beta_1" in params) == (params["beta_schedule"] != "constant") for params in suggestions)
 
 
 @pytest.mark.parametrize(
     ("kind", "multi_objective"),
     [("tpe", False), ("tpe", True), ("cmaes", False), ("qmc", False), ("qmc", True), ("random", False)],
 )
-def test_a_killed_process_changes_nothing_that_is_asked(tmp_path, kind, multi_objective):
-    """Killed after Optuna made the trial and before its parameters were asked. Fault: ask anew."""
+def test_a_killed_process_does_not_change_the_suggestions(tmp_path, kind, multi_objective):
+    """The process is killed after Optuna created the trial and before it suggested parameters. Fault: ask for a new trial."""
     changes = {"sampler": kind, "multi_objective": multi_objective}
     straight, killed = open_study(tmp_path, "a", **changes), open_study(tmp_path, "b", **changes)
     params = []
@@ -79,8 +79,8 @@ def test_a_killed_process_changes_nothing_that_is_asked(tmp_path, kind, multi_ob
 
 @pytest.mark.parametrize("kind", ["tpe", "cmaes", "qmc", "random"])
 @pytest.mark.parametrize("after", [1, 2])
-def test_a_process_killed_between_two_parameters_changes_nothing_either(tmp_path, monkeypatch, kind, after):
-    """Fault: keep the parameters that are there and draw the others anew."""
+def test_a_process_killed_between_two_parameters_does_not_change_the_suggestions(tmp_path, monkeypatch, kind, after):
+    """Fault: keep the parameters that were suggested and draw only the others again."""
     straight, killed = open_study(tmp_path, "a", sampler=kind), open_study(tmp_path, "b", sampler=kind)
     params = []
     for number in range(20):
@@ -109,16 +109,16 @@ def dying_after(calls: int):
 
 
 @pytest.mark.parametrize("kind", ["tpe", "cmaes", "qmc", "random"])
-def test_every_key_is_drawn_anew_each_time(tmp_path, kind):
-    """Conditional ones too. Fault: QMC's independent sampler with one seed for the whole study."""
+def test_every_configuration_has_new_values(tmp_path, kind):
+    """No value repeats, also of conditional keys. Fault: give QMC's independent sampler one seed for the whole study."""
     study = open_study(tmp_path, sampler=kind, points=POINTS[:1])
-    asked = [study.ask(number) for number in range(25)]
+    suggestions = [study.ask(number) for number in range(25)]
     for key in ("beta_1", "k", "beta_0"):
-        values = [params[key] for params in asked if key in params]
+        values = [params[key] for params in suggestions if key in params]
         assert len(set(values)) == len(values) > 5, key
 
 
-def test_what_is_told(tmp_path):
+def test_states_constraints_and_scores_of_told_trials(tmp_path):
     study = open_study(tmp_path)
     scores = [Score(0.7, 0.4), Score(0.9, 1.5), Score(None, None), Score(0.2, 0.1), Score(float("nan"), 0.0)]
     for number, score in enumerate(scores):
@@ -130,17 +130,17 @@ def test_what_is_told(tmp_path):
     ]  # fmt: skip
     assert [trials[number].constraints[COST_CONSTRAINT] for number in (0, 1, 3)] == pytest.approx([-0.6, 0.5, -0.9])
     assert trials[3].intermediate_values == {50: 0.2}
-    assert study.optuna.best_trial.number == 0  # Optuna's own word: the better reward is not feasible
+    assert study.optuna.best_trial.number == 0  # for Optuna too: the higher reward is not feasible
     assert told(study, 1) == scores[1]
-    study.tell(0, Score(0.0, 9.0), 100, stopped=False)  # told again after a kill: the first word stays
+    study.tell(0, Score(0.0, 9.0), 100, stopped=False)  # a second call after a kill changes nothing
     assert told(study, 0) == scores[0]
 
 
-def test_safe_ones_rank_first_and_unsafe_ones_by_their_cost(tmp_path):
-    """Fault: rank by reward alone, or unsafe ones by reward."""
+def test_safe_configurations_rank_first_and_unsafe_ones_by_cost(tmp_path):
+    """Fault: rank all, or the unsafe ones, by reward."""
     study = open_study(tmp_path)
-    told = [Score(0.9, 1.2), Score(0.3, 0.2), Score(0.95, 3.0), Score(0.5, 1.0)]
-    for number, score in enumerate(told):
+    scores = [Score(0.9, 1.2), Score(0.3, 0.2), Score(0.95, 3.0), Score(0.5, 1.0)]
+    for number, score in enumerate(scores):
         study.ask(number)
         study.tell(number, score, 1, stopped=False)
     assert study.ranking() == [3, 1, 0, 2]
@@ -165,7 +165,7 @@ def test_multi_objective_trials_hold_reward_and_cost(tmp_path):
     assert [trial.values for trial in again.get_trials()] == [[0.5, 0.9], [0.8, 1.75], [0.4, 0.95]]
 
 
-def test_a_grid_is_every_combination_once_the_first_points_first(tmp_path):
+def test_a_grid_has_every_combination_once_and_starts_with_the_first_points(tmp_path):
     space = {
         "k": {"choices": [0.0, 2.0]},
         "beta_schedule": {"choices": ["constant", "sqrt"]},
@@ -174,17 +174,17 @@ def test_a_grid_is_every_combination_once_the_first_points_first(tmp_path):
     points = [{"k": 2.0, "beta_schedule": "constant"}, {"k": 1.0, "beta_schedule": "constant"}]
     study = open_study(tmp_path, points=points, space=space, sampler="grid")
     assert study.configurations == 6
-    asked = [study.ask(number) for number in range(6)]
-    assert asked[0] == points[0]
+    suggestions = [study.ask(number) for number in range(6)]
+    assert suggestions[0] == points[0]
     by_hand = [
         (k, schedule, beta_1) for k in (0.0, 2.0) for schedule, beta_1 in (("constant", None), ("sqrt", 0.1), ("sqrt", 0.2))
     ]
-    assert sorted((p["k"], p["beta_schedule"], p.get("beta_1") or 0) for p in asked) == sorted(
+    assert sorted((p["k"], p["beta_schedule"], p.get("beta_1") or 0) for p in suggestions) == sorted(
         (k, schedule, beta_1 or 0) for k, schedule, beta_1 in by_hand
     )
 
 
-def test_fitting_leaves_out_what_the_space_cannot_hold():
+def test_fit_drops_values_that_the_space_cannot_hold():
     space = {key: RangeConfig.model_validate(entry) for key, entry in SPACE.items()}
     assert fit(space, {"k": -1.0, "beta_schedule": "cosine", "beta_1": 1.0, "other": 3}) == {"k": 0.0}
     assert fit(space, {"beta_schedule": "linear", "beta_1": 1.0}) == {"beta_schedule": "linear", "beta_1": 1e-2}
@@ -192,7 +192,7 @@ def test_fitting_leaves_out_what_the_space_cannot_hold():
 
 
 def test_the_dashboard_opens_the_study(tmp_path):
-    """Optuna's own dashboard, as its server answers a browser."""
+    """Optuna's dashboard lists the study and its trials through its HTTP interface."""
     study = open_study(tmp_path)
     study.ask(0)
     study.tell(0, Score(0.7, 0.4), 100, stopped=False)

@@ -1,4 +1,4 @@
-"""Weights & Biases offline: a run for every member, read back from the files that `wandb sync` would upload."""
+"""Members as offline Weights & Biases runs, read back from the files that `wandb sync` would upload."""
 
 import json
 import struct
@@ -19,16 +19,16 @@ from tests.helpers.tiny import tiny_config
 
 
 def records(file: Path) -> Iterator[wandb_internal_pb2.Record]:
-    """The records of an offline run: LevelDB's log format, blocks of 32 KiB whose chunks have a header of 7 bytes."""
-    content, place, parts = file.read_bytes(), 7, b""
-    while place < len(content):
-        left = 32768 - place % 32768
+    """Yield the records of an offline run: LevelDB's log format, blocks of 32 KiB whose chunks have a header of 7 bytes."""
+    content, position, parts = file.read_bytes(), 7, b""
+    while position < len(content):
+        left = 32768 - position % 32768
         if left < 7:
-            place += left
+            position += left
             continue
-        _, length, kind = struct.unpack("<IHB", content[place : place + 7])
-        parts += content[place + 7 : place + 7 + length]
-        place += 7 + length
+        _, length, kind = struct.unpack("<IHB", content[position : position + 7])
+        parts += content[position + 7 : position + 7 + length]
+        position += 7 + length
         if kind in (1, 4):  # a full record, or the last part of one
             record = wandb_internal_pb2.Record()
             record.ParseFromString(parts)
@@ -37,22 +37,22 @@ def records(file: Path) -> Iterator[wandb_internal_pb2.Record]:
 
 
 def read_runs(folder: Path) -> dict[str, dict]:
-    """{name: {"group", "config", "history", "summary"}} of the members' offline runs below a folder."""
+    """Return {name: {"group", "config", "history", "summary"}} for the members' offline runs below a folder."""
     runs = {}
     for file in folder.glob("wandb/offline-run-*/run-PointCircle-*.wandb"):
-        found, name = {"history": [], "summary": {}, "config": {}}, ""
+        member_run, name = {"history": [], "summary": {}, "config": {}}, ""
         for record in records(file):
             kind = record.WhichOneof("record_type")
             if kind == "run":
                 name = record.run.display_name
-                found["group"] = record.run.run_group
-                found["config"] |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+                member_run["group"] = record.run.run_group
+                member_run["config"] |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
             elif kind == "history":
-                found["history"].append({i.key or i.nested_key[0]: json.loads(i.value_json) for i in record.history.item})
+                member_run["history"].append({i.key or i.nested_key[0]: json.loads(i.value_json) for i in record.history.item})
             elif kind == "summary":
-                found["summary"] |= {i.key or i.nested_key[0]: json.loads(i.value_json) for i in record.summary.update}
+                member_run["summary"] |= {i.key or i.nested_key[0]: json.loads(i.value_json) for i in record.summary.update}
         assert name not in runs, "written twice"
-        runs[name] = found
+        runs[name] = member_run
     return runs
 
 
@@ -61,7 +61,7 @@ def tracked(config, run: RunDirectory) -> Tracker:
 
 
 def train(config, run: RunDirectory, plan: SearchPlan, task: str) -> None:
-    """Answer the oldest job as a trial does: a log with a number of each member's own, and its result."""
+    """Finish the oldest job as a trial does: write a log with a different number for each member, and the result."""
     pack, _ = plan.jobs()[0]
     folder = plan.folder(pack.number).task(task)
     log = MetricsLog(folder.metrics, task, "pack", pack.stop, pack.start)
@@ -72,8 +72,8 @@ def train(config, run: RunDirectory, plan: SearchPlan, task: str) -> None:
     write_json(folder.result, {"members": scores})
 
 
-def test_a_run_for_every_member_with_its_own_settings_history_and_fate(tmp_path):
-    """Through two packs for those that go on. Fault: log the pack's place instead of the member's, or only its last pack."""
+def test_every_member_has_a_run_with_its_settings_history_and_outcome(tmp_path):
+    """Survivors are followed through two packs. Fault: log another member's history, or only that of the last pack."""
     config = tiny_config(
         tmp_path, "run.wandb=offline", "search.configurations=4", "search.members_per_pack=2", "search.concurrent_packs=1"
     )
@@ -90,20 +90,20 @@ def test_a_run_for_every_member_with_its_own_settings_history_and_fate(tmp_path)
         pass
     runs = read_runs(run.path)
     assert sorted(runs) == [f"PointCircle-{number:04d}" for number in range(4)]
-    assert {found["group"] for found in runs.values()} == {run.path.name}
+    assert {member_run["group"] for member_run in runs.values()} == {run.path.name}
     outcomes = {0: "stopped", 1: "complete", 2: "stopped", 3: "complete"}
     for number, outcome in outcomes.items():
-        found = runs[f"PointCircle-{number:04d}"]
+        member_run = runs[f"PointCircle-{number:04d}"]
         steps = range(10, 41 if outcome == "complete" else 21, 10)
-        assert [(h["_step"], h["policy/beta"]) for h in found["history"]] == [(s, 1000.0 * number + s) for s in steps]
-        assert found["summary"]["outcome"] == outcome
-        assert found["summary"]["search/normalized_reward"] == float(number)
-        assert found["config"]["k"] == study.ask(number)["k"]
-        assert found["config"]["configuration"] == number
+        assert [(h["_step"], h["policy/beta"]) for h in member_run["history"]] == [(s, 1000.0 * number + s) for s in steps]
+        assert member_run["summary"]["outcome"] == outcome
+        assert member_run["summary"]["search/normalized_reward"] == float(number)
+        assert member_run["config"]["k"] == study.ask(number)["k"]
+        assert member_run["config"]["configuration"] == number
     assert plan.folder(0).outcomes.exists()
 
 
-def test_a_tracker_that_fails_is_off_and_nothing_else(tmp_path, monkeypatch):
+def test_a_tracker_that_fails_is_turned_off_without_an_error(tmp_path, monkeypatch):
     import wandb
 
     def broken(**named):
