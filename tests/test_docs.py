@@ -13,8 +13,8 @@ from tests.helpers.paths import ROOT
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tests" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = (".ci", "benchmarks", "docs", "drcorl_ray", "examples", "launch", "tests", "tune_configs")
 NOT_HERE = {  # a run's directory has these, or a user's own project
-    "config.yaml", "curves/", "baselines/", "members/", "online/", "packs/", "policies/", "pretraining/", "ray/", "states/", "studies/",
-    "videos/", "wandb/", "my_algorithm.py",
+    "config.yaml", "curves/", "baselines/", "members/", "online/", "packs/", "policies/", "pretraining/", "ray/", "states/",
+    "studies/", "videos/", "wandb/", "my_algorithm.py",
 }  # fmt: skip
 
 FILE = re.compile(r"(?<![\w./~-])([\w.-]+(?:/[\w.-]+)*\.(?:py|yaml))\b(?!/)")

@@ -19,11 +19,11 @@ from drcorl_ray.runs.results import read_results, results_file
 
 @dataclass(frozen=True)
 class Policy:
-    """A trained policy and the metadata of its file (`meta`: task, config, …).
+    """A trained policy and the metadata of its file (`meta`: its row of results.json, …).
 
     >>> import drcorl_ray
     >>> policy = drcorl_ray.load_policy("runs/circle")
-    >>> policy.meta["task"]
+    >>> policy.meta["result"]["task"]
     'PointCircle'
     """
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -12,7 +14,11 @@ import h5py
 import numpy as np
 import pytest
 
+import drcorl_ray
+from drcorl_ray.commands import cli
+from drcorl_ray.commands.common import resumable
 from drcorl_ray.config import Config
+from drcorl_ray.runs.directory import RunDirectory
 from tests.helpers.columns import make_columns
 from tests.helpers.paths import ROOT
 
@@ -127,3 +133,88 @@ def test_hostile_data_files_are_one_line_and_leave_no_store(tmp_path):
         assert not ray_started
     left = [path for folder in ("shared", "runs") for path in (tmp_path / folder).rglob("*") if path.is_file()]
     assert {path.name for path in left} <= {"config.yaml"}
+
+
+COMMANDS = ["train", "tune", "evaluate", "report", "theory", "check-cluster"]
+NO_HEAVY = """
+    import sys
+
+    class Refuse:
+        def find_spec(self, name, *_):
+            if name.split(".")[0] in ("torch", "ray"):
+                raise AssertionError(f"{name} is imported")
+
+    sys.meta_path.insert(0, Refuse())
+    sys.argv[0] = "drcorl"
+    from drcorl_ray.commands.cli import main
+    raise SystemExit(main())
+"""
+
+
+def drcorl(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """The command line where neither torch nor Ray can be imported."""
+    command = [sys.executable, "-c", textwrap.dedent(NO_HEAVY), *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_help_lists_the_commands_without_torch_and_ray():
+    done = drcorl("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    listed = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")]
+    assert listed == COMMANDS == [*cli.COMMANDS]
+    launchers = {path.stem.replace("_", "-") for path in (ROOT / "launch").glob("*.py")}
+    assert launchers == {*COMMANDS}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_and_its_launcher_have_the_same_help(command):
+    script = command.replace("-", "_")
+    by_name, by_launcher = drcorl(command, "--help"), launch("--help", script=script)
+    assert (by_name.returncode, by_name.stderr) == (0, "")
+    assert by_name.stdout.replace(f"drcorl {command}", f"python launch/{script}.py") == by_launcher.stdout
+    assert f"python launch/{script}.py" in by_launcher.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "no command given"),
+        (["trian"], "unknown command 'trian'; did you mean 'train'?"),
+        (["train", "extract.step=3"], "did you mean 'steps'?"),
+        (["tune", "velocty.yaml"], "did you mean 'velocity.yaml'"),
+        (["evaluate", "evaluation.episodes=3"], "no policy given: drcorl evaluate POLICY"),
+        (["report", "a", "b"], "one run directory expected, got 2 arguments: drcorl report RUN"),
+        (["theory", "a", "b"], "one folder expected, got 2 arguments: drcorl theory [FOLDER]"),
+        (["check-cluster"], "a cluster file expected: drcorl check-cluster CLUSTER.yaml"),
+    ],
+)
+def test_mistakes_are_named_without_torch_and_ray(arguments, words):
+    done = drcorl(*arguments)
+    assert_refused(done.returncode, done.stdout, done.stderr, words)
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "drcorl_ray", "--version"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"drcorl_ray {drcorl_ray.__version__}\n"
+
+
+def test_an_interrupted_run_says_how_to_resume(tmp_path, capsys):
+    """Fault: ask for a run.dir that a user who gave none has never seen."""
+    run = RunDirectory(tmp_path / "runs" / "PointCircle-20261201")
+
+    def interrupted() -> None:
+        with resumable(run):
+            raise KeyboardInterrupt
+
+    assert cli.guarded(interrupted) == 130
+    err = capsys.readouterr().err.splitlines()
+    assert err[-1] == f"interrupted; add run.resume=true run.dir={run.path} to resume"
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "a.json")
+
+    assert cli.guarded(full) == 2
+    assert capsys.readouterr().err == "error: a.json: No space left on device; make room and run the same command again\n"
