@@ -70,15 +70,15 @@ class Learner:
         self.pessimistic = any(member.alpha > 0.0 for member in members)
         self.conditions = conditions.to(device, dtype)
         self.estimation_states = estimation_states.to(device, dtype)
-        self.nets = Architectures.from_config(spec, pretrain)
+        self.architectures = Architectures.from_config(spec, pretrain)
         self.sources = torch.tensor(list(sources), device=device)
         pretrained = {name: flat.to(device, dtype) for name, flat in pretrained.items()}
         self.pretrained_noise = pretrained["noise.flat"]
-        self.trainables = self.nets.start_extraction(
+        self.networks = self.architectures.start_extraction(
             pretrained, self.sources, self.conditions, pretrain.cost_ensemble, update_diffusion=extract.update_diffusion
         )
         self.noise_weights = self._behaviour_model()
-        self.average = self.trainables["actor"].flat.clone()
+        self.average = self.networks["actor"].flat.clone()
         zeros = torch.zeros_like(self.hyper.cost_limit)
         self.multiplier = Multiplier.start(zeros)
         self.estimate, self.estimates = zeros.clone(), torch.zeros((), dtype=torch.float64, device=device)
@@ -89,9 +89,9 @@ class Learner:
     def _behaviour_model(self) -> Weights:
         """The noise network's weights of each member; a frozen one of a single seed serves all of them without a copy."""
         if self.extract.update_diffusion:
-            return self.trainables["noise"].weights
+            return self.networks["noise"].weights
         flat, members = self.pretrained_noise, len(self.sources)
-        return self.nets.noise.layout.split(flat.expand(members, -1) if len(flat) == 1 else flat[self.sources])
+        return self.architectures.noise.layout.split(flat.expand(members, -1) if len(flat) == 1 else flat[self.sources])
 
     @property
     def total_steps(self) -> int:
@@ -132,7 +132,7 @@ class Learner:
     @property
     def _critics(self) -> list[TrainState]:
         """What descends on its loss; the policy is moved by the safe adaptation."""
-        return [part for name, part in self.trainables.items() if name != "actor"]
+        return [part for name, part in self.networks.items() if name != "actor"]
 
     def gradients(self, step_kind: str, batch: Batch, draws: Draws) -> tuple[list[Tensor], Metrics]:
         """All that is averaged over the workers, in the order `update` takes it, and metrics [P]; changes nothing.
@@ -164,19 +164,19 @@ class Learner:
         if step_kind == "policy":
             metrics = self._adapt(means[len(self._critics) :], policy_step, progress, rate)
         for name in ("q_reward", "q_cost"):
-            self.trainables[name].track(self.extract.target_step)
+            self.networks[name].track(self.extract.target_step)
         return metrics
 
     def _act(self, observations: Tensor, draws: Draws, stream: Stream) -> tuple[Tensor, Tensor]:
         """Reparameterised actions m + σz, and σ; [P, B, A] each."""
-        actor = self.trainables["actor"]
+        actor = self.networks["actor"]
         mean, log_std = actor.network(actor.weights, observations)
         std = standard_deviation(log_std, self.hyper.policy_class)
         return (mean + std * draws.normal(stream, *mean.shape[1:], dtype=mean.dtype), std) if self.stochastic else (mean, std)
 
     def _losses(self, batch: Batch, actions: Tensor, draws: Draws) -> tuple[dict[str, Tensor], Metrics]:
         """Critic losses [P]: TD on the policy's own actions (Eq. 19, App. C.1)."""
-        q_reward, q_cost, used = self.trainables["q_reward"], self.trainables["q_cost"], self.used_critics
+        q_reward, q_cost, used = self.networks["q_reward"], self.networks["q_cost"], self.used_critics
         with torch.no_grad():
             next_actions = self._act(batch.next_observations, draws, Stream.NEXT_POLICY_NOISE)[0]
             next_q_r = critics.ensemble_q(q_reward, q_reward.target, batch.next_observations, next_actions).amin(1)
@@ -204,16 +204,16 @@ class Learner:
 
     def _noise_loss(self, dataset: Batch, draws: Draws) -> Tensor:
         labels = row_conditions(dataset, self.spec, draws, self.pretrain.condition_dropout)
-        return noise_loss(self.trainables["noise"], dataset, labels, draws, self.pretrain.noise_dropout)
+        return noise_loss(self.networks["noise"], dataset, labels, draws, self.pretrain.noise_dropout)
 
     def _policy_gradients(self, batch: Batch, actions: Tensor, std: Tensor, draws: Draws) -> list[Tensor]:
         """The parts of Eq. 23, each an ascent direction [P, N]: of Q_r, of Q_c, of log μ; and the mean norms [P] of ∇_a Q."""
-        part, asked = self.trainables, self.conditions.unsqueeze(1).expand(-1, actions.shape[1], -1)
+        part, asked = self.networks, self.conditions.unsqueeze(1).expand(-1, actions.shape[1], -1)
         for_reward, for_cost = action_gradients(
             part["q_reward"], part["q_cost"], self.used_critics, batch.observations, actions, k=self.hyper.k
         )
         for_behaviour, for_std = behaviour_directions(
-            self.nets.noise, self.noise_weights, asked, batch.observations, actions.detach(), std.detach(), draws
+            self.architectures.noise, self.noise_weights, asked, batch.observations, actions.detach(), std.detach(), draws
         )
         surrogates = (
             (actions * for_reward).sum(-1),
@@ -225,7 +225,7 @@ class Learner:
 
     def _nearest_states(self) -> Tensor:
         """Where the cost of the policies of this moment is estimated: states of the estimation_states, [P, K] (D15)."""
-        actor = self.trainables["actor"]
+        actor = self.networks["actor"]
         return self.estimation_states.choose(lambda states: actor.network(actor.weights, states)[0], len(self.sources))
 
     def estimate_cost(self, draws: Draws, rows: int) -> Tensor:
@@ -235,17 +235,15 @@ class Learner:
         with torch.no_grad():
             chosen = states.gather(1, index.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
             actions = self._act(chosen, draws, Stream.ESTIMATE_NOISE)[0]
-            return upper_estimate(
-                self.trainables["q_cost"], self.used_critics, chosen, actions, k=self.hyper.k, **self._horizon
-            )
+            return upper_estimate(self.networks["q_cost"], self.used_critics, chosen, actions, k=self.hyper.k, **self._horizon)
 
     def offline_estimate(self) -> tuple[Tensor, Tensor]:
         """Episode cost of the averaged policies on all estimation states: mean and deviation over the critics, [P] each."""
-        actor, states = self.trainables["actor"].network, self.estimation_states.observations[self.estimated_on]
-        weights = self.nets.actor.layout.split(self.average)
+        actor, states = self.networks["actor"].network, self.estimation_states.observations[self.estimated_on]
+        weights = self.architectures.actor.layout.split(self.average)
         with torch.no_grad():
             return estimate_moments(
-                self.trainables["q_cost"], self.used_critics, states, lambda x: actor(weights, x)[0], **self._horizon
+                self.networks["q_cost"], self.used_critics, states, lambda x: actor(weights, x)[0], **self._horizon
             )
 
     @property
@@ -280,7 +278,7 @@ class Learner:
         ascent, conflict = combine(
             weight_reward[:, None] * toward_reward, weight_cost[:, None] * toward_cost, toward_behaviour, decision
         )
-        actor = self.trainables["actor"]
+        actor = self.networks["actor"]
         actor.descend(-ascent, hyper.actor_learning_rate * rate)
         share = (1.0 / (policy_step + 1)).clamp(min=1.0 - self.extract.policy_average)
         self.average.lerp_(actor.flat, share.to(actor.flat.dtype))
@@ -299,17 +297,17 @@ class Learner:
 
     def policies(self, parameters: Tensor | None = None) -> PopulationPolicy:
         """The averaged deterministic policies, as numpy; or those of other actor parameters [P, N]."""
-        weights = self.nets.actor.layout.split(self.average if parameters is None else parameters)
-        return snapshot(self.nets.actor, weights, self.spec.observation_mean, self.spec.observation_std)
+        weights = self.architectures.actor.layout.split(self.average if parameters is None else parameters)
+        return snapshot(self.architectures.actor, weights, self.spec.observation_mean, self.spec.observation_std)
 
     def finite(self) -> Tensor:
         """Which members hold only finite weights, [P] bool; one that does not is lost, the others are untouched by it."""
-        return finite_members(self.trainables.values())
+        return finite_members(self.networks.values())
 
     def select(self, members: Sequence[int]) -> None:
         """Keep the given members, in the given order."""
         index = torch.tensor(list(members), device=self.sources.device)
-        for part in self.trainables.values():
+        for part in self.networks.values():
             part.select(index)
         for name in _PER_MEMBER:
             setattr(self, name, getattr(self, name)[index])
@@ -321,8 +319,8 @@ class Learner:
     def join(self, other: Learner) -> None:
         """Take in another population's members, at the same step and from the same `pretrained`, behind its own."""
         assert torch.equal(self.estimates, other.estimates)
-        for name, part in self.trainables.items():
-            part.join(other.trainables[name])
+        for name, part in self.networks.items():
+            part.join(other.networks[name])
         for name in _PER_MEMBER:
             setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
         self.noise_weights = self._behaviour_model()
@@ -334,7 +332,7 @@ class Learner:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor a resumed extraction needs beyond the constructor's arguments."""
-        state = named_state(self.trainables) | {f"multiplier.{key}": x for key, x in vars(self.multiplier).items()}
+        state = named_state(self.networks) | {f"multiplier.{key}": x for key, x in vars(self.multiplier).items()}
         state |= {f"online.{key}": x for key, x in self.online.state_dict().items()}
         names = ("average", "estimate", "estimates", "region_counts", "estimated_on")
         return state | {name: getattr(self, name) for name in names}

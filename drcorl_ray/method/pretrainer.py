@@ -44,19 +44,21 @@ class Pretrainer:
     ) -> None:
         self.spec, self.config, self.first_row = spec, config, first_row
         self.seeds = torch.tensor(list(seeds), dtype=torch.int64, device=device)
-        nets = Architectures.from_config(spec, config)
+        architectures = Architectures.from_config(spec, config)
 
-        def trainable(network: NoiseNetwork | Actor | MLP, number: int, copies: int = 1, tracked: bool = False) -> TrainState:
+        def train_state(
+            network: NoiseNetwork | Actor | MLP, number: int, copies: int = 1, tracked: bool = False
+        ) -> TrainState:
             return TrainState(
                 network, network.layout.initialise(self.seeds, number, copies, dtype), copies=copies, tracked=tracked
             )
 
-        self.trainables = {
-            "noise": trainable(nets.noise, 0),
-            "actor": trainable(nets.conditioned_actor, 1),
-            "value": trainable(nets.value, 2),
-            "q_reward": trainable(nets.reward_critic, 3, copies=2, tracked=True),
-            "q_cost": trainable(nets.cost_critic, 4, copies=config.cost_ensemble, tracked=True),
+        self.networks = {
+            "noise": train_state(architectures.noise, 0),
+            "actor": train_state(architectures.conditioned_actor, 1),
+            "value": train_state(architectures.value, 2),
+            "q_reward": train_state(architectures.reward_critic, 3, copies=2, tracked=True),
+            "q_cost": train_state(architectures.cost_critic, 4, copies=config.cost_ensemble, tracked=True),
         }
 
     @property
@@ -101,10 +103,10 @@ class Pretrainer:
 
     def _trained(self, step_kind: str) -> list[TrainState]:
         names = {"diffusion": ["noise"], "policy": ["actor"]}.get(step_kind, ["value", "q_reward", "q_cost"])
-        return [self.trainables[name] for name in names]
+        return [self.networks[name] for name in names]
 
     def _diffusion_loss(self, batch: Batch, draws: Draws, conditions: Tensor) -> tuple[Tensor, Metrics]:
-        loss = noise_loss(self.trainables["noise"], batch, conditions, draws, self.config.noise_dropout)
+        loss = noise_loss(self.networks["noise"], batch, conditions, draws, self.config.noise_dropout)
         return loss, {"pretrain/diffusion_loss": loss.detach()}
 
     def _policy_loss(self, batch: Batch, draws: Draws, conditions: Tensor) -> tuple[Tensor, Metrics]:
@@ -118,7 +120,7 @@ class Pretrainer:
 
     def _score_loss(self, mean: Tensor, log_std: Tensor, batch: Batch, draws: Draws, conditions: Tensor) -> Tensor:
         """A loss whose gradient is minus the behaviour's ascent direction: cloning through the score, Eq. 8 with Q ≡ 0."""
-        noise, std = self.trainables["noise"], log_std.exp()
+        noise, std = self.networks["noise"], log_std.exp()
         for_mean, for_std = behaviour_directions(
             noise.network, noise.weights, conditions, batch.observations, mean, std, draws
         )
@@ -126,7 +128,7 @@ class Pretrainer:
 
     def _critics_loss(self, batch: Batch, draws: Draws, *, returns: bool) -> tuple[Tensor, Metrics]:
         config = self.config
-        value, q_reward, q_cost = (self.trainables[name] for name in ("value", "q_reward", "q_cost"))
+        value, q_reward, q_cost = (self.networks[name] for name in ("value", "q_reward", "q_cost"))
         with torch.no_grad():
             target_q = critics.ensemble_q(q_reward, q_reward.target, batch.observations, batch.actions)
             reward_target, cost_target = self._returns(batch) if returns else self._critic_targets(batch, draws)
@@ -159,7 +161,7 @@ class Pretrainer:
     def _critic_targets(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
         """Eq. 18 and Eq. 19 with a' from the cloned policy."""
         config = self.config
-        value, q_cost = self.trainables["value"], self.trainables["q_cost"]
+        value, q_cost = self.networks["value"], self.networks["q_cost"]
         next_value = value.network(value.weights, batch.next_observations).squeeze(-1)
         next_actions = self._act(batch.next_observations, self._own_conditions(batch, draws))[0]
         next_q = critics.ensemble_q(q_cost, q_cost.target, batch.next_observations, next_actions)
@@ -177,15 +179,15 @@ class Pretrainer:
         return row_conditions(batch, self.spec, draws, float(self.config.condition_dropout == 1.0))
 
     def _act(self, observations: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor]:
-        actor = self.trainables["actor"]
+        actor = self.networks["actor"]
         return actor.network(actor.weights, torch.cat([observations, conditions], dim=-1))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor a resumed pretraining needs."""
-        return named_state(self.trainables)
+        return named_state(self.networks)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        for name, part in self.trainables.items():
+        for name, part in self.networks.items():
             part.load({key: state[f"{name}.{key}"] for key in part.state()})
 
     def result(self) -> dict[str, Tensor]:

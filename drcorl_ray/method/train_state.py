@@ -90,9 +90,9 @@ def named_state(parts: Mapping[str, TrainState]) -> dict[str, Tensor]:
     return {f"{name}.{key}": tensor for name, part in parts.items() for key, tensor in part.state().items()}
 
 
-def flat_gradients(loss: Tensor, trainables: Sequence[TrainState]) -> list[Tensor]:
-    """Gradients [G, N] of a sum of members' losses with respect to each of the trainables: each row is its member's own."""
-    leaves = [list(trainable.weights.values()) for trainable in trainables]
+def flat_gradients(loss: Tensor, networks: Sequence[TrainState]) -> list[Tensor]:
+    """Gradients [G, N] of a sum of members' losses with respect to each of the networks: each row is its member's own."""
+    leaves = [list(network.weights.values()) for network in networks]
     gradients = iter(torch.autograd.grad(loss, [leaf for group in leaves for leaf in group]))
     return [torch.cat([next(gradients).flatten(1) for _ in group], dim=1) for group in leaves]
 

@@ -75,7 +75,7 @@ class Baseline(ABC):
     """P members in training by one algorithm; the interface of `method.learner.Learner` as far as offline training goes.
 
     hyper: the members' settings, [P] each: cost_limit, learning_rate and those named in `Settings.member_settings`.
-    trainables: networks; scalars: other state, [P, …] each. statistic_names: the statistics of its losses, in their order.
+    networks: networks; scalars: other state, [P, …] each. statistic_names: the statistics of its losses, in their order.
     """
 
     statistic_names: tuple[str, ...] = ()
@@ -113,13 +113,13 @@ class Baseline(ABC):
             name: torch.tensor([getattr(member, key) for member in members], device=device, dtype=dtype)
             for name, key in names.items()
         }
-        self.trainables: dict[str, TrainState] = {}
+        self.networks: dict[str, TrainState] = {}
         self.scalars: dict[str, Tensor] = {}
         self._start()
 
     @abstractmethod
     def _start(self) -> None:
-        """Fill `trainables` and `scalars`."""
+        """Fill `networks` and `scalars`."""
 
     @abstractmethod
     def losses(self, batch: Batch, draws: Draws) -> Losses:
@@ -138,10 +138,10 @@ class Baseline(ABC):
         return {}
 
     def _add(self, name: str, network: object, copies: int = 1, tracked: bool = False) -> TrainState:
-        number = len(self.trainables) + 1
+        number = len(self.networks) + 1
         flat = network.layout.initialise(self.seeds, number, copies, self.dtype)  # type: ignore[attr-defined]
         part = TrainState(network, flat, copies=copies, tracked=tracked)
-        self.trainables[name] = part
+        self.networks[name] = part
         return part
 
     def _add_vae_and_critics(self) -> VAE:
@@ -157,7 +157,7 @@ class Baseline(ABC):
 
     def snapshot(self, name: str) -> PopulationPolicy:
         """The policies of an actor whose first outputs are their means before the tanh."""
-        part = self.trainables[name]
+        part = self.networks[name]
         return snapshot(part.network, part.weights, self.spec.observation_mean, self.spec.observation_std)
 
     @property
@@ -191,16 +191,16 @@ class Baseline(ABC):
     def gradients(self, step_kind: str, batch: Batch, draws: Draws) -> tuple[list[Tensor], Metrics]:
         """All that is averaged over the workers, in the order `update` takes it, and metrics [P]; changes nothing."""
         found = self.losses(batch, draws)
-        parts = flat_gradients(torch.stack(list(found.values.values())).sum(), list(self.trainables.values()))
+        parts = flat_gradients(torch.stack(list(found.values.values())).sum(), list(self.networks.values()))
         named = {f"baseline/{name}_loss": loss.detach() for name, loss in found.values.items()}
         return [*parts, *(found.statistics[name] for name in self.statistic_names)], {**found.metrics, **named}
 
     def update(self, step_kind: str, means: Sequence[Tensor], step: Tensor) -> Metrics:
         """Every change of a step; metrics [P]. step: scalar, on the device."""
-        for part, gradient in zip(self.trainables.values(), means, strict=False):
+        for part, gradient in zip(self.networks.values(), means, strict=False):
             self._descend(part, gradient, step)
-        metrics = self.adjust(dict(zip(self.statistic_names, means[len(self.trainables) :], strict=True)))
-        for part in self.trainables.values():
+        metrics = self.adjust(dict(zip(self.statistic_names, means[len(self.networks) :], strict=True)))
+        for part in self.networks.values():
             if part.target_flat is not None:
                 part.track(self.shared.target_step)
         return metrics
@@ -210,10 +210,10 @@ class Baseline(ABC):
 
     def offline_estimate(self) -> tuple[Tensor, Tensor]:
         """What the cost critics expect on `states`: episode cost and its deviation, [P] each; NaN where there are none."""
-        if "q_cost" not in self.trainables:
+        if "q_cost" not in self.networks:
             unknown = torch.full_like(self.hyper["cost_limit"], torch.nan)
             return unknown, unknown
-        critic = self.trainables["q_cost"]
+        critic = self.networks["q_cost"]
         with torch.no_grad():
             states = self.states.expand(len(self.seeds), -1, -1)
             q = ensemble_q(critic, critic.weights, states, self.actions(states))
@@ -222,21 +222,21 @@ class Baseline(ABC):
 
     def finite(self) -> Tensor:
         """Which members hold only finite weights, [P] bool."""
-        parts = [part.flat.isfinite().all(1).unflatten(0, (-1, part.copies)).all(1) for part in self.trainables.values()]
+        parts = [part.flat.isfinite().all(1).unflatten(0, (-1, part.copies)).all(1) for part in self.networks.values()]
         return torch.stack(parts).all(0)
 
     def select(self, members: Sequence[int]) -> None:
         """Keep the given members, in the given order."""
         index = torch.tensor(list(members), device=self.device)
-        for part in self.trainables.values():
+        for part in self.networks.values():
             part.select(index)
         self.seeds = self.seeds[index]
         self.hyper, self.scalars = ({name: x[index] for name, x in own.items()} for own in (self.hyper, self.scalars))
 
     def join(self, other: Baseline) -> None:
         """Take in another population's members, at the same step, behind its own."""
-        for name, part in self.trainables.items():
-            part.join(other.trainables[name])
+        for name, part in self.networks.items():
+            part.join(other.networks[name])
         self.seeds = torch.cat([self.seeds, other.seeds])
         self.hyper, self.scalars = (
             {name: torch.cat([x, theirs[name]]) for name, x in own.items()}
@@ -245,7 +245,7 @@ class Baseline(ABC):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor a resumed training needs beyond the constructor's arguments."""
-        state = {f"{name}.{key}": x for name, part in self.trainables.items() for key, x in part.state().items()}
+        state = {f"{name}.{key}": x for name, part in self.networks.items() for key, x in part.state().items()}
         return state | {f"scalars.{name}": x for name, x in self.scalars.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

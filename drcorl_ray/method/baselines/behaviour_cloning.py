@@ -47,7 +47,7 @@ class Cloning(Baseline):
         return lambda draws, count: replay.sample(draws, count, rows)
 
     def losses(self, batch: Batch, draws: Draws) -> Losses:
-        actor = self.trainables["actor"]
+        actor = self.networks["actor"]
         mean, log_std = actor.network(actor.weights, batch.observations)
         return Losses({"actor": regression_loss(mean, log_std, batch.actions)})
 
@@ -56,7 +56,7 @@ class Cloning(Baseline):
         part.descend(gradient, self.hyper["learning_rate"] * cosine(progress, self.pretrain.final_learning_rate))
 
     def actions(self, observations: Tensor) -> Tensor:
-        actor = self.trainables["actor"]
+        actor = self.networks["actor"]
         return actor.network(actor.weights, observations)[0]
 
     def policies(self) -> PopulationPolicy:

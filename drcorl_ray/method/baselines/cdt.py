@@ -73,7 +73,7 @@ class CDT(Baseline):
 
     def losses(self, batch: Batch, draws: Draws) -> Losses:
         assert isinstance(batch, Windows)
-        steps, part = self.own.context, self.trainables["transformer"]
+        steps, part = self.own.context, self.networks["transformer"]
         actions, costs, valid = (x.unflatten(1, (-1, steps)) for x in (batch.actions, batch.costs, batch.valid))
         context = Context(
             scaled(batch.to_go, self.units).unflatten(1, (-1, steps)),
@@ -88,7 +88,7 @@ class CDT(Baseline):
         likelihood = _of_steps(-(0.5 * squares + log_std + 0.5 * math.log(2.0 * math.pi)).sum(-1), valid)
         entropy = _of_steps((log_std + _ENTROPY).sum(-1), valid)
         known = F.binary_cross_entropy_with_logits(cost_logit, (costs > 0).to(cost_logit.dtype), reduction="none")
-        temperature = self.trainables["temperature"].weights["value"][:, 0].exp()
+        temperature = self.networks["temperature"].weights["value"][:, 0].exp()
         values = {
             "actor": -(likelihood + temperature.detach() * entropy),
             "next_cost": _COST_WEIGHT * _of_steps(known, valid),
@@ -98,7 +98,7 @@ class CDT(Baseline):
         return Losses(values, metrics=metrics | {"baseline/temperature": temperature.detach()})
 
     def _descend(self, part: TrainState, gradient: Tensor, step: Tensor) -> None:
-        if part is self.trainables["temperature"]:
+        if part is self.networks["temperature"]:
             part.descend(gradient, _TEMPERATURE_RATE)
             return
         norm = gradient.norm(dim=1, keepdim=True)
@@ -108,7 +108,7 @@ class CDT(Baseline):
 
     def actions(self, observations: Tensor) -> Tensor:
         """Of episodes' first steps."""
-        part, shape = self.trainables["transformer"], observations.shape[:2]
+        part, shape = self.networks["transformer"], observations.shape[:2]
         asked = torch.from_numpy(self._targets()).to(observations)[:, None, None].expand(*shape, 1, 2)
         context = Context(
             scaled(asked, self.units),
@@ -125,7 +125,7 @@ class CDT(Baseline):
         return np.array([target(self.data.episodes, limit, share) for limit, share in pairs], np.float32)
 
     def policies(self) -> TransformerPolicy:
-        weights = self.trainables["transformer"].weights
+        weights = self.networks["transformer"].weights
         mean, std = (np.asarray(x, np.float32) for x in (self.spec.observation_mean, self.spec.observation_std))
         copied = {name: x.detach().to("cpu", torch.float32, copy=True).numpy() for name, x in weights.items()}
         context = min(self.own.context, self.spec.episode_length)  # no history is longer

@@ -54,7 +54,7 @@ class COptiDICE(Baseline):
         going_on = gamma * (1.0 - batch.terminals)
         index = draws.integers(Stream.INITIAL_ROWS, batch.rewards.shape[1], len(self.starts))
         starts = self.starts[index]
-        price, temperature = (F.softplus(self.trainables[name].weights["value"][:, 0]) for name in ("price", "temperature"))
+        price, temperature = (F.softplus(self.networks[name].weights["value"][:, 0]) for name in ("price", "temperature"))
 
         nu, nu_next, nu_start = self._values("nu", batch, starts)
         penalised = batch.rewards * self.reward_scale - price.detach()[:, None] * batch.costs
@@ -68,7 +68,7 @@ class COptiDICE(Baseline):
         weights, divergence = tilted(exponent.detach(), temperature.detach())
         cost_bound = (weights * ratio * batch.costs).mean(1)
 
-        actor = self.trainables["actor"]
+        actor = self.networks["actor"]
         mean, log_std = actor.network(actor.weights, batch.observations)
         likelihood = log_likelihood(mean, log_std, batch.actions)
         values = {
@@ -88,13 +88,13 @@ class COptiDICE(Baseline):
 
     def _values(self, name: str, batch: Batch, starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """At s, s' and initial states, [P, B] each."""
-        part = self.trainables[name]
+        part = self.networks[name]
         states = (batch.observations, batch.next_observations, starts)
         s, next_s, start = (part.network(part.weights, x).squeeze(-1) for x in states)
         return s, next_s, start
 
     def actions(self, observations: Tensor) -> Tensor:
-        actor = self.trainables["actor"]
+        actor = self.networks["actor"]
         return actor.network(frozen(actor), observations)[0].tanh()
 
     def policies(self) -> PopulationPolicy:

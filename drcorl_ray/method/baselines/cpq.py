@@ -38,7 +38,7 @@ class CPQ(Baseline):
 
     def losses(self, batch: Batch, draws: Draws) -> Losses:
         observations, (rows, size) = batch.observations, batch.actions.shape[1:]
-        q_reward, q_cost, actor = (self.trainables[name] for name in ("q_reward", "q_cost", "actor"))
+        q_reward, q_cost, actor = (self.networks[name] for name in ("q_reward", "q_cost", "actor"))
         threshold = self.cost_threshold[:, None]
         with torch.no_grad():
             noise = draws.normal(Stream.NEXT_POLICY_NOISE, rows, size, dtype=observations.dtype)
@@ -54,7 +54,7 @@ class CPQ(Baseline):
         q_r = ensemble_q(q_reward, frozen(q_reward), observations, actions).amin(1)
         q_c = ensemble_q(q_cost, frozen(q_cost), observations, actions).amin(1).detach()
         values = {
-            "vae": vae_loss(self.vae, self.trainables, batch, draws, self.shared.vae_divergence),
+            "vae": vae_loss(self.vae, self.networks, batch, draws, self.shared.vae_divergence),
             "q_reward": critics.q_loss(
                 ensemble_q(q_reward, q_reward.weights, observations, batch.actions), reward_target.unsqueeze(1)
             ),
@@ -76,7 +76,7 @@ class CPQ(Baseline):
     def _cost_outside(self, batch: Batch, draws: Draws) -> Tensor:
         """Mean cost-to-go, by the critics in training, of the policy's own actions that the VAE holds to be no data's; [P]."""
         count, size = self.shared.sampled_actions, self.spec.action_size
-        actor, encoder, q_cost = (self.trainables[name] for name in ("actor", "encoder", "q_cost"))
+        actor, encoder, q_cost = (self.networks[name] for name in ("actor", "encoder", "q_cost"))
         states = repeated(batch.observations, count)
         with torch.no_grad():
             noise = draws.normal(Stream.LATENT, batch.rewards.shape[1], count, size, dtype=states.dtype).flatten(1, 2)
@@ -87,7 +87,7 @@ class CPQ(Baseline):
         return (outside * q).sum(1) / outside.sum(1)
 
     def _descend(self, part: TrainState, gradient: Tensor, step: Tensor) -> None:
-        rate = _ACTOR_RATE if part is self.trainables["actor"] else 1.0
+        rate = _ACTOR_RATE if part is self.networks["actor"] else 1.0
         part.descend(gradient, rate * self.hyper["learning_rate"])
 
     def adjust(self, statistics: Mapping[str, Tensor]) -> Metrics:
@@ -98,7 +98,7 @@ class CPQ(Baseline):
         return {"baseline/outside_cost": statistics["outside"], "baseline/outside_weight": log_weight.exp()}
 
     def actions(self, observations: Tensor) -> Tensor:
-        actor = self.trainables["actor"]
+        actor = self.networks["actor"]
         return actor.network(actor.weights, observations)[0].tanh()
 
     def policies(self) -> PopulationPolicy:

@@ -51,7 +51,7 @@ class Lagrangian(Baseline):
 
     def losses(self, batch: Batch, draws: Draws) -> Losses:
         observations, rows = batch.observations, batch.rewards.shape[1]
-        q_reward, q_cost = self.trainables["q_reward"], self.trainables["q_cost"]
+        q_reward, q_cost = self.networks["q_reward"], self.networks["q_cost"]
         with torch.no_grad():
             next_states = repeated(batch.next_observations, self.shared.sampled_actions)
             next_actions = self._next_actions(next_states, draws, rows)
@@ -66,7 +66,7 @@ class Lagrangian(Baseline):
         excess = (q_c - self.cost_threshold[:, None]).mean(-1)
         multiplier = self.scalars["multiplier.value"]
         values = {
-            "vae": vae_loss(self.vae, self.trainables, batch, draws, self.shared.vae_divergence),
+            "vae": vae_loss(self.vae, self.networks, batch, draws, self.shared.vae_divergence),
             "q_reward": critics.q_loss(ensemble_q(q_reward, q_reward.weights, observations, batch.actions), reward_target),
             "q_cost": critics.q_loss(ensemble_q(q_cost, q_cost.weights, observations, batch.actions), cost_target),
             "actor": multiplier * excess - q_r.mean(-1) + penalty,
@@ -99,25 +99,25 @@ class BCQLag(Lagrangian):
         self._add("actor", MLP(self.spec.observation_size + size, tuple(self.shared.hidden), size), tracked=True)
 
     def _moved(self, weights: Mapping[str, Tensor], states: Tensor, actions: Tensor) -> Tensor:
-        change = self.trainables["actor"].network(weights, torch.cat([states, actions], dim=-1)).tanh()
+        change = self.networks["actor"].network(weights, torch.cat([states, actions], dim=-1)).tanh()
         return (actions + self.hyper["perturbation"][:, None, None] * change).clamp(-1.0, 1.0)
 
     def _decoded(self, states: Tensor, latent: Tensor) -> Tensor:
-        return self.vae.decode(frozen(self.trainables["decoder"]), states, latent).tanh()
+        return self.vae.decode(frozen(self.networks["decoder"]), states, latent).tanh()
 
     def _next_actions(self, states: Tensor, draws: Draws, rows: int) -> Tensor:
         latent = self.vae.prior(draws, Stream.NEXT_LATENT, rows, self.shared.sampled_actions, states.dtype)
-        return self._moved(self.trainables["actor"].target, states, self._decoded(states, latent))
+        return self._moved(self.networks["actor"].target, states, self._decoded(states, latent))
 
     def _policy(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
         states = batch.observations
         latent = self.vae.prior(draws, Stream.LATENT, states.shape[1], 1, states.dtype)
-        actions = self._moved(self.trainables["actor"].weights, states, self._decoded(states, latent))
+        actions = self._moved(self.networks["actor"].weights, states, self._decoded(states, latent))
         return actions, torch.zeros_like(self.hyper["cost_limit"]), {}
 
     def actions(self, observations: Tensor) -> Tensor:
         latent = observations.new_zeros(*observations.shape[:2], self.vae.latent)
-        return self._moved(self.trainables["actor"].weights, observations, self._decoded(observations, latent))
+        return self._moved(self.networks["actor"].weights, observations, self._decoded(observations, latent))
 
     def policies(self) -> PopulationPolicy:
         """The decoder at the latent 0, in whose first layer the latent's rows are then idle, and the perturbation."""
@@ -127,7 +127,7 @@ class BCQLag(Lagrangian):
             return tensor.detach().to("cpu", torch.float32, copy=True).contiguous().numpy()
 
         def layers(name: str, kind: str) -> tuple[np.ndarray, ...]:
-            return tuple(array(x) for key, x in self.trainables[name].weights.items() if key.endswith(kind))
+            return tuple(array(x) for key, x in self.networks[name].weights.items() if key.endswith(kind))
 
         first, *others = layers("decoder", "weight")
         first = np.ascontiguousarray(first[:, : spec.observation_size])
@@ -156,17 +156,17 @@ class BEARLag(Lagrangian):
         """Actions before the tanh for repeated states [P, B · N, S], [P, B · N, A]."""
         rows = states.shape[1] // self.shared.sampled_actions
         noise = draws.normal(stream, rows, self.shared.sampled_actions, self.spec.action_size, dtype=states.dtype)
-        return self.trainables["actor"].network.sample(weights, states, noise.flatten(1, 2))
+        return self.networks["actor"].network.sample(weights, states, noise.flatten(1, 2))
 
     def _next_actions(self, states: Tensor, draws: Draws, rows: int) -> Tensor:
-        return self._samples(self.trainables["actor"].target, states, draws, Stream.NEXT_POLICY_NOISE).tanh()
+        return self._samples(self.networks["actor"].target, states, draws, Stream.NEXT_POLICY_NOISE).tanh()
 
     def _policy(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
         count, rows = self.shared.sampled_actions, batch.rewards.shape[1]
         states = repeated(batch.observations, count)
         latent = self.vae.prior(draws, Stream.LATENT, rows, count, states.dtype)
-        behaviour = self.vae.decode(frozen(self.trainables["decoder"]), states, latent).unflatten(1, (rows, count))
-        own = self._samples(self.trainables["actor"].weights, states, draws, Stream.POLICY_NOISE).unflatten(1, (rows, count))
+        behaviour = self.vae.decode(frozen(self.networks["decoder"]), states, latent).unflatten(1, (rows, count))
+        own = self._samples(self.networks["actor"].weights, states, draws, Stream.POLICY_NOISE).unflatten(1, (rows, count))
         distance = mmd(behaviour, own, self.hyper["mmd_sigma"]).mean(-1)
         penalty = self.scalars["log_weight"].exp() * (distance - self.hyper["mmd_limit"])
         return own[:, :, 0].tanh(), penalty, {"distance": distance.detach()}
@@ -179,7 +179,7 @@ class BEARLag(Lagrangian):
         return super().adjust(statistics) | found
 
     def actions(self, observations: Tensor) -> Tensor:
-        actor = self.trainables["actor"]
+        actor = self.networks["actor"]
         return actor.network(actor.weights, observations)[0].tanh()
 
     def policies(self) -> PopulationPolicy:
