@@ -180,7 +180,7 @@ def test_a_critic_loss_does_not_touch_targets_or_policy():
     draws = learner.draws(0)
     batch = sampler(table)(draws, 16)
     actions, _ = learner._act(batch.observations, draws, Stream.POLICY_NOISE)
-    losses, _ = learner._losses(batch, actions.detach(), draws)
+    losses, _ = learner._critic_losses(batch, actions.detach(), draws)
     leaves = list(learner.networks["actor"].weights.values())
     for loss in losses.values():
         assert all(g is None for g in torch.autograd.grad(loss.sum(), leaves, allow_unused=True, retain_graph=True))
