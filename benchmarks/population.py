@@ -87,7 +87,7 @@ def make_footprints(rows: int) -> EstimationStates:
 
 
 def named(learner: Learner, part: str) -> dict[str, Tensor]:
-    """Return a trainable's weights by name, [G, *shape]."""
+    """Return a network's weights by name, [G, *shape]."""
     return {name: weight.detach() for name, weight in learner.networks[part].weights.items()}
 
 
