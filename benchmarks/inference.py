@@ -30,7 +30,7 @@ def main() -> None:
     states = np.random.default_rng(0).standard_normal((STATES, OBSERVATIONS), dtype=np.float32)
     variants = {"policy": partial(one_by_one, our_policy().act, states)}
     variants["mlp"] = partial(one_by_one, bare_mlp(options.device), states)
-    noise = make_pretrainer(Settings(), [0], options.device).trainables["noise"]
+    noise = make_pretrainer(Settings(), [0], options.device).networks["noise"]
     weights = {name: weight.detach() for name, weight in noise.weights.items()}
     for steps in DENOISING_STEPS:
         act = diffusion_policy(noise.network, weights, steps, options.device)

@@ -87,8 +87,8 @@ def make_footprints(rows: int) -> EstimationStates:
 
 
 def named(learner: Learner, part: str) -> dict[str, Tensor]:
-    """Return a trainable's weights by name, [G, *shape]."""
-    return {name: weight.detach() for name, weight in learner.trainables[part].weights.items()}
+    """Return a network's weights by name, [G, *shape]."""
+    return {name: weight.detach() for name, weight in learner.networks[part].weights.items()}
 
 
 def stored_settings() -> dict[str, dict[str, Any]]:

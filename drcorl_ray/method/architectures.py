@@ -1,4 +1,7 @@
-"""Which networks are trained, and how extraction starts from the pretrained ones."""
+"""The networks of DRCORL, and their state at the start of extraction from pretrained weights.
+
+Shapes: P members, N weights of one network, C inputs of the condition.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from drcorl_ray.method.train_state import TrainState
 if TYPE_CHECKING:  # type-only import: the GPU benchmarks must run without pydantic
     from drcorl_ray.config import PretrainConfig
 
-CONDITIONS = 4  # inputs of the behaviour model that label its cost and reward rates (D7)
+CONDITIONS = 4  # C: inputs of the behaviour model that label its cost and reward rates (D7)
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,10 @@ class Architectures:
         *,
         update_diffusion: bool,
     ) -> dict[str, TrainState]:
-        """The networks of P members at the start of extraction, from pretrained weights of S seeds.
+        """Return the members' networks at the start of extraction.
 
-        sources: [P] index of each member's seed; conditions: [P, C] that each member's actor is fixed to.
+        pretrained: weights and targets of all seeds, [seeds · copies, N] each. sources: index of each member's seed [P].
+        conditions: the condition [P, C] to which each member's policy is fixed.
         """
 
         def weights(name: str, copies: int = 1) -> Tensor:
@@ -62,9 +66,9 @@ class Architectures:
         actor = fold_condition(self.conditioned_actor.layout, weights("actor.flat"), self.actor.layout, conditions)
         networks = {"actor": TrainState(self.actor, actor)}
         for name, network, copies in (("q_reward", self.reward_critic, 2), ("q_cost", self.cost_critic, cost_ensemble)):
-            part = TrainState(network, weights(f"{name}.flat", copies), copies=copies, tracked=True)
-            part.load(part.state() | {"target": weights(f"{name}.target", copies)})
-            networks[name] = part
+            critic = TrainState(network, weights(f"{name}.flat", copies), copies=copies, tracked=True)
+            critic.load(critic.state() | {"target": weights(f"{name}.target", copies)})
+            networks[name] = critic
         if update_diffusion:
             networks["noise"] = TrainState(self.noise, weights("noise.flat"))
         return networks

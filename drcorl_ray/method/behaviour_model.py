@@ -1,6 +1,7 @@
-"""The conditional diffusion model of the data's actions: its labels, its loss, and the direction it pulls a policy in (D7).
+"""The conditional diffusion model of the data's actions: its labels (D7), its loss, and its part of the policy gradient.
 
-P members, B rows of a minibatch, A actions; four label inputs: (shown, √cost rate, shown, standardised reward rate).
+Shapes: P members, B rows of a minibatch, S observation, A action. The four inputs of a label are (shown, √cost rate, shown,
+standardised reward rate); a rate that is not shown is 0.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from drcorl_ray.method.train_state import TrainState
 
 
 def row_conditions(batch: Batch, spec: DataSpec, draws: Draws, dropout: float) -> Tensor:
-    """Labels [P, B, 4] of the rows, each of the two rates hidden with probability `dropout`."""
+    """Return the rows' labels [P, B, 4]; each of the two rates is hidden with probability `dropout`."""
     rows, dtype = batch.rewards.shape[1], batch.rewards.dtype
     shown = draws.keep(Stream.CONDITION_DROPOUT, 1.0 - dropout, rows, 2).to(dtype)
     reward = (batch.reward_rates - spec.reward_rate_mean) / spec.reward_rate_std
@@ -26,7 +27,7 @@ def row_conditions(batch: Batch, spec: DataSpec, draws: Draws, dropout: float) -
 
 
 def noise_loss(noise: TrainState, batch: Batch, conditions: Tensor, draws: Draws, dropout: float) -> Tensor:
-    """The diffusion loss on a minibatch (Eq. 5), [P]."""
+    """Return the diffusion loss [P] on a minibatch (Eq. 5)."""
     network = noise.network
     assert isinstance(network, NoiseNetwork)
     (rows, actions), dtype = batch.actions.shape[1:], batch.actions.dtype
@@ -46,9 +47,9 @@ def behaviour_directions(
     std: Tensor,
     draws: Draws,
 ) -> tuple[Tensor, Tensor]:
-    """Ascent directions of log μ for actions and standard deviations [P, B, A] at drawn times and noise (Eq. 8-9).
+    """Return the ascent directions of log μ for actions and std, [P, B, A] each, at drawn times and noise (Eq. 8-9).
 
-    conditions: [P, B, 4]; observations: [P, B, S].
+    conditions: [P, B, 4]; observations: [P, B, S]; actions, std: [P, B, A].
     """
     (rows, size), dtype = actions.shape[1:], actions.dtype
     times = diffusion.spread(draws.uniform(Stream.REGULARISER_TIME, rows, dtype=dtype), diffusion.REGULARISER_TIMES)

@@ -1,6 +1,7 @@
 """The offline estimate of a policy's episode cost from the cost critics (Eq. 24-25, App. B.1).
 
-P members, E cost critics, K states per member, S observation, A action.
+Shapes: P members, E cost critics, K states per member, B rows, S observation, A action. `used` is the mask [P, E, 1] of the
+cost critics in use.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _ROWS_AT_ONCE = 256
 
 
 class Horizon(TypedDict):
-    """Discount of the cost critics and length of an episode in steps: what turns Q_c into an episode cost."""
+    """Discount of the cost critics and length of an episode in steps, which convert Q_c into an episode cost."""
 
     discount: float
     episode_length: int
@@ -27,7 +28,7 @@ class Horizon(TypedDict):
 def upper_estimate(
     q_cost: TrainState, used: Tensor, states: Tensor, actions: Tensor, *, k: Tensor, discount: float, episode_length: int
 ) -> Tensor:
-    """Mean over states [P, K, S] of the critics' upper bound with actions [P, K, A], as an episode cost [P]."""
+    """Return the mean over states [P, K, S] of the UCB at actions [P, K, A], as an episode cost [P]; k: [P]."""
     q = critics.ensemble_q(q_cost, q_cost.target, states, actions)
     bound = critics.upper_confidence_bound(q, used, k=k)
     return critics.episodic_cost(bound, discount=discount, episode_length=episode_length)
@@ -42,23 +43,23 @@ def estimate_moments(
     discount: float,
     episode_length: int,
 ) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of the estimated episode cost over states [P, K, S], [P] each.
+    """Return the mean and std over the critics of the episode cost on states [P, K, S], [P] each.
 
-    The estimate with any k is mean + k · deviation. act: the policies, [P, B, S] → [P, B, A].
+    The estimate with any k is mean + k · std. act: the policies, [P, B, S] → [P, B, A].
     """
     parts = [
-        critics.ensemble_moments(critics.ensemble_q(q_cost, q_cost.target, some, act(some)), used)
-        for some in states.split(_ROWS_AT_ONCE, dim=1)
+        critics.ensemble_moments(critics.ensemble_q(q_cost, q_cost.target, chunk, act(chunk)), used)
+        for chunk in states.split(_ROWS_AT_ONCE, dim=1)
     ]
-    mean, deviation = (
+    mean, std = (
         critics.episodic_cost(torch.cat(part, dim=-1), discount=discount, episode_length=episode_length)
         for part in zip(*parts, strict=True)
     )
-    return mean, deviation
+    return mean, std
 
 
 def running_mean(average: Tensor, count: Tensor, value: Tensor, *, decay: float) -> Tensor:
-    """Update the exponential average [P] of `count` values in place and return it without its start-up bias (D16)."""
+    """Add a value [P] to the exponential average [P] of `count` values, in place; return it bias-corrected (D16)."""
     count += 1
     average.lerp_(value, 1.0 - decay)
     return average / (1.0 - decay**count).to(average.dtype)

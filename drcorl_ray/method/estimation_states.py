@@ -1,9 +1,11 @@
-"""Where a policy's cost is estimated (App. B.1): on the data's states that the policy would come to by itself (D15).
+"""Estimation states: the dataset states on which a policy's cost is estimated (App. B.1), close to the policy's own (D15).
 
-A critic knows the cost-to-go of any state in the data, but its mean over all of them is the cost of a policy that starts
-anywhere, be it in the middle of the most reckless episode. A state behind a stretch of an episode in which the data acted as
-the policy would is one that the policy reaches too; the critic's mean over those comes close to its mean over the policy's own
-episodes, without a simulator.
+A cost critic gives the cost-to-go of any dataset state. Its mean over all of them is the cost of a policy that starts in a
+random one, also in the middle of the most unsafe episode. If the data acted as the policy would on a stretch of an episode,
+the policy reaches the state at the end of that stretch too. The critic's mean over such states is close to its mean over the
+policy's own episodes, and it needs no simulator.
+
+Shapes: P members, N compared states, C candidates, K states of an estimate, S observation, A action, B rows.
 """
 
 from __future__ import annotations
@@ -15,20 +17,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PHASES = 4  # parts of an episode that count alike
-NEAREST = 32  # states of each phase on which a policy is estimated
-STRETCH = 100  # steps before a state that are compared, a quarter of an episode where that is shorter
-ROWS = 65536  # states whose actions are compared at most
-HOP = 5  # steps between two of them at most: a stretch is twenty states or more; larger data are thinned by whole episodes
+PHASES = 4  # equal parts of an episode, each with the same number of estimation states
+NEAREST = 32  # estimation states in each phase
+STRETCH = 100  # steps before a candidate on which actions are compared; at most a quarter of an episode
+ROWS = 65536  # largest number of compared states
+HOP = 5  # largest stride in steps between compared states, so that a stretch has at least 20; beyond it episodes are left out
 _AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
 class EstimationStates:
-    """N states of the data in order, standardised observations [N, S], and the actions [N, A] it took there.
+    """N dataset states in order: standardised observations [N, S] and the data's actions [N, A].
 
-    ends: [C], the candidates among them; phases: [C], rising; stretch: how many states before a candidate are compared;
-    nearest: how many candidates of each phase a policy is estimated on; none: all of them, whatever it does.
+    ends: indices of the candidates, the states at the end of a stretch [C]. phases: the candidates' phases [C], ascending.
+    stretch: number of compared states before a candidate. nearest: number of candidates of each phase that are selected;
+    None: all candidates, whatever the policy does.
     """
 
     observations: Tensor
@@ -49,38 +52,41 @@ class EstimationStates:
         )
 
     def choose(self, act: Callable[[Tensor], Tensor], members: int) -> Tensor:
-        """The states [P, K] behind the stretches where `act`, [P, B, S] → [P, B, A], is closest to the data in mean square."""
+        """Return the indices [P, K] of the candidates on whose stretches `act` is closest to the data in mean square.
+
+        act: the members' policies, [P, B, S] → [P, B, A]. members: P.
+        """
         if self.nearest is None:
             return self.ends.repeat(members, 1)
         with torch.no_grad():
-            parts = [
+            squared_errors = [
                 (act(states.expand(members, -1, -1)) - actions).square().mean(-1)
                 for states, actions in zip(self.observations.split(_AT_ONCE), self.actions.split(_AT_ONCE), strict=True)
             ]
-        sums = torch.cat([torch.zeros_like(parts[0][:, :1]), *parts], dim=1).double().cumsum(1)
-        difference = sums[:, self.ends] - sums[:, self.ends - self.stretch]
-        chosen, first = [], 0
+        sums = torch.cat([torch.zeros_like(squared_errors[0][:, :1]), *squared_errors], dim=1).double().cumsum(1)
+        distance = sums[:, self.ends] - sums[:, self.ends - self.stretch]
+        selected, first = [], 0
         for count in torch.bincount(self.phases).tolist():
-            near = difference[:, first : first + count].topk(min(self.nearest, count), dim=1, largest=False).indices
-            chosen.append(self.ends[near + first])
+            closest = distance[:, first : first + count].topk(min(self.nearest, count), dim=1, largest=False).indices
+            selected.append(self.ends[closest + first])
             first += count
-        return torch.cat(chosen, dim=1)
+        return torch.cat(selected, dim=1)
 
 
 def candidate_segments(lengths: np.ndarray, episode_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Of a dataset with episodes of these lengths: rows [N] that are compared, then ends [C], phases [C] and stretch as above.
+    """Return the compared rows [N] of a dataset with episodes of these lengths, and `EstimationStates`' ends, phases, stretch.
 
-    A candidate has a whole stretch of its episode before it; where no episode is long enough stretches are shorter. Every
-    n-th episode takes part, so that a few steps' hop leaves no more than ROWS.
+    Each candidate has a whole stretch of its own episode before it; stretches are shorter if no episode is long enough.
+    Large datasets are subsampled by whole episodes so that at most ROWS states remain at a stride of HOP steps.
     """
     hop = min(-(-int(lengths.sum()) // ROWS), HOP)
     starts = np.cumsum(lengths) - lengths
-    every = -(-int(lengths.sum()) // (ROWS * hop))
-    starts, lengths = starts[::every], lengths[::every]
+    episode_stride = -(-int(lengths.sum()) // (ROWS * hop))
+    starts, lengths = starts[::episode_stride], lengths[::episode_stride]
     steps = np.concatenate([np.arange(0, length, hop) for length in lengths])
     starts = np.repeat(starts, -(-lengths // hop))
-    reach = min(STRETCH, episode_length // PHASES, (int(lengths.max()) - 1) // hop * hop)
-    stretch = reach // hop
+    stretch_steps = min(STRETCH, episode_length // PHASES, (int(lengths.max()) - 1) // hop * hop)
+    stretch = stretch_steps // hop
     ends = np.flatnonzero(steps >= stretch * hop)
     phases = np.minimum(steps[ends] * PHASES // episode_length, PHASES - 1)
     order = np.argsort(phases, kind="stable")

@@ -1,8 +1,9 @@
-"""Policy extraction (Algorithm 1, lines 7-13): P members, each with its own hyper-parameters, advanced by one program.
+"""Policy extraction (Algorithm 1, lines 7-13): P members with their own hyper-parameters, trained by the same operations.
 
-One step reads as Algorithm 1: critic losses, the three parts of the policy gradient, the cost estimate (`gradients`); then,
-from their means over the workers, every decision and change, the same on all of them (`update`). Knows nothing of Ray, files
-or simulators.
+`gradients` computes what a step of Algorithm 1 needs: the critics' gradients, the three parts of the policy gradient and the
+cost estimate. `update` takes their means over the workers and makes every decision and change, identically on each worker.
+
+Shapes: P members, E cost critics, B rows of a minibatch, A action, N weights of one network, K estimation states of a member.
 """
 
 from __future__ import annotations
@@ -32,18 +33,19 @@ from drcorl_ray.method.train_state import TrainState, finite_members, flat_gradi
 from drcorl_ray.policy.population import PopulationPolicy
 from drcorl_ray.tasks.scores import COST_EPSILON
 
-if TYPE_CHECKING:  # pydantic is for those who read settings, not for those who use them
+if TYPE_CHECKING:  # type-only import: the GPU benchmarks must run without pydantic
     from drcorl_ray.config import EvaluationConfig, ExtractConfig, MemberConfig, PretrainConfig
 
 _PER_MEMBER = ("sources", "conditions", "average", "estimate", "region_counts", "estimated_on")
-_STEP_OFFSET = 1 << 40  # extraction draws other numbers than pretraining at the same step
+_STEP_OFFSET = 1 << 40  # so that extraction and pretraining draw different numbers at the same step
 
 
 class Learner:
-    """A population in extraction.
+    """A population of P members in policy extraction.
 
-    pretrained: what `Pretrainer.result` returned, S seeds; sources: for each member its index among them. conditions: [P, 4],
-    what each member asks of the behaviour model. estimation_states: where its cost is estimated.
+    pretrained: the result of `Pretrainer.result` for several seeds. sources: each member's index among these seeds.
+    conditions: each member's condition of the behaviour model [P, 4]. estimation_states: the states on which the members'
+    cost is estimated. first_row: index in the global minibatch of this worker's first row.
     """
 
     def __init__(
@@ -62,23 +64,22 @@ class Learner:
         dtype: torch.dtype = torch.float32,
         first_row: int = 0,
     ) -> None:
-        self.spec, self.pretrain, self.extract = spec, pretrain, extract
-        self.first_row = first_row
+        self.spec, self.pretrain, self.extract, self.first_row = spec, pretrain, extract, first_row
         self.hyper = Hyperparameters.from_config(members, pretrain, device, dtype)
-        # What no member of the pack needs is not computed; where one does, the others' part is an exact zero.
+        # A term that no member needs is not computed. If one member needs it, it is exactly zero for the others.
         self.stochastic = any(member.policy_class != "dirac" for member in members)
         self.pessimistic = any(member.alpha > 0.0 for member in members)
         self.conditions = conditions.to(device, dtype)
         self.estimation_states = estimation_states.to(device, dtype)
-        self.nets = Architectures.from_config(spec, pretrain)
+        self.architectures = Architectures.from_config(spec, pretrain)
         self.sources = torch.tensor(list(sources), device=device)
         pretrained = {name: flat.to(device, dtype) for name, flat in pretrained.items()}
         self.pretrained_noise = pretrained["noise.flat"]
-        self.trainables = self.nets.start_extraction(
+        self.networks = self.architectures.start_extraction(
             pretrained, self.sources, self.conditions, pretrain.cost_ensemble, update_diffusion=extract.update_diffusion
         )
         self.noise_weights = self._behaviour_model()
-        self.average = self.trainables["actor"].flat.clone()
+        self.average = self.networks["actor"].flat.clone()
         zeros = torch.zeros_like(self.hyper.cost_limit)
         self.multiplier = Multiplier.start(zeros)
         self.estimate, self.estimates = zeros.clone(), torch.zeros((), dtype=torch.float64, device=device)
@@ -87,11 +88,11 @@ class Learner:
         self.estimated_on = self._nearest_states()
 
     def _behaviour_model(self) -> Weights:
-        """The noise network's weights of each member; a frozen one of a single seed serves all of them without a copy."""
+        """Return the noise network's weights of each member; the fixed ones of a single seed are a view, not P copies."""
         if self.extract.update_diffusion:
-            return self.trainables["noise"].weights
+            return self.networks["noise"].weights
         flat, members = self.pretrained_noise, len(self.sources)
-        return self.nets.noise.layout.split(flat.expand(members, -1) if len(flat) == 1 else flat[self.sources])
+        return self.architectures.noise.layout.split(flat.expand(members, -1) if len(flat) == 1 else flat[self.sources])
 
     @property
     def total_steps(self) -> int:
@@ -99,16 +100,16 @@ class Learner:
 
     @property
     def used_critics(self) -> Tensor:
-        """The cost critics that each member uses, [P, E, 1] bool; the others stand still."""
+        """Mask of the cost critics that each member uses, [P, E, 1] bool; the others are not trained."""
         return critics.in_use(self.hyper.cost_ensemble, self.pretrain.cost_ensemble)
 
     def draws(self, step: int | Tensor) -> Draws:
         return Draws(self.hyper.seed, step + _STEP_OFFSET, self.first_row)
 
     def observe(self, result: OnlineResult) -> None:
-        """Take in what rollouts found of the held policies, or else of those of this moment.
+        """Use the result of an online evaluation of the pending policies, or of the present ones if none are pending.
 
-        From now on their cost estimate holds, and minibatches mix in what was appended.
+        From the next step on, its costs are the members' cost estimates and minibatches include its transitions.
         """
         policies = self.online.pending if self.online.pending_step >= 0 else self.average
         self.online.take(result, policies, self.hyper.cost_limit)
@@ -120,132 +121,134 @@ class Learner:
         return self if bool(self.online.online.any()) else None
 
     def step_kind(self, step: int) -> str:
-        """What a step does: "critics" alone (D8), or the "policy" too."""
+        """Return "critics" if the step trains only the critics (D8), "policy" if it also trains the policy."""
         return "critics" if step < self.extract.critic_steps else "policy"
 
     def prepare(self, step: int) -> None:
-        """Choose the estimation states anew where that is due before a step."""
+        """Every `estimate_interval` policy steps, re-select the states on which the cost is estimated."""
         policy_step = step - self.extract.critic_steps
         if policy_step >= 0 and policy_step % self.extract.estimate_interval == 0:
             self.estimated_on.copy_(self._nearest_states())
 
     @property
-    def _critics(self) -> list[TrainState]:
-        """What descends on its loss; the policy is moved by the safe adaptation."""
-        return [part for name, part in self.trainables.items() if name != "actor"]
+    def _descending(self) -> list[TrainState]:
+        """The networks that descend on a loss: all but the policy, which the safe adaptation updates."""
+        return [network for name, network in self.networks.items() if name != "actor"]
 
     def gradients(self, step_kind: str, batch: Batch, draws: Draws) -> tuple[list[Tensor], Metrics]:
-        """All that is averaged over the workers, in the order `update` takes it, and metrics [P]; changes nothing.
+        """Return all tensors that are averaged over the workers, in the order of `update`, and metrics [P]; change nothing.
 
-        batch: of the dataset. A hybrid member's critics and policy also see its appended transitions, the behaviour model
-        never.
+        batch: rows of the dataset. A hybrid member's critics and policy also learn from its appended transitions; the
+        behaviour model learns from the dataset only.
         """
         dataset, batch = batch, self.online.mix(batch, draws)
         actions, std = self._act(batch.observations, draws, Stream.POLICY_NOISE)
-        losses, metrics = self._losses(batch, actions.detach(), draws)
+
+        # Reward critics and cost critics.
+        losses, metrics = self._critic_losses(batch, actions.detach(), draws)
+
+        # Behaviour model.
         if self.extract.update_diffusion:
-            losses["noise"] = self._noise_loss(dataset, draws)
-        parts = flat_gradients(torch.stack(list(losses.values())).sum(), self._critics)
+            labels = row_conditions(dataset, self.spec, draws, self.pretrain.condition_dropout)
+            losses["noise"] = noise_loss(self.networks["noise"], dataset, labels, draws, self.pretrain.noise_dropout)
+        parts = flat_gradients(torch.stack(list(losses.values())).sum(), self._descending)
+
+        # Policy.
         if step_kind == "policy":
-            parts += [
-                *self._policy_gradients(batch, actions, std, draws),
-                self.estimate_cost(draws, actions.shape[1]),
-            ]
+            parts += self._policy_gradients(batch, actions, std, draws)
+            parts.append(self.estimate_cost(draws, actions.shape[1]))
         return parts, metrics | {f"critic/{name}_loss": loss.detach() for name, loss in losses.items()}
 
     def update(self, step_kind: str, means: Sequence[Tensor], step: Tensor) -> Metrics:
-        """Every decision and every change of a step; metrics [P]. step: scalar, on the device."""
+        """Make every decision and change of a step from the averaged tensors; metrics [P]. step: scalar, on the device."""
         policy_step = (step - self.extract.critic_steps).clamp(min=0)
         progress = policy_step.double() / self.extract.steps
         rate = schedules.cosine(progress, self.extract.final_learning_rate)
-        for part, gradient in zip(self._critics, means, strict=False):
-            part.descend(gradient, self.hyper.critic_learning_rate * rate)
-        metrics = {}
-        if step_kind == "policy":
-            metrics = self._adapt(means[len(self._critics) :], policy_step, progress, rate)
+        descending = self._descending
+        for network, gradient in zip(descending, means, strict=False):
+            network.descend(gradient, self.hyper.critic_learning_rate * rate)
+        metrics = self._adapt(means[len(descending) :], policy_step, progress, rate) if step_kind == "policy" else {}
         for name in ("q_reward", "q_cost"):
-            self.trainables[name].track(self.extract.target_step)
+            self.networks[name].track(self.extract.target_step)
         return metrics
 
     def _act(self, observations: Tensor, draws: Draws, stream: Stream) -> tuple[Tensor, Tensor]:
-        """Reparameterised actions m + σz, and σ; [P, B, A] each."""
-        actor = self.trainables["actor"]
+        """Return reparameterised actions m + σz and σ, [P, B, A] each."""
+        actor = self.networks["actor"]
         mean, log_std = actor.network(actor.weights, observations)
         std = standard_deviation(log_std, self.hyper.policy_class)
         return (mean + std * draws.normal(stream, *mean.shape[1:], dtype=mean.dtype), std) if self.stochastic else (mean, std)
 
-    def _losses(self, batch: Batch, actions: Tensor, draws: Draws) -> tuple[dict[str, Tensor], Metrics]:
-        """Critic losses [P]: TD on the policy's own actions (Eq. 19, App. C.1)."""
-        q_reward, q_cost, used = self.trainables["q_reward"], self.trainables["q_cost"], self.used_critics
+    def _critic_losses(self, batch: Batch, actions: Tensor, draws: Draws) -> tuple[dict[str, Tensor], Metrics]:
+        """Return both critics' losses [P], TD on the policy's own actions (Eq. 19, App. C.1), and metrics [P]."""
+        q_reward, q_cost, used = self.networks["q_reward"], self.networks["q_cost"], self.used_critics
         with torch.no_grad():
             next_actions = self._act(batch.next_observations, draws, Stream.NEXT_POLICY_NOISE)[0]
+
+        # Reward critics.
+        with torch.no_grad():
             next_q_r = critics.ensemble_q(q_reward, q_reward.target, batch.next_observations, next_actions).amin(1)
-            next_q_c = critics.ensemble_q(q_cost, q_cost.target, batch.next_observations, next_actions)
             reward_target = critics.reward_target(
                 batch.rewards * self.spec.reward_scale, batch.terminals, next_q_r, discount=self.pretrain.discount
             )
-            horizon = 1.0 / (1.0 - self.pretrain.cost_discount)
-            cost_target = critics.cost_target(
-                batch.costs,
-                batch.terminals,
-                next_q_c,
-                discount=self.pretrain.cost_discount,
-                ceiling=self.spec.max_cost * horizon if self.extract.clamp_cost_target else None,
-                terminal_value=self.spec.mean_cost * horizon if self.extract.terminal_cost else 0.0,
-            )
         q_r = critics.ensemble_q(q_reward, q_reward.weights, batch.observations, batch.actions)
+        losses = {"q_reward": critics.q_loss(q_r, reward_target)}
+
+        # Cost critics.
+        with torch.no_grad():
+            next_q_c = critics.ensemble_q(q_cost, q_cost.target, batch.next_observations, next_actions)
+            discount = self.pretrain.cost_discount
+            horizon = 1.0 / (1.0 - discount)
+            ceiling = self.spec.max_cost * horizon if self.extract.clamp_cost_target else None
+            after_terminal = self.spec.mean_cost * horizon if self.extract.terminal_cost else 0.0
+            cost_target = critics.cost_target(
+                batch.costs, batch.terminals, next_q_c, discount=discount, ceiling=ceiling, terminal_value=after_terminal
+            )
         q_c = critics.ensemble_q(q_cost, q_cost.weights, batch.observations, batch.actions)
-        losses = {"q_reward": critics.q_loss(q_r, reward_target), "q_cost": critics.q_loss(q_c * used, cost_target * used)}
+        losses["q_cost"] = critics.q_loss(q_c * used, cost_target * used)
         if self.pessimistic:
             q_c_policy = critics.ensemble_q(q_cost, q_cost.weights, batch.observations, actions)
             losses["q_cost"] = losses["q_cost"] + critics.pessimism(q_c_policy * used, alpha=self.hyper.alpha)
         mean_cost, _ = critics.ensemble_moments(q_c.detach(), used)
         return losses, {"critic/q_reward": q_r.detach().mean((1, 2)), "critic/q_cost": mean_cost.mean(-1)}
 
-    def _noise_loss(self, dataset: Batch, draws: Draws) -> Tensor:
-        labels = row_conditions(dataset, self.spec, draws, self.pretrain.condition_dropout)
-        return noise_loss(self.trainables["noise"], dataset, labels, draws, self.pretrain.noise_dropout)
-
     def _policy_gradients(self, batch: Batch, actions: Tensor, std: Tensor, draws: Draws) -> list[Tensor]:
-        """The parts of Eq. 23, each an ascent direction [P, N]: of Q_r, of Q_c, of log μ; and the mean norms [P] of ∇_a Q."""
-        part, asked = self.trainables, self.conditions.unsqueeze(1).expand(-1, actions.shape[1], -1)
-        for_reward, for_cost = action_gradients(
-            part["q_reward"], part["q_cost"], self.used_critics, batch.observations, actions, k=self.hyper.k
-        )
-        for_behaviour, for_std = behaviour_directions(
-            self.nets.noise, self.noise_weights, asked, batch.observations, actions.detach(), std.detach(), draws
+        """Return the parts of Eq. 23, ascent directions [P, N] of Q_r, Q_c and log μ, and the mean norms [P] of both ∇_a Q."""
+        q_reward, q_cost, states = self.networks["q_reward"], self.networks["q_cost"], batch.observations
+        by_reward, by_cost = action_gradients(q_reward, q_cost, self.used_critics, states, actions, k=self.hyper.k)
+        conditions = self.conditions.unsqueeze(1).expand(-1, actions.shape[1], -1)
+        by_behaviour, by_behaviour_std = behaviour_directions(
+            self.architectures.noise, self.noise_weights, conditions, states, actions.detach(), std.detach(), draws
         )
         surrogates = (
-            (actions * for_reward).sum(-1),
-            (actions * for_cost).sum(-1),
-            (actions * for_behaviour + std * for_std).sum(-1),
+            (actions * by_reward).sum(-1),
+            (actions * by_cost).sum(-1),
+            (actions * by_behaviour + std * by_behaviour_std).sum(-1),
         )
-        norms = (for_reward.norm(dim=-1).mean(-1), for_cost.norm(dim=-1).mean(-1))
-        return [*policy_gradients(part["actor"], surrogates), *norms]
+        norms = (by_reward.norm(dim=-1).mean(-1), by_cost.norm(dim=-1).mean(-1))
+        return [*policy_gradients(self.networks["actor"], surrogates), *norms]
 
     def _nearest_states(self) -> Tensor:
-        """Where the cost of the policies of this moment is estimated: states of the estimation_states, [P, K] (D15)."""
-        actor = self.trainables["actor"]
+        """Return the indices [P, K] of the states on which the present policies' cost is estimated (D15)."""
+        actor = self.networks["actor"]
         return self.estimation_states.choose(lambda states: actor.network(actor.weights, states)[0], len(self.sources))
 
     def estimate_cost(self, draws: Draws, rows: int) -> Tensor:
-        """Offline estimate of each member's episode cost on `rows` of its estimation states, [P]."""
+        """Return the offline estimate of each member's episode cost [P] on `rows` of its estimation states."""
         states = self.estimation_states.observations[self.estimated_on]
         index = draws.integers(Stream.ESTIMATE_ROWS, rows, states.shape[1])
         with torch.no_grad():
-            chosen = states.gather(1, index.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
-            actions = self._act(chosen, draws, Stream.ESTIMATE_NOISE)[0]
-            return upper_estimate(
-                self.trainables["q_cost"], self.used_critics, chosen, actions, k=self.hyper.k, **self._horizon
-            )
+            states = states.gather(1, index.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+            actions = self._act(states, draws, Stream.ESTIMATE_NOISE)[0]
+            return upper_estimate(self.networks["q_cost"], self.used_critics, states, actions, k=self.hyper.k, **self._horizon)
 
     def offline_estimate(self) -> tuple[Tensor, Tensor]:
-        """Episode cost of the averaged policies on all estimation states: mean and deviation over the critics, [P] each."""
-        actor, states = self.trainables["actor"].network, self.estimation_states.observations[self.estimated_on]
-        weights = self.nets.actor.layout.split(self.average)
+        """Return the averaged policies' episode cost on all estimation states: mean and std over the critics, [P] each."""
+        actor, states = self.networks["actor"].network, self.estimation_states.observations[self.estimated_on]
+        weights = self.architectures.actor.layout.split(self.average)
         with torch.no_grad():
             return estimate_moments(
-                self.trainables["q_cost"], self.used_critics, states, lambda x: actor(weights, x)[0], **self._horizon
+                self.networks["q_cost"], self.used_critics, states, lambda x: actor(weights, x)[0], **self._horizon
             )
 
     @property
@@ -253,7 +256,7 @@ class Learner:
         return {"discount": self.pretrain.cost_discount, "episode_length": self.spec.episode_length}
 
     def _adapt(self, parts: Sequence[Tensor], policy_step: Tensor, progress: Tensor, rate: Tensor) -> Metrics:
-        """Safe adaptation and the policy's update from the averaged parts of the gradient (Algorithms 2-3, Eq. 12, 20-23)."""
+        """Update the policy by safe adaptation from the averaged parts of its gradient (Algorithms 2-3, Eq. 12, 20-23)."""
         toward_reward, toward_cost, toward_behaviour, norm_reward, norm_cost, offline = parts
         hyper = self.hyper
         offline = running_mean(self.estimate, self.estimates, offline, decay=self.extract.estimate_smoothing)
@@ -280,7 +283,7 @@ class Learner:
         ascent, conflict = combine(
             weight_reward[:, None] * toward_reward, weight_cost[:, None] * toward_cost, toward_behaviour, decision
         )
-        actor = self.trainables["actor"]
+        actor = self.networks["actor"]
         actor.descend(-ascent, hyper.actor_learning_rate * rate)
         share = (1.0 / (policy_step + 1)).clamp(min=1.0 - self.extract.policy_average)
         self.average.lerp_(actor.flat, share.to(actor.flat.dtype))
@@ -298,19 +301,19 @@ class Learner:
         }
 
     def policies(self, parameters: Tensor | None = None) -> PopulationPolicy:
-        """The averaged deterministic policies, as numpy; or those of other actor parameters [P, N]."""
-        weights = self.nets.actor.layout.split(self.average if parameters is None else parameters)
-        return snapshot(self.nets.actor, weights, self.spec.observation_mean, self.spec.observation_std)
+        """Return the deterministic policies as numpy arrays, with the given weights [P, N] or else the averaged ones."""
+        weights = self.architectures.actor.layout.split(self.average if parameters is None else parameters)
+        return snapshot(self.architectures.actor, weights, self.spec.observation_mean, self.spec.observation_std)
 
     def finite(self) -> Tensor:
-        """Which members hold only finite weights, [P] bool; one that does not is lost, the others are untouched by it."""
-        return finite_members(self.trainables.values())
+        """Return which members have only finite weights, [P] bool; a member that diverges does not affect the others."""
+        return finite_members(self.networks.values())
 
     def select(self, members: Sequence[int]) -> None:
         """Keep the given members, in the given order."""
         index = torch.tensor(list(members), device=self.sources.device)
-        for part in self.trainables.values():
-            part.select(index)
+        for network in self.networks.values():
+            network.select(index)
         for name in _PER_MEMBER:
             setattr(self, name, getattr(self, name)[index])
         self.noise_weights = self._behaviour_model()
@@ -319,10 +322,10 @@ class Learner:
         self.online.select(index)
 
     def join(self, other: Learner) -> None:
-        """Take in another population's members, at the same step and from the same `pretrained`, behind its own."""
+        """Append the members of another population at the same step, from the same `pretrained`."""
         assert torch.equal(self.estimates, other.estimates)
-        for name, part in self.trainables.items():
-            part.join(other.trainables[name])
+        for name, network in self.networks.items():
+            network.join(other.networks[name])
         for name in _PER_MEMBER:
             setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
         self.noise_weights = self._behaviour_model()
@@ -333,8 +336,8 @@ class Learner:
         self.pessimistic |= other.pessimistic
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Every tensor a resumed extraction needs beyond the constructor's arguments."""
-        state = named_state(self.trainables) | {f"multiplier.{key}": x for key, x in vars(self.multiplier).items()}
+        """Return every tensor that a resumed extraction needs beyond the constructor's arguments."""
+        state = named_state(self.networks) | {f"multiplier.{key}": x for key, x in vars(self.multiplier).items()}
         state |= {f"online.{key}": x for key, x in self.online.state_dict().items()}
         names = ("average", "estimate", "estimates", "region_counts", "estimated_on")
         return state | {name: getattr(self, name) for name in names}

@@ -1,6 +1,6 @@
 """The parts of the policy gradient (Eq. 23): ascent directions of the reward, of the cost and of log μ.
 
-P members, B rows of a minibatch, A actions, N weights of one member's policy.
+Shapes: P members, B rows of a minibatch, S observation, A action, E cost critics, N weights of one member's policy.
 """
 
 from __future__ import annotations
@@ -17,18 +17,24 @@ from drcorl_ray.method.train_state import TrainState
 def action_gradients(
     q_reward: TrainState, q_cost: TrainState, used: Tensor, observations: Tensor, actions: Tensor, *, k: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """∇_a min Q_r and ∇_a of the cost's upper bound (Eq. 24), [P, B, A] each, from the target critics."""
-    at = actions.detach().requires_grad_()
-    q_r = critics.ensemble_q(q_reward, q_reward.target, observations, at).amin(1)
-    q_c = critics.ensemble_q(q_cost, q_cost.target, observations, at)
-    q_c = critics.upper_confidence_bound(q_c, used, k=k)
-    (for_reward,) = torch.autograd.grad(q_r.sum(), at)
-    (for_cost,) = torch.autograd.grad(q_c.sum(), at)
-    return for_reward, for_cost
+    """Return ∇_a of min Q_r and of the cost's upper bound (Eq. 24), [P, B, A] each, from the target critics.
+
+    used: mask of the cost critics in use [P, E, 1]. k: [P].
+    """
+    leaf = actions.detach().requires_grad_()
+
+    # Reward.
+    q_r = critics.ensemble_q(q_reward, q_reward.target, observations, leaf).amin(1)
+    (by_reward,) = torch.autograd.grad(q_r.sum(), leaf)
+
+    # Cost.
+    q_c = critics.ensemble_q(q_cost, q_cost.target, observations, leaf)
+    (by_cost,) = torch.autograd.grad(critics.upper_confidence_bound(q_c, used, k=k).sum(), leaf)
+    return by_reward, by_cost
 
 
 def policy_gradients(actor: TrainState, surrogates: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients [P, N] of each surrogate [P, B], averaged over the rows, with respect to the actor's weights."""
+    """Return the gradient [P, N] of each surrogate [P, B], averaged over the rows, by the actor's weights."""
     leaves = list(actor.weights.values())
-    gradients = [torch.autograd.grad(each.mean(-1).sum(), leaves, retain_graph=True) for each in surrogates]
+    gradients = [torch.autograd.grad(surrogate.mean(-1).sum(), leaves, retain_graph=True) for surrogate in surrogates]
     return [torch.cat([g.flatten(1) for g in gradient], dim=1) for gradient in gradients]

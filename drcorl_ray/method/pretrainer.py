@@ -1,6 +1,9 @@
-"""Pretraining (Algorithm 1, lines 2-5): the behaviour diffusion, the cloned policy, the critics. Independent of k, β, h and l.
+"""Pretraining (Algorithm 1, lines 2-5): the behaviour model, the clone, the critics. Independent of k, β, h and l.
 
-Three phases of equal length, in the printed order. Each of the S seeds is a member of the population.
+Three phases of equal length, in the paper's order. Each seed is a member of the population.
+
+Shapes: P members (one per seed), E cost critics, B rows of a minibatch, A action, N weights of one network; `copies` is 2 for
+the twin reward critics and E for the cost critics.
 """
 
 from __future__ import annotations
@@ -23,14 +26,18 @@ from drcorl_ray.method.replay import Batch, Replay
 from drcorl_ray.method.schedules import cosine
 from drcorl_ray.method.train_state import TrainState, flat_gradients, named_state
 
-if TYPE_CHECKING:  # pydantic is for those who read settings, not for those who use them
+if TYPE_CHECKING:  # type-only import: the GPU benchmarks must run without pydantic
     from drcorl_ray.config import PretrainConfig
 
 PHASES = ("diffusion", "policy", "critics")
 
 
 class Pretrainer:
-    """S pretrainings side by side. A step is pure in (state, batch, draws): no generator, no host synchronisation."""
+    """P pretrainings side by side.
+
+    A step is a function of the state, the minibatch and the step's random numbers; it uses no generator and never waits for
+    the host.
+    """
 
     def __init__(
         self,
@@ -44,19 +51,21 @@ class Pretrainer:
     ) -> None:
         self.spec, self.config, self.first_row = spec, config, first_row
         self.seeds = torch.tensor(list(seeds), dtype=torch.int64, device=device)
-        nets = Architectures.from_config(spec, config)
+        architectures = Architectures.from_config(spec, config)
 
-        def trainable(network: NoiseNetwork | Actor | MLP, number: int, copies: int = 1, tracked: bool = False) -> TrainState:
+        def train_state(
+            network: NoiseNetwork | Actor | MLP, number: int, copies: int = 1, tracked: bool = False
+        ) -> TrainState:
             return TrainState(
                 network, network.layout.initialise(self.seeds, number, copies, dtype), copies=copies, tracked=tracked
             )
 
-        self.trainables = {
-            "noise": trainable(nets.noise, 0),
-            "actor": trainable(nets.conditioned_actor, 1),
-            "value": trainable(nets.value, 2),
-            "q_reward": trainable(nets.reward_critic, 3, copies=2, tracked=True),
-            "q_cost": trainable(nets.cost_critic, 4, copies=config.cost_ensemble, tracked=True),
+        self.networks = {
+            "noise": train_state(architectures.noise, 0),
+            "actor": train_state(architectures.conditioned_actor, 1),
+            "value": train_state(architectures.value, 2),
+            "q_reward": train_state(architectures.reward_critic, 3, copies=2, tracked=True),
+            "q_cost": train_state(architectures.cost_critic, 4, copies=config.cost_ensemble, tracked=True),
         }
 
     @property
@@ -70,7 +79,7 @@ class Pretrainer:
         return replay.sample
 
     def step_kind(self, step: int) -> str:
-        """What a step does: the phase, whose last has "returns" (D4) before the "critics" of Eq. 17-19."""
+        """Return the step's phase; the critics' phase begins with "returns" (D4), before "critics" (Eq. 17-19)."""
         phase, phase_step = divmod(step, self.config.steps)
         returns = PHASES[phase] == "critics" and phase_step < self.config.monte_carlo_steps
         return "returns" if returns else PHASES[phase]
@@ -79,11 +88,11 @@ class Pretrainer:
         """No host-side work is needed between steps."""
 
     def gradients(self, step_kind: str, batch: Batch, draws: Draws) -> tuple[list[Tensor], Metrics]:
-        """Gradients [S · copies, N] of what the phase trains, and metrics [S]; changes nothing."""
+        """Return the gradients [P · copies, N] of the networks that the phase trains, and metrics [P]; change nothing."""
         if step_kind in ("diffusion", "policy"):
             conditions = row_conditions(batch, self.spec, draws, self.config.condition_dropout)
-            loss_of = self._diffusion_loss if step_kind == "diffusion" else self._policy_loss
-            loss, metrics = loss_of(batch, draws, conditions)
+            compute_loss = self._diffusion_loss if step_kind == "diffusion" else self._policy_loss
+            loss, metrics = compute_loss(batch, draws, conditions)
         else:
             loss, metrics = self._critics_loss(batch, draws, returns=step_kind == "returns")
         return flat_gradients(loss.sum(), self._trained(step_kind)), metrics
@@ -93,18 +102,18 @@ class Pretrainer:
         progress = (step % self.config.steps).double() / self.config.steps
         rate = self.config.learning_rate * cosine(progress, self.config.final_learning_rate)
         weight_decay = self.config.noise_weight_decay if step_kind == "diffusion" else 0.0
-        for part, gradient in zip(self._trained(step_kind), means, strict=True):
-            part.descend(gradient, rate, weight_decay)
-            if part.target_flat is not None:
-                part.track(self.config.target_step)
+        for network, gradient in zip(self._trained(step_kind), means, strict=True):
+            network.descend(gradient, rate, weight_decay)
+            if network.target_flat is not None:
+                network.track(self.config.target_step)
         return {}
 
     def _trained(self, step_kind: str) -> list[TrainState]:
         names = {"diffusion": ["noise"], "policy": ["actor"]}.get(step_kind, ["value", "q_reward", "q_cost"])
-        return [self.trainables[name] for name in names]
+        return [self.networks[name] for name in names]
 
     def _diffusion_loss(self, batch: Batch, draws: Draws, conditions: Tensor) -> tuple[Tensor, Metrics]:
-        loss = noise_loss(self.trainables["noise"], batch, conditions, draws, self.config.noise_dropout)
+        loss = noise_loss(self.networks["noise"], batch, conditions, draws, self.config.noise_dropout)
         return loss, {"pretrain/diffusion_loss": loss.detach()}
 
     def _policy_loss(self, batch: Batch, draws: Draws, conditions: Tensor) -> tuple[Tensor, Metrics]:
@@ -117,30 +126,35 @@ class Pretrainer:
         return loss, {"pretrain/policy_error": error.detach()}
 
     def _score_loss(self, mean: Tensor, log_std: Tensor, batch: Batch, draws: Draws, conditions: Tensor) -> Tensor:
-        """A loss whose gradient is minus the behaviour's ascent direction: cloning through the score, Eq. 8 with Q ≡ 0."""
-        noise, std = self.trainables["noise"], log_std.exp()
-        for_mean, for_std = behaviour_directions(
-            noise.network, noise.weights, conditions, batch.observations, mean, std, draws
-        )
-        return -(mean * for_mean + std * for_std).sum(-1).mean(-1)
+        """Return a loss [P] whose gradient is minus the ascent direction of log μ: cloning by the score, Eq. 8 with Q ≡ 0."""
+        noise, std = self.networks["noise"], log_std.exp()
+        by_mean, by_std = behaviour_directions(noise.network, noise.weights, conditions, batch.observations, mean, std, draws)
+        return -(mean * by_mean + std * by_std).sum(-1).mean(-1)
 
     def _critics_loss(self, batch: Batch, draws: Draws, *, returns: bool) -> tuple[Tensor, Metrics]:
         config = self.config
-        value, q_reward, q_cost = (self.trainables[name] for name in ("value", "q_reward", "q_cost"))
+        value, q_reward, q_cost = (self.networks[name] for name in ("value", "q_reward", "q_cost"))
         with torch.no_grad():
             target_q = critics.ensemble_q(q_reward, q_reward.target, batch.observations, batch.actions)
             reward_target, cost_target = self._returns(batch) if returns else self._critic_targets(batch, draws)
+
+        # Value.
         v = value.network(value.weights, batch.observations).squeeze(-1)
-        q_r = critics.ensemble_q(q_reward, q_reward.weights, batch.observations, batch.actions)
-        q_c = critics.ensemble_q(q_cost, q_cost.weights, batch.observations, batch.actions)
         loss_v = critics.value_loss(target_q, v, expectile=config.expectile)
-        loss_r, loss_c = critics.q_loss(q_r, reward_target), critics.q_loss(q_c, cost_target)
+
+        # Reward critics.
+        q_r = critics.ensemble_q(q_reward, q_reward.weights, batch.observations, batch.actions)
+        loss_r = critics.q_loss(q_r, reward_target)
+
+        # Cost critics.
+        q_c = critics.ensemble_q(q_cost, q_cost.weights, batch.observations, batch.actions)
+        loss_c = critics.q_loss(q_c, cost_target)
         loss = loss_v + loss_r + loss_c
         if config.alpha:
             with torch.no_grad():
-                on_policy = self._act(batch.observations, self._own_conditions(batch, draws))[0]
-            q_on_policy = critics.ensemble_q(q_cost, q_cost.weights, batch.observations, on_policy)
-            loss = loss + critics.pessimism(q_on_policy, alpha=config.alpha)
+                policy_actions = self._act(batch.observations, self._full_conditions(batch, draws))[0]
+            q_c_policy = critics.ensemble_q(q_cost, q_cost.weights, batch.observations, policy_actions)
+            loss = loss + critics.pessimism(q_c_policy, alpha=config.alpha)
         return loss, {
             "critic/value_loss": loss_v.detach(),
             "critic/reward_loss": loss_r.detach(),
@@ -150,18 +164,18 @@ class Pretrainer:
         }
 
     def _returns(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Monte-Carlo returns (D4)."""
+        """Return the discounted sums at the rows' observed rates, as targets [P, 1, B] of both critics (D4)."""
         config = self.config
         reward_return = batch.reward_rates * (self.spec.reward_scale / (1.0 - config.discount))
         cost_return = batch.cost_rates / (1.0 - config.cost_discount)
         return reward_return.unsqueeze(1), cost_return.unsqueeze(1)
 
     def _critic_targets(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Eq. 18 and Eq. 19 with a' from the cloned policy."""
+        """Return the targets of Eq. 18 [P, 1, B] and of Eq. 19 [P, E, B], with a' from the clone."""
         config = self.config
-        value, q_cost = self.trainables["value"], self.trainables["q_cost"]
+        value, q_cost = self.networks["value"], self.networks["q_cost"]
         next_value = value.network(value.weights, batch.next_observations).squeeze(-1)
-        next_actions = self._act(batch.next_observations, self._own_conditions(batch, draws))[0]
+        next_actions = self._act(batch.next_observations, self._full_conditions(batch, draws))[0]
         next_q = critics.ensemble_q(q_cost, q_cost.target, batch.next_observations, next_actions)
         return (
             critics.reward_target(
@@ -172,23 +186,26 @@ class Pretrainer:
             ),
         )
 
-    def _own_conditions(self, batch: Batch, draws: Draws) -> Tensor:
-        """Each row's labels in full (all hidden for a plain behaviour model): the clone acts as the row's episode did."""
+    def _full_conditions(self, batch: Batch, draws: Draws) -> Tensor:
+        """Return the rows' labels [P, B, 4] without dropout, with which the clone acts as the rows' episodes did.
+
+        A behaviour model without conditions (`condition_dropout` = 1) gets hidden labels.
+        """
         return row_conditions(batch, self.spec, draws, float(self.config.condition_dropout == 1.0))
 
     def _act(self, observations: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor]:
-        actor = self.trainables["actor"]
+        actor = self.networks["actor"]
         return actor.network(actor.weights, torch.cat([observations, conditions], dim=-1))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Every tensor a resumed pretraining needs."""
-        return named_state(self.trainables)
+        """Return every tensor that a resumed pretraining needs."""
+        return named_state(self.networks)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        for name, part in self.trainables.items():
-            part.load({key: state[f"{name}.{key}"] for key in part.state()})
+        for name, network in self.networks.items():
+            network.load({key: state[f"{name}.{key}"] for key in network.state()})
 
     def result(self) -> dict[str, Tensor]:
-        """What extraction starts from: weights and targets [S · copies, N] by name, without optimiser state."""
-        wanted = ("flat", "target")
-        return {key: x.clone() for key, x in self.state_dict().items() if key.rsplit(".", 1)[1] in wanted}
+        """Return the pretrained weights: weights and targets [P · copies, N] by name, without optimiser state."""
+        kept = ("flat", "target")
+        return {key: x.clone() for key, x in self.state_dict().items() if key.rsplit(".", 1)[1] in kept}

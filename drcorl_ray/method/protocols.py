@@ -1,6 +1,6 @@
-"""The interfaces of everything that is trained: `Stage` for one step, `Population` for policies, `OnlineLearner` for rollouts.
+"""The interfaces of everything that is trained: `Stage` for steps, `Population` for policies, `OnlineLearner` for rollouts.
 
-P members, N weights of one member's policy, B rows of a minibatch.
+Shapes: P members, N weights of one member's policy, B rows of a minibatch.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ Sampler = Callable[[Draws, int], Batch]
 class Stage(Protocol):
     """A training that a `Runner` advances: pretraining, extraction or a baseline's training.
 
-    Steps of one kind are the same tensor operations whatever their number, so that a CUDA graph of one replays them all.
+    All steps of one kind are the same tensor operations, so a CUDA graph of one of them replays them all.
     """
 
     @property
     def total_steps(self) -> int: ...
 
     def step_kind(self, step: int) -> str:
-        """The kind of a step, e.g. "critics" or "policy"."""
+        """Return the kind of a step, e.g. "critics" or "policy"."""
         ...
 
     def prepare(self, step: int) -> None:
@@ -40,7 +40,7 @@ class Stage(Protocol):
         ...
 
     def draws(self, step: int | Tensor) -> Draws:
-        """The random numbers of a step."""
+        """Return the random numbers of a step."""
         ...
 
     def sampler(self, replay: Replay) -> Sampler:
@@ -68,15 +68,15 @@ class Population(Stage, Protocol):
     """P policies in training, each with its own hyper-parameters and seed: DRCORL's learner, or a baseline."""
 
     def policies(self) -> PopulationPolicy:
-        """The deterministic policies as numpy arrays."""
+        """Return the deterministic policies as numpy arrays."""
         ...
 
     def offline_estimate(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation over the cost critics of the estimated episode cost, [P] each; NaN without critics."""
+        """Return the estimated episode cost's mean and std over the cost critics, [P] each; NaN without critics."""
         ...
 
     def finite(self) -> Tensor:
-        """Which members have only finite weights, [P] bool."""
+        """Return which members have only finite weights, [P] bool."""
         ...
 
     def select(self, members: Sequence[int]) -> None:
@@ -88,7 +88,7 @@ class Population(Stage, Protocol):
         ...
 
     def as_online(self) -> OnlineLearner | None:
-        """The population itself where at least one member uses rollouts during training, else None."""
+        """Return the population itself if at least one member uses rollouts during training, else None."""
         ...
 
 
@@ -106,7 +106,7 @@ class OnlineLearner(Population, Protocol):
         ...
 
     def policies(self, parameters: Tensor | None = None) -> PopulationPolicy:
-        """The deterministic policies with the given weights [P, N], or else with the averaged ones."""
+        """Return the deterministic policies with the given weights [P, N], or else with the averaged ones."""
         ...
 
     def observe(self, result: OnlineResult) -> None:

@@ -1,7 +1,9 @@
-"""Advancing a stage: each step draws, samples, trains and adds up its metrics on the device; on a GPU as a CUDA graph.
+"""Advance a stage: each step draws, samples, trains and sums its metrics on the device; on a GPU as a CUDA graph.
 
-A stage is a `Pretrainer` or a `Learner`. What its steps need of the host (`prepare`, rollouts, a moving window) happens
-between them; a step itself is a function of tensors alone, so that a replay of its graph does what the step did.
+A stage is a `Pretrainer`, a `Learner` or a `Baseline`. Work on the host (`prepare`, rollouts, refreshing the replay) happens
+between steps. A step itself is a function of tensors only, so replaying its graph repeats exactly what the step does.
+
+Shapes: P members.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from torch import Tensor
 from drcorl_ray.method.protocols import Sampler, Stage
 from drcorl_ray.method.train_state import Reduce, no_reduce, reduce_together
 
-WARM_UP_STEPS = 3  # before a capture, as torch asks; their traces are wiped out
+WARM_UP_STEPS = 3  # before a capture, as torch recommends; their effects are undone
 PRECISIONS = ("fp32", "tf32", "bf16")
 
 Step = Callable[[], None]
@@ -27,11 +29,11 @@ Capture = Callable[[Step], Step]
 
 
 class Runner:
-    """Advances one stage, whose members must stay the same meanwhile.
+    """Advances one stage; the stage's members must stay the same during the runner's life.
 
-    sample: what a step learns from, as `Replay.sample`; it must not wait for the host. rows: of a minibatch on this worker.
-    reduce: averages a flat tensor over the workers. capture: makes a replay of a step (`cuda_graphs`); None: every step is
-    run as it is written. fused: compile a step's arithmetic into few kernels. precision: of matrix products (PRECISIONS).
+    sample: draws a step's minibatch, e.g. `Replay.sample`; it must not wait for the host. rows: of a minibatch on this
+    worker. reduce: averages a flat tensor over the workers. capture: makes a replay of a step (`cuda_graphs`); None: steps
+    run eagerly. fused: compile a step's arithmetic into few kernels. precision: of matrix products, one of PRECISIONS.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class Runner:
     ) -> None:
         self._stage, self._sample, self._rows, self._reduce, self._capture = stage, sample, rows, reduce, capture
         if fused:
-            torch.compiler.reset()  # the versions of a process's stages before, which count towards a limit
+            torch.compiler.reset()  # drops what earlier stages of this process compiled, which counts towards torch's limit
         self._gradients = _fused(stage.gradients) if fused else stage.gradients
         self._update = _fused(stage.update) if fused else stage.update
         self._device, self._precision = torch.device(device), precision
@@ -58,7 +60,10 @@ class Runner:
         self._replays: dict[str, Step] = {}
 
     def advance(self, start: int, stop: int, before: Callable[[int], object] = lambda step: None) -> dict[str, np.ndarray]:
-        """Steps start … stop − 1, each after a call of `before`; each metric's mean [P] over the steps that reported it."""
+        """Run the steps start … stop − 1 and return each metric's mean [P] over the steps that reported it.
+
+        before: called with the number of each step before it.
+        """
         self._clock.fill_(start)
         for total in self._sums.values():
             total.zero_()
@@ -83,7 +88,7 @@ class Runner:
         self._replays[step_kind]()
 
     def _captured(self, step: Step, capture: Capture) -> Step:
-        """A replay of `step`; warming it up and capturing it leave no trace in the stage."""
+        """Return a replay of `step`; the warm-up and the capture do not change the stage's state."""
         state = {name: tensor.clone() for name, tensor in self._stage.state_dict().items()}
         clock, sums = self._clock.clone(), {name: total.clone() for name, total in self._sums.items()}
         replay = capture(step)
@@ -108,9 +113,9 @@ class Runner:
 
 @contextmanager
 def matrix_precision(precision: str, device: torch.device) -> Iterator[None]:
-    """How factors of matrix products are rounded: not at all, to TF32 (on a GPU), or to bfloat16; sums stay in float32.
+    """Set how factors of matrix products are rounded: not at all, to TF32 (on a GPU), or to bfloat16; sums stay in float32.
 
-    What networks take and return, losses, gradients, weights and moments keep their precision.
+    Inputs and outputs of networks, losses, gradients, weights and moments keep their precision.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
@@ -123,8 +128,8 @@ def matrix_precision(precision: str, device: torch.device) -> Iterator[None]:
 
 
 def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` compiled as a whole, gradients included, with a version for every step kind and shape."""
-    import torch._dynamo.config as compiler  # takes seconds, which no process pays that compiles nothing
+    """Return `function` compiled as a whole, gradients included, with a version for every step kind and shape."""
+    import torch._dynamo.config as compiler  # importing it takes seconds; only processes that compile pay for it
 
     compiled = torch.compile(function, dynamic=False, fullgraph=True)
 
@@ -136,9 +141,9 @@ def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def cuda_graphs() -> Capture:
-    """Captures steps as CUDA graphs, after a warm-up on a stream of its own; a replay works on the same tensors.
+    """Return a capture that records steps as CUDA graphs after a warm-up on a side stream; a replay uses the same tensors.
 
-    One graph at a time is replayed, so that all share the memory of their intermediate results.
+    Only one graph is replayed at a time, so all graphs share one memory pool for their intermediate results.
     """
     pool = torch.cuda.graph_pool_handle()
 
@@ -150,7 +155,7 @@ def cuda_graphs() -> Capture:
                 step()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Of this thread alone: a window's thread and NCCL's go on calling CUDA meanwhile.
+        # thread_local: the thread that refreshes the rolling window and NCCL's threads call CUDA during the capture.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             step()
         return graph.replay

@@ -1,4 +1,7 @@
-"""A population's trainable network: weights, Adam moments and target in flat buffers [G, N], a few passes an update."""
+"""The training state of a population's network: weights, Adam moments and target, each one flat buffer.
+
+An update is a few passes over these buffers. Shapes: P members, G = P · copies networks, N weights of one network.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 class TrainState:
-    """G networks of one architecture that are trained: `weights` are autograd leaves over `flat`'s storage.
+    """G networks of one architecture in training; `weights` are autograd leaves that share the storage of `flat` [G, N].
 
-    network: an architecture, with a `layout` and a call that takes the weights first (networks.py, policy.Actor).
-    copies: networks per member (E of an ensemble), G = P · copies. tracked: keep a copy that follows by Polyak averaging.
+    network: an architecture with a `layout` and a call that takes the weights first (networks.py, actor.py). copies:
+    networks per member (E for an ensemble). tracked: keep a target, which follows the weights by Polyak averaging.
     """
 
     def __init__(self, network: Any, flat: Tensor, *, copies: int = 1, tracked: bool = False) -> None:
@@ -34,14 +37,14 @@ class TrainState:
         self.target = {} if self.target_flat is None else self.network.layout.split(self.target_flat)
 
     def descend(self, gradient: Tensor, learning_rate: Tensor | float, weight_decay: float = 0.0) -> None:
-        """One Adam step (decoupled weight decay) along −gradient [G, N]; learning_rate: one of all or of each member [P]."""
+        """Take one Adam step with decoupled weight decay along −gradient [G, N]; learning_rate: a number, or [P]."""
         if isinstance(learning_rate, Tensor) and learning_rate.ndim:
             learning_rate = learning_rate.repeat_interleave(self.copies)[:, None]
         self.updates += 1
         self.moment_1.lerp_(gradient, 1.0 - _ADAM_BETA_1)
         self.moment_2.mul_(_ADAM_BETA_2).addcmul_(gradient, gradient, value=1.0 - _ADAM_BETA_2)
         correction_1, correction_2 = (1.0 - beta**self.updates for beta in (_ADAM_BETA_1, _ADAM_BETA_2))
-        root_2 = correction_2.sqrt()  # the corrections go into the scalars, which saves a pass over the moments
+        root_2 = correction_2.sqrt()  # correcting the scalars instead of the moments saves a pass over them
         step_size = (learning_rate * root_2 / correction_1).to(self.flat.dtype)
         denominator = self.moment_2.sqrt().add_((_ADAM_EPSILON * root_2).to(self.flat.dtype))
         if weight_decay:
@@ -49,17 +52,17 @@ class TrainState:
         self.flat.addcdiv_(self.moment_1 * step_size, denominator, value=-1.0)
 
     def track(self, step: float | Tensor) -> None:
-        """Polyak step of the target: target += step · (weights − target)."""
+        """Take a Polyak step of the target: target += step · (weights − target)."""
         assert self.target_flat is not None
         self.target_flat.lerp_(self.flat, step)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything a resumed run needs, by name."""
+        """Return every tensor that a resumed run needs, by name."""
         state = {"flat": self.flat, "moment_1": self.moment_1, "moment_2": self.moment_2, "updates": self.updates}
         return state if self.target_flat is None else state | {"target": self.target_flat}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state` returned, in place."""
+        """Load what `state` returned, in place."""
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
 
@@ -71,7 +74,7 @@ class TrainState:
         self._bind()
 
     def join(self, other: TrainState) -> None:
-        """Take in another population's members, at the same step, behind its own."""
+        """Append the members of another population at the same step."""
         assert torch.equal(self.updates, other.updates)
         for name in ("flat", "moment_1", "moment_2"):
             setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
@@ -80,25 +83,25 @@ class TrainState:
         self._bind()
 
 
-def finite_members(parts: Iterable[TrainState]) -> Tensor:
-    """Which members have only finite weights in all of their networks, [P] bool."""
-    return torch.stack([part.flat.isfinite().all(1).unflatten(0, (-1, part.copies)).all(1) for part in parts]).all(0)
+def finite_members(networks: Iterable[TrainState]) -> Tensor:
+    """Return which members have only finite weights in all of their networks, [P] bool."""
+    return torch.stack([x.flat.isfinite().all(1).unflatten(0, (-1, x.copies)).all(1) for x in networks]).all(0)
 
 
-def named_state(parts: Mapping[str, TrainState]) -> dict[str, Tensor]:
-    """The state of several networks by NAME.KEY."""
-    return {f"{name}.{key}": tensor for name, part in parts.items() for key, tensor in part.state().items()}
+def named_state(networks: Mapping[str, TrainState]) -> dict[str, Tensor]:
+    """Return the state of several networks by NAME.KEY."""
+    return {f"{name}.{key}": tensor for name, network in networks.items() for key, tensor in network.state().items()}
 
 
-def flat_gradients(loss: Tensor, trainables: Sequence[TrainState]) -> list[Tensor]:
-    """Gradients [G, N] of a sum of members' losses with respect to each of the trainables: each row is its member's own."""
-    leaves = [list(trainable.weights.values()) for trainable in trainables]
+def flat_gradients(loss: Tensor, networks: Sequence[TrainState]) -> list[Tensor]:
+    """Return the gradients [G, N] of a sum of members' losses by each network's weights; each row is its own member's."""
+    leaves = [list(network.weights.values()) for network in networks]
     gradients = iter(torch.autograd.grad(loss, [leaf for group in leaves for leaf in group]))
     return [torch.cat([next(gradients).flatten(1) for _ in group], dim=1) for group in leaves]
 
 
 def reduce_together(tensors: Sequence[Tensor], reduce: Reduce) -> list[Tensor]:
-    """Average several tensors over the workers by one flat all-reduce."""
+    """Average several tensors over the workers in one flat all-reduce."""
     if reduce is no_reduce:
         return list(tensors)
     flat = reduce(torch.cat([tensor.flatten() for tensor in tensors]))
@@ -107,5 +110,5 @@ def reduce_together(tensors: Sequence[Tensor], reduce: Reduce) -> list[Tensor]:
 
 
 def no_reduce(tensor: Tensor) -> Tensor:
-    """The reduction of a single worker: nothing to average."""
+    """Return the tensor unchanged: the reduction of a single worker."""
     return tensor

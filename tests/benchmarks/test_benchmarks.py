@@ -93,8 +93,8 @@ def randomness(draws: Draws, states: int) -> tuple[torch.Tensor, torch.Tensor, t
 
 def compare(eager: EagerLearner, learner: Learner) -> None:
     twin = EagerLearner(Settings(**SMALL), learner.conditions[0], eager.states, "cpu", torch.float64)
-    layout = learner.nets.actor.layout
-    for module, flat in ((eager.policy, learner.trainables["actor"].flat), (eager.average, learner.average)):
+    layout = learner.architectures.actor.layout
+    for module, flat in ((eager.policy, learner.networks["actor"].flat), (eager.average, learner.average)):
         take_weights(twin.policy.mlp, {name: weight[0] for name, weight in layout.split(flat).items()})
         for mine, theirs in zip(module.parameters(), twin.policy.parameters(), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-10, check_dtype=True)

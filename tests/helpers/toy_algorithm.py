@@ -24,12 +24,12 @@ class Toy(Baseline):
         self._add("actor", Actor(self.spec.observation_size, (self.own.width,), self.spec.action_size))
 
     def losses(self, batch: Batch, draws: Draws) -> Losses:
-        actor = self.trainables["actor"]
+        actor = self.networks["actor"]
         mean, log_std = actor.network(actor.weights, batch.observations)
         return Losses({"actor": regression_loss(mean, log_std, self.hyper["shrink"][:, None, None] * batch.actions)})
 
     def actions(self, observations: Tensor) -> Tensor:
-        actor = self.trainables["actor"]
+        actor = self.networks["actor"]
         return actor.network(actor.weights, observations)[0]
 
     def policies(self) -> PopulationPolicy:

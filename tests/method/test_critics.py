@@ -110,7 +110,7 @@ def learned_q(table: dict[str, torch.Tensor], *overrides: str) -> tuple[list[flo
     with torch.no_grad():
         return tuple(  # type: ignore[return-value]
             ensemble_q(part, part.weights, table["observations"][None], table["actions"][None]).mean((0, 1)).tolist()
-            for part in (pretrainer.trainables["q_reward"], pretrainer.trainables["q_cost"])
+            for part in (pretrainer.networks["q_reward"], pretrainer.networks["q_cost"])
         )
 
 
@@ -148,11 +148,11 @@ def test_pessimism_raises_the_estimate_on_the_policys_actions_and_only_there():
     values = {}
     for alpha in (0.0, 0.2):
         learner = make_learner(config, spec, [{"alpha": alpha, "critic_learning_rate": 3e-3}], start)
-        actor = learner.trainables["actor"]
+        actor = learner.networks["actor"]
         actor.weights["layers.2.weight"].detach()[..., 0] = 0.0
         actor.weights["layers.2.bias"].detach()[..., 0] = 1.0986  # tanh⁻¹(0.8)
         extract(learner, table, 0, 500)
-        q_cost = learner.trainables["q_cost"]
+        q_cost = learner.networks["q_cost"]
         with torch.no_grad():
             for name, action in (("data", 0.0), ("policy", 0.8)):
                 actions = torch.full((1, 2, 1), action, **F64)

@@ -41,8 +41,8 @@ def test_a_member_equals_a_learner_that_has_only_its_critics(preset):
         sliced = {name: rows[:size] if name.startswith("q_cost") else rows for name, rows in pretrained.items()}
         alone = learner_of([member | {"cost_ensemble": None}], sliced, preset)
         expected = extract(alone, TABLE, 0, 10)
-        for name, part in alone.trainables.items():
-            rows = population.trainables[name].flat.unflatten(0, (len(MEMBERS), -1))[place, : part.copies]
+        for name, part in alone.networks.items():
+            rows = population.networks[name].flat.unflatten(0, (len(MEMBERS), -1))[place, : part.copies]
             torch.testing.assert_close(rows, part.flat, **CLOSE, msg=name)
         torch.testing.assert_close(population.average[place], alone.average[0], **CLOSE)
         for name, value in expected.items():

@@ -143,7 +143,7 @@ def test_gradient_identity():
     learner, table = start(members=[{"seed": 1, "k": 1.5}])
     draws = learner.draws(3)
     batch = sampler(table)(draws, 16)
-    actor, q_cost, q_reward = (learner.trainables[name] for name in ("actor", "q_cost", "q_reward"))
+    actor, q_cost, q_reward = (learner.networks[name] for name in ("actor", "q_cost", "q_reward"))
     actions, std = learner._act(batch.observations, draws, Stream.POLICY_NOISE)
     reward, cost, behaviour, norm_reward, norm_cost = learner._policy_gradients(batch, actions, std, draws)
 
@@ -164,7 +164,7 @@ def test_gradient_identity():
     log_alpha = -(t**2) * 19.9 / 4 - t * 0.05
     alpha, sigma = log_alpha.exp()[..., None], (1 - (2 * log_alpha).exp()).sqrt()[..., None]
     asked = learner.conditions[:, None].expand(-1, 16, -1)
-    epsilon = learner.nets.noise(learner.noise_weights, alpha * at.detach() + sigma * z, t, batch.observations, asked)
+    epsilon = learner.architectures.noise(learner.noise_weights, alpha * at.detach() + sigma * z, t, batch.observations, asked)
     by_behaviour = -(sigma**2) * (epsilon - z)
     leaves = list(actor.weights.values())
     for got, direction in ((reward, by_reward), (cost, by_cost), (behaviour, by_behaviour)):
@@ -180,8 +180,8 @@ def test_a_critic_loss_does_not_touch_targets_or_policy():
     draws = learner.draws(0)
     batch = sampler(table)(draws, 16)
     actions, _ = learner._act(batch.observations, draws, Stream.POLICY_NOISE)
-    losses, _ = learner._losses(batch, actions.detach(), draws)
-    leaves = list(learner.trainables["actor"].weights.values())
+    losses, _ = learner._critic_losses(batch, actions.detach(), draws)
+    leaves = list(learner.networks["actor"].weights.values())
     for loss in losses.values():
         assert all(g is None for g in torch.autograd.grad(loss.sum(), leaves, allow_unused=True, retain_graph=True))
 
@@ -195,7 +195,7 @@ def test_beta_zero_is_cloning_through_the_score_alone():
 
 def test_a_lost_member_leaves_the_others_alone():
     sick, table = start()
-    sick.trainables["actor"].flat[1] = math.nan
+    sick.networks["actor"].flat[1] = math.nan
     extract(sick, table, 0, 6)
     assert sick.finite().tolist() == [True, False, True, True, True]
     healthy, _ = start()
@@ -236,8 +236,8 @@ def test_policies_act_as_the_actor_does():
     extract(learner, table, 0, 10)
     raw = table["observations"][:7].numpy()
     actions = learner.policies().act(np.broadcast_to(raw, (5, 7, 3)))
-    weights = learner.nets.actor.layout.split(learner.average)
-    expected, _ = learner.nets.actor(weights, torch.from_numpy(raw).expand(5, -1, -1))
+    weights = learner.architectures.actor.layout.split(learner.average)
+    expected, _ = learner.architectures.actor(weights, torch.from_numpy(raw).expand(5, -1, -1))
     np.testing.assert_allclose(actions, expected.numpy(), atol=1e-6)
 
 
@@ -276,7 +276,7 @@ def test_toy_constrained_optimum():
     learner.estimation_states = EstimationStates(zeros, zeros, ends, torch.zeros_like(ends), stretch=0, nearest=None)
     learner.estimated_on = ends.repeat(len(cases), 1)
     for member, (_, first) in enumerate(cases):
-        learner.trainables["actor"].weights["layers.2.bias"].detach()[member, 0] = math.atanh(first)
+        learner.networks["actor"].weights["layers.2.bias"].detach()[member, 0] = math.atanh(first)
     extract(learner, table, 0, learner.total_steps)
     actions = learner.policies().act(np.zeros((len(cases), 1, 1), np.float32))[:, 0, 0]
     assert actions.tolist() == pytest.approx([0.2 - 0.25 * math.log(4)] * len(cases), abs=0.08)

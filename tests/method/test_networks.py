@@ -51,9 +51,9 @@ def test_a_network_computes_the_same_bits_alone_and_beside_others(width):
         x = Draws(SEEDS, 0).normal(Stream.ROWS, 256, 23)
         results = []
         for members in (slice(None), slice(1, 2)):
-            trainable = TrainState(network, flat[members].clone())
-            values = network(trainable.weights, x[members])
-            results.append((values.detach(), flat_gradients(values.square().sum(), [trainable])[0]))
+            state = TrainState(network, flat[members].clone())
+            values = network(state.weights, x[members])
+            results.append((values.detach(), flat_gradients(values.square().sum(), [state])[0]))
         for together, alone in zip(*results, strict=True):
             assert torch.equal(together[1:2], alone)
 
@@ -111,11 +111,11 @@ def test_adam_equals_torch_and_honours_each_members_rate():
 
 def test_flat_gradients_are_each_members_own():
     network = MLP(3, (4,), 1)
-    trainable = TrainState(network, network.layout.initialise(SEEDS, 0, dtype=torch.float64))
+    state = TrainState(network, network.layout.initialise(SEEDS, 0, dtype=torch.float64))
     x = Draws(SEEDS, 0).normal(Stream.ROWS, 6, 3, dtype=torch.float64)
-    (together,) = flat_gradients(network(trainable.weights, x).square().sum(), [trainable])
+    (together,) = flat_gradients(network(state.weights, x).square().sum(), [state])
     for member in range(3):
-        alone = TrainState(network, trainable.flat[member : member + 1].clone())
+        alone = TrainState(network, state.flat[member : member + 1].clone())
         (gradient,) = flat_gradients(network(alone.weights, x[member : member + 1]).square().sum(), [alone])
         torch.testing.assert_close(together[member], gradient[0], rtol=1e-12, atol=1e-12)
 

@@ -116,8 +116,8 @@ def test_appended_transitions_reach_the_critics_but_not_the_behaviour_model():
     for learner in (hybrid, offline):
         learner.observe(evidence([0.0], [0], {0: columns(8)}, episodes=0))
         extract(learner, TABLE, 0, 2)  # only critic steps: the policy does not change
-    assert not torch.equal(hybrid.trainables["q_cost"].flat, offline.trainables["q_cost"].flat)
-    assert torch.equal(hybrid.trainables["noise"].flat, offline.trainables["noise"].flat)
+    assert not torch.equal(hybrid.networks["q_cost"].flat, offline.networks["q_cost"].flat)
+    assert torch.equal(hybrid.networks["noise"].flat, offline.networks["noise"].flat)
 
 
 def test_state_select_and_join_keep_what_rollouts_told():
@@ -147,9 +147,9 @@ def test_state_select_and_join_keep_what_rollouts_told():
     assert first.online.spent.tolist() == [5, 4, 0]
     extract(first, TABLE, 4, 8)
     for learner, order in ((resumed, [0, 1, 2]), (first, [1, 2, 0])):
-        for name, part in whole.trainables.items():
+        for name, part in whole.networks.items():
             flat = part.flat.unflatten(0, (3, -1))[order].flatten(0, 1)
-            assert torch.equal(learner.trainables[name].flat, flat), name
+            assert torch.equal(learner.networks[name].flat, flat), name
 
 
 def test_the_best_evaluated_policy_is_kept():
@@ -198,7 +198,7 @@ def test_the_offline_estimate_of_the_averaged_policy_by_hand():
     mean, deviation = learner.offline_estimate()
     policies = learner.policies()
     scale = (1 - CONFIG.pretrain.cost_discount) * SPEC.episode_length
-    part = learner.trainables["q_cost"]
+    part = learner.networks["q_cost"]
     for member in range(3):
         states = learner.estimation_states.observations[learner.estimated_on[member]]
         raw = states.numpy() * policies.observation_std + policies.observation_mean

@@ -247,7 +247,7 @@ def test_bfloat16_rounds_products_and_nothing_that_is_kept():
         assert 1e-4 < error < 0.5
     runner = Runner(learner, sampler(float32(TABLE)), ROWS, precision="bf16")
     runner.advance(0, 3)
-    assert all(part.flat.dtype == torch.float32 for part in learner.trainables.values())
+    assert all(part.flat.dtype == torch.float32 for part in learner.networks.values())
 
 
 def float32(table: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -146,7 +146,7 @@ def test_members_start_from_their_own_seeds_pretraining(tmp_path):
     learner = start_learner(config, data, members, pretrained, Placement())
     ensemble = config.pretrain.cost_ensemble
     by_seed = dict(zip((3, 5), pretrained.tensors["q_cost.flat"].split(ensemble), strict=True))
-    for seed, flat in zip((5, 3, 5), learner.trainables["q_cost"].flat.split(ensemble), strict=True):
+    for seed, flat in zip((5, 3, 5), learner.networks["q_cost"].flat.split(ensemble), strict=True):
         assert torch.equal(flat, by_seed[seed])
     assert learner.draws(0).seeds.tolist() == [5, 3, 5]
 

@@ -1,7 +1,9 @@
-"""What the baselines share: a population of learners in one of their algorithms, advanced by `method.runner.Runner`.
+"""The base class of the baselines: a population trained by one algorithm, advanced by `method.runner.Runner`.
 
-An algorithm says what its networks and other state are (`_start`), what descends on which loss (`losses`), and how it acts.
-All gradients of a step are taken at the same weights, as in DRCORL's learner, and then every change is made at once.
+An algorithm defines its networks and other state (`_start`), its losses (`losses`) and how it acts (`actions`, `policies`).
+As in DRCORL's learner, a step takes all gradients at the same weights and then applies all changes.
+
+Shapes: P members, B rows of a minibatch, S observation, A action, N weights of one network, E critics or episodes, K states.
 """
 
 from __future__ import annotations
@@ -22,20 +24,21 @@ from drcorl_ray.method.networks import MLP
 from drcorl_ray.method.protocols import Metrics, Sampler
 from drcorl_ray.method.random import Draws
 from drcorl_ray.method.replay import Batch, Replay
-from drcorl_ray.method.train_state import TrainState, flat_gradients
+from drcorl_ray.method.train_state import TrainState, finite_members, flat_gradients, named_state
 from drcorl_ray.policy.population import PopulationPolicy
 
-if TYPE_CHECKING:  # pydantic is for those who read settings, not for those who use them
+if TYPE_CHECKING:  # type-only import: the GPU benchmarks must run without pydantic
     from drcorl_ray.config import BaselineConfig, BaselineMember, PretrainConfig
 
-RETURN_RANGE = 300.0  # the data's return range after scaling: about what the common implementation's 0.1 gives velocity tasks
+RETURN_RANGE = 300.0  # the data's return range after scaling; as the common implementation's 0.1 gives on velocity tasks
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a baseline knows of its task's data beside minibatches.
+    """The data that a baseline uses besides minibatches.
 
-    starts [E, S]: each episode's first observation; states [K, S]: an even selection of all; both standardised.
+    starts: the first observation of each of the E episodes [E, S]. states: evenly spaced observations of the dataset [K, S].
+    Both are standardised.
     """
 
     spec: DataSpec
@@ -48,7 +51,7 @@ class Dataset:
 class Losses:
     """Result of one forward pass: per-member losses, the statistics that `adjust` needs, and metrics; all [P].
 
-    All losses are summed, so a network that one of them must not move takes part in it with `frozen` weights.
+    The losses are summed, so a loss that must not train a network uses that network's `frozen` weights.
     """
 
     values: Mapping[str, Tensor]
@@ -58,10 +61,11 @@ class Losses:
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a population that all its members have in common.
+    """The settings that all members of a population have in common.
 
-    shared: the `baseline` section. own: the algorithm's section, None where it has none. pretrain: what cloning is trained
-    like. member_settings: {name in `Baseline.hyper`: a member's attribute} of those that may differ between members.
+    shared: the `baseline` section. own: the algorithm's own section, None if it has none. pretrain: the section whose
+    network, steps and rates cloning uses. member_settings: the settings that may differ between members, {name in
+    `Baseline.hyper`: attribute of a member}.
     """
 
     shared: BaselineConfig
@@ -72,24 +76,25 @@ class Settings:
 
 
 class Baseline(ABC):
-    """P members in training by one algorithm; the interface of `method.learner.Learner` as far as offline training goes.
+    """P members trained offline by one algorithm (`method.protocols.Population`).
 
     hyper: the members' settings, [P] each: cost_limit, learning_rate and those named in `Settings.member_settings`.
-    trainables: networks; scalars: other state, [P, …] each. statistic_names: the statistics of its losses, in their order.
+    networks: the trained networks by name. scalars: other state by name, [P, …] each. statistic_names: the statistics that
+    `losses` returns and `adjust` receives, in their order.
     """
 
     statistic_names: tuple[str, ...] = ()
 
     @classmethod
     def can_learn(cls, episodes: EpisodeTotals, cost_limit: float) -> bool:
-        """Whether a dataset with these episodes has anything to learn from at a cost limit."""
+        """Return whether a dataset with these episodes has rows to learn from at this cost limit."""
         return True
 
     @classmethod
     def for_limits(
         cls, policies: PopulationPolicy, episodes: EpisodeTotals, members: Sequence[BaselineMember]
     ) -> PopulationPolicy:
-        """The policies [P] of algorithms that ignore the limit in training, told the members' limits."""
+        """Return the policies with the members' limits set; for algorithms that receive the limit only when they act."""
         return policies
 
     def __init__(
@@ -113,39 +118,38 @@ class Baseline(ABC):
             name: torch.tensor([getattr(member, key) for member in members], device=device, dtype=dtype)
             for name, key in names.items()
         }
-        self.trainables: dict[str, TrainState] = {}
+        self.networks: dict[str, TrainState] = {}
         self.scalars: dict[str, Tensor] = {}
         self._start()
 
     @abstractmethod
     def _start(self) -> None:
-        """Fill `trainables` and `scalars`."""
+        """Create `networks` (by `_add`) and `scalars`."""
 
     @abstractmethod
     def losses(self, batch: Batch, draws: Draws) -> Losses:
-        """What descends on this minibatch; changes nothing."""
+        """Return the losses of this minibatch, their statistics and metrics; change nothing."""
 
     @abstractmethod
     def actions(self, observations: Tensor) -> Tensor:
-        """The deterministic policies' actions [P, B, A] for standardised observations [P, B, S]."""
+        """Return the deterministic policies' actions [P, B, A] for standardised observations [P, B, S]."""
 
     @abstractmethod
     def policies(self) -> PopulationPolicy:
-        """The deterministic policies, as numpy."""
+        """Return the deterministic policies as numpy arrays."""
 
     def adjust(self, statistics: Mapping[str, Tensor]) -> Metrics:
-        """Update the state that follows rules of its own, from the statistics' means over the workers; metrics [P]."""
+        """Update `scalars` from the means of the statistics [P] over the workers, and return metrics [P]."""
         return {}
 
     def _add(self, name: str, network: object, copies: int = 1, tracked: bool = False) -> TrainState:
-        number = len(self.trainables) + 1
+        number = len(self.networks) + 1
         flat = network.layout.initialise(self.seeds, number, copies, self.dtype)  # type: ignore[attr-defined]
-        part = TrainState(network, flat, copies=copies, tracked=tracked)
-        self.trainables[name] = part
-        return part
+        self.networks[name] = TrainState(network, flat, copies=copies, tracked=tracked)
+        return self.networks[name]
 
     def _add_vae_and_critics(self) -> VAE:
-        """The behaviour's VAE, and twin critics of reward and of cost, with targets."""
+        """Add a VAE of the behaviour, and twin critics with targets for the reward and for the cost."""
         spec = self.spec
         vae = VAE(spec.observation_size, spec.action_size, self.shared.vae_hidden)
         self._add("encoder", vae.encoder)
@@ -156,13 +160,13 @@ class Baseline(ABC):
         return vae
 
     def snapshot(self, name: str) -> PopulationPolicy:
-        """The policies of an actor whose first outputs are their means before the tanh."""
-        part = self.trainables[name]
-        return snapshot(part.network, part.weights, self.spec.observation_mean, self.spec.observation_std)
+        """Return the policies of an actor network whose first A outputs are the means before the tanh."""
+        actor = self.networks[name]
+        return snapshot(actor.network, actor.weights, self.spec.observation_mean, self.spec.observation_std)
 
     @property
     def cost_threshold(self) -> Tensor:
-        """The limit as a discounted cost-to-go: l·(1 − γ^L)/((1 − γ)·L), [P]."""
+        """The cost limit as a discounted cost-to-go, l·(1 − γ^L)/((1 − γ)·L) [P], for L steps per episode."""
         gamma, length = self.shared.discount, self.spec.episode_length
         return self.hyper["cost_limit"] * ((1.0 - gamma**length) / ((1.0 - gamma) * length))
 
@@ -171,11 +175,11 @@ class Baseline(ABC):
         return RETURN_RANGE / (self.spec.return_max - self.spec.return_min)
 
     def sampler(self, replay: Replay) -> Sampler:
-        """What a step learns from."""
+        """Return how a step draws its minibatch from a replay."""
         return replay.sample
 
     def as_online(self) -> None:
-        """None: baselines learn offline only."""
+        """Return None: baselines learn offline only."""
         return
 
     def draws(self, step: int | Tensor) -> Draws:
@@ -189,75 +193,77 @@ class Baseline(ABC):
         return
 
     def gradients(self, step_kind: str, batch: Batch, draws: Draws) -> tuple[list[Tensor], Metrics]:
-        """All that is averaged over the workers, in the order `update` takes it, and metrics [P]; changes nothing."""
-        found = self.losses(batch, draws)
-        parts = flat_gradients(torch.stack(list(found.values.values())).sum(), list(self.trainables.values()))
-        named = {f"baseline/{name}_loss": loss.detach() for name, loss in found.values.items()}
-        return [*parts, *(found.statistics[name] for name in self.statistic_names)], {**found.metrics, **named}
+        """Return all tensors that are averaged over the workers, in the order of `update`, and metrics [P]; change nothing."""
+        losses = self.losses(batch, draws)
+        parts = flat_gradients(torch.stack(list(losses.values.values())).sum(), list(self.networks.values()))
+        metrics = {f"baseline/{name}_loss": loss.detach() for name, loss in losses.values.items()}
+        return [*parts, *(losses.statistics[name] for name in self.statistic_names)], {**losses.metrics, **metrics}
 
     def update(self, step_kind: str, means: Sequence[Tensor], step: Tensor) -> Metrics:
-        """Every change of a step; metrics [P]. step: scalar, on the device."""
-        for part, gradient in zip(self.trainables.values(), means, strict=False):
-            self._descend(part, gradient, step)
-        metrics = self.adjust(dict(zip(self.statistic_names, means[len(self.trainables) :], strict=True)))
-        for part in self.trainables.values():
-            if part.target_flat is not None:
-                part.track(self.shared.target_step)
+        """Make every change of a step from the averaged tensors; metrics [P]. step: scalar, on the device."""
+        for network, gradient in zip(self.networks.values(), means, strict=False):
+            self._descend(network, gradient, step)
+        metrics = self.adjust(dict(zip(self.statistic_names, means[len(self.networks) :], strict=True)))
+        for network in self.networks.values():
+            if network.target_flat is not None:
+                network.track(self.shared.target_step)
         return metrics
 
-    def _descend(self, part: TrainState, gradient: Tensor, step: Tensor) -> None:
-        part.descend(gradient, self.hyper["learning_rate"])
+    def _descend(self, network: TrainState, gradient: Tensor, step: Tensor) -> None:
+        """Update one network along its averaged gradient; algorithms with other rates override it."""
+        network.descend(gradient, self.hyper["learning_rate"])
 
     def offline_estimate(self) -> tuple[Tensor, Tensor]:
-        """What the cost critics expect on `states`: episode cost and its deviation, [P] each; NaN where there are none."""
-        if "q_cost" not in self.trainables:
+        """Return the estimated episode cost on `states`: mean and std over the cost critics, [P] each; NaN without critics."""
+        if "q_cost" not in self.networks:
             unknown = torch.full_like(self.hyper["cost_limit"], torch.nan)
             return unknown, unknown
-        critic = self.trainables["q_cost"]
+        critic = self.networks["q_cost"]
         with torch.no_grad():
             states = self.states.expand(len(self.seeds), -1, -1)
             q = ensemble_q(critic, critic.weights, states, self.actions(states))
-            about = {"discount": self.shared.discount, "episode_length": self.spec.episode_length}
-            return episodic_cost(q.mean(1), **about), episodic_cost(q.std(1, correction=0), **about)
+            return self.episode_cost(q.mean(1)), self.episode_cost(q.std(1, correction=0))
+
+    def episode_cost(self, q_cost: Tensor) -> Tensor:
+        """Return the episode cost [P] that a cost critic's values [P, B] stand for."""
+        return episodic_cost(q_cost, discount=self.shared.discount, episode_length=self.spec.episode_length)
 
     def finite(self) -> Tensor:
-        """Which members hold only finite weights, [P] bool."""
-        parts = [part.flat.isfinite().all(1).unflatten(0, (-1, part.copies)).all(1) for part in self.trainables.values()]
-        return torch.stack(parts).all(0)
+        """Return which members have only finite weights, [P] bool."""
+        return finite_members(self.networks.values())
 
     def select(self, members: Sequence[int]) -> None:
         """Keep the given members, in the given order."""
         index = torch.tensor(list(members), device=self.device)
-        for part in self.trainables.values():
-            part.select(index)
+        for network in self.networks.values():
+            network.select(index)
         self.seeds = self.seeds[index]
-        self.hyper, self.scalars = ({name: x[index] for name, x in own.items()} for own in (self.hyper, self.scalars))
+        self.hyper, self.scalars = ({name: x[index] for name, x in group.items()} for group in (self.hyper, self.scalars))
 
     def join(self, other: Baseline) -> None:
-        """Take in another population's members, at the same step, behind its own."""
-        for name, part in self.trainables.items():
-            part.join(other.trainables[name])
+        """Append the members of another population of the same algorithm, at the same step."""
+        for name, network in self.networks.items():
+            network.join(other.networks[name])
         self.seeds = torch.cat([self.seeds, other.seeds])
         self.hyper, self.scalars = (
-            {name: torch.cat([x, theirs[name]]) for name, x in own.items()}
-            for own, theirs in ((self.hyper, other.hyper), (self.scalars, other.scalars))
+            {name: torch.cat([x, theirs[name]]) for name, x in mine.items()}
+            for mine, theirs in ((self.hyper, other.hyper), (self.scalars, other.scalars))
         )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Every tensor a resumed training needs beyond the constructor's arguments."""
-        state = {f"{name}.{key}": x for name, part in self.trainables.items() for key, x in part.state().items()}
-        return state | {f"scalars.{name}": x for name, x in self.scalars.items()}
+        """Return every tensor that a resumed training needs beyond the constructor's arguments."""
+        return named_state(self.networks) | {f"scalars.{name}": x for name, x in self.scalars.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for name, tensor in self.state_dict().items():
             tensor.copy_(state[name])
 
 
-def frozen(part: TrainState) -> dict[str, Tensor]:
-    """A network's weights for a loss that must not move them."""
-    return {name: weight.detach() for name, weight in part.weights.items()}
+def frozen(network: TrainState) -> dict[str, Tensor]:
+    """Return a network's weights, detached, for a loss that must not train it."""
+    return {name: weight.detach() for name, weight in network.weights.items()}
 
 
 def repeated(states: Tensor, times: int) -> Tensor:
-    """Each row [P, B, S] `times` times in a row, [P, B · times, S]."""
+    """Repeat each row of [P, B, S] `times` times in succession, [P, B · times, S]."""
     return states.repeat_interleave(times, dim=1)

@@ -1,5 +1,7 @@
-"""Behaviour cloning: of all the data (`bc`), of its episodes within the limit (`bc_safe`), of its best ones (`bc_reward`), or
-of those that earn the most for what they cost (`bc_frontier`).
+"""Behaviour cloning of all episodes (`bc`), of those within the cost limit (`bc_safe`), of those with the highest returns
+(`bc_reward`), or of those with a high return for their cost (`bc_frontier`).
+
+Shapes: P members, B rows of a minibatch, E episodes of the dataset.
 """
 
 from __future__ import annotations
@@ -23,40 +25,40 @@ FRONTIER = 0.1  # share of the data's range of returns: largest distance of an e
 
 
 class Cloning(Baseline):
-    """Regression on the actions of each member's episodes, with the actor, the steps and the rates of pretraining."""
+    """Regression on the actions of each member's episodes, with the network, steps and learning rates of pretraining."""
 
     @classmethod
-    def chosen(cls, episodes: EpisodeTotals, cost_limit: float) -> np.ndarray:
-        """Which episodes it imitates, [E] bool."""
+    def selected(cls, episodes: EpisodeTotals, cost_limit: float) -> np.ndarray:
+        """Return the mask [E] of the episodes that are imitated."""
         return np.ones(len(episodes.costs), bool)
 
     @classmethod
     def can_learn(cls, episodes: EpisodeTotals, cost_limit: float) -> bool:
-        return bool(cls.chosen(episodes, cost_limit).any())
+        return bool(cls.selected(episodes, cost_limit).any())
 
     def _start(self) -> None:
         spec = self.spec
         self._add("actor", Actor(spec.observation_size, tuple(self.pretrain.actor_hidden), spec.action_size))
 
     def sampler(self, replay: Replay) -> Sampler:
-        """Rows of each member's own episodes; UserError names a member without any."""
+        """Draw rows of each member's own episodes; UserError naming a member that has none."""
         episodes = self.data.episodes
         limits = self.hyper["cost_limit"].tolist()
-        chosen = [np.repeat(self.chosen(episodes, limit), episodes.lengths) for limit in limits]
-        rows = subset(torch.from_numpy(np.stack(chosen)).to(self.device))
+        masks = [np.repeat(self.selected(episodes, limit), episodes.lengths) for limit in limits]
+        rows = subset(torch.from_numpy(np.stack(masks)).to(self.device))
         return lambda draws, count: replay.sample(draws, count, rows)
 
     def losses(self, batch: Batch, draws: Draws) -> Losses:
-        actor = self.trainables["actor"]
+        actor = self.networks["actor"]
         mean, log_std = actor.network(actor.weights, batch.observations)
         return Losses({"actor": regression_loss(mean, log_std, batch.actions)})
 
-    def _descend(self, part: TrainState, gradient: Tensor, step: Tensor) -> None:
+    def _descend(self, network: TrainState, gradient: Tensor, step: Tensor) -> None:
         progress = step.double() / self.total_steps
-        part.descend(gradient, self.hyper["learning_rate"] * cosine(progress, self.pretrain.final_learning_rate))
+        network.descend(gradient, self.hyper["learning_rate"] * cosine(progress, self.pretrain.final_learning_rate))
 
     def actions(self, observations: Tensor) -> Tensor:
-        actor = self.trainables["actor"]
+        actor = self.networks["actor"]
         return actor.network(actor.weights, observations)[0]
 
     def policies(self) -> PopulationPolicy:
@@ -64,27 +66,27 @@ class Cloning(Baseline):
 
 
 class SafeCloning(Cloning):
-    """Of the episodes within the limit: none where the data has no such episode."""
+    """Cloning of the episodes within the cost limit; a dataset without such episodes is refused."""
 
     @classmethod
-    def chosen(cls, episodes: EpisodeTotals, cost_limit: float) -> np.ndarray:
+    def selected(cls, episodes: EpisodeTotals, cost_limit: float) -> np.ndarray:
         return episodes.costs <= np.float32(cost_limit)
 
 
 class RewardCloning(Cloning):
-    """Of the tenth of the episodes with the highest return."""
+    """Cloning of the tenth of the episodes with the highest return."""
 
     @classmethod
-    def chosen(cls, episodes: EpisodeTotals, cost_limit: float) -> np.ndarray:
+    def selected(cls, episodes: EpisodeTotals, cost_limit: float) -> np.ndarray:
         return episodes.returns >= np.quantile(episodes.returns, 1.0 - BEST_EPISODES)
 
 
 class FrontierCloning(Cloning):
-    """Of the episodes whose return is close to the highest at no more cost."""
+    """Cloning of the episodes whose return is close to the highest return at the same or a lower cost."""
 
     @classmethod
-    def chosen(cls, episodes: EpisodeTotals, cost_limit: float) -> np.ndarray:
+    def selected(cls, episodes: EpisodeTotals, cost_limit: float) -> np.ndarray:
         order = np.argsort(episodes.costs, kind="stable")
         best = np.maximum.accumulate(episodes.returns[order])
-        of_cost = best[np.searchsorted(episodes.costs[order], episodes.costs, side="right") - 1]
-        return episodes.returns >= of_cost - FRONTIER * np.ptp(episodes.returns)
+        frontier = best[np.searchsorted(episodes.costs[order], episodes.costs, side="right") - 1]
+        return episodes.returns >= frontier - FRONTIER * np.ptp(episodes.returns)

@@ -38,7 +38,7 @@ def test_bcq_lag_moves_a_decoded_action_no_further_than_told():
 def test_the_next_value_is_the_best_of_the_sampled_actions():
     """A second implementation, action by action: 0.75 · min + 0.25 · max of the target twins, then the largest."""
     learner = make_population("bcq_lag", baseline_config(), [{}, {"seed": 5}])
-    critic = learner.trainables["q_cost"]
+    critic = learner.networks["q_cost"]
     batch = sampler(make_table(50, 3, 2))(learner.draws(0), 3)
     states, actions = batch.observations.repeat_interleave(4, dim=1), torch.rand(2, 12, 2, dtype=torch.float64)
     found = learner._next_value(critic, states, actions)
@@ -63,14 +63,14 @@ def test_a_terminal_ends_both_bootstraps():
     """Fault: the common implementation's cost backup, which goes on behind a terminal."""
     learner = make_population("bear_lag", baseline_config(), [{}])
     for part in ("q_reward", "q_cost"):
-        flat = learner.trainables[part].target_flat
+        flat = learner.networks[part].target_flat
         assert flat is not None
         flat.fill_(3.0)
     table = make_table(50, 3, 2) | {"terminals": torch.ones(50, dtype=torch.float64)}
     batch = sampler(table)(learner.draws(0), 8)
     losses = learner.losses(batch, learner.draws(0)).values
     for name, own in (("q_reward", batch.rewards * learner.reward_scale), ("q_cost", batch.costs)):
-        part = learner.trainables[name]
+        part = learner.networks[name]
         q = part.network(
             part.weights, torch.cat([batch.observations, batch.actions], dim=-1).repeat_interleave(2, dim=0)
         ).squeeze(-1)
@@ -103,10 +103,10 @@ def test_bear_lag_stays_with_the_behaviour_as_told():
 def test_the_policy_of_cpq_learns_from_actions_within_the_limit_alone():
     """Its gradient is that of Q_r where Q_c is under the threshold; here everywhere, and nowhere. Fault: no indicator."""
     learner = make_population("cpq", baseline_config(), [{"cost_limit": 10.0}, {"cost_limit": 0.0}])
-    learner.trainables["q_cost"].flat.zero_()
-    learner.trainables["q_cost"].weights["layers.2.bias"].detach().fill_(5.0)
+    learner.networks["q_cost"].flat.zero_()
+    learner.networks["q_cost"].weights["layers.2.bias"].detach().fill_(5.0)
     batch = sampler(make_table(50, 3, 2))(learner.draws(0), 8)
-    place = list(learner.trainables).index("actor")
+    place = list(learner.networks).index("actor")
     parts, metrics = learner.gradients("step", batch, learner.draws(0))
     assert parts[place][0].abs().max() > 1e-6
     assert parts[place][1].abs().max() == 0.0
@@ -118,7 +118,7 @@ def test_cpq_makes_actions_out_of_the_data_costly():
     gradient, by which the critic learns nothing of them."""
     table = bandit(spread=0.05, cost_from=2.0)
     learner, _ = bandit_actions("cpq", [{"cost_limit": 5.0}], 700, "baseline.learning_rate=0.003", table=table)
-    critic = learner.trainables["q_cost"]
+    critic = learner.networks["q_cost"]
     inputs = torch.tensor([[[0.0, 0.2], [0.0, 0.9], [0.0, -0.9]]]).expand(2, -1, -1)
     near, right, left = critic.network(critic.weights, inputs).squeeze(-1).amin(0).tolist()
     assert abs(near) < 1.0
@@ -133,12 +133,12 @@ def test_cpq_cuts_the_bootstrap_where_the_next_action_is_over_the_limit():
     assert threshold == pytest.approx(10.0 * (1 - 0.99**100) / (0.01 * 100))
     for cost, going_on in ((threshold - 1e-6, 1.0), (threshold + 1e-6, 0.0)):
         for name, value in (("q_reward", 7.0), ("q_cost", cost)):
-            flat = learner.trainables[name].target_flat
+            flat = learner.networks[name].target_flat
             assert flat is not None
             flat.zero_()
-            learner.trainables[name].target["layers.2.bias"].fill_(value)
+            learner.networks[name].target["layers.2.bias"].fill_(value)
         found = learner.losses(batch, learner.draws(0)).values["q_reward"]
-        part = learner.trainables["q_reward"]
+        part = learner.networks["q_reward"]
         x = torch.cat([batch.observations, batch.actions], dim=-1).repeat_interleave(2, dim=0)
         target = batch.rewards * learner.reward_scale + 0.99 * going_on * 7.0
         expected = (part.network(part.weights, x).squeeze(-1) - target).square().mean(-1).sum(0, keepdim=True)
@@ -150,7 +150,7 @@ def test_cpq_raises_the_costs_of_the_quarter_that_is_furthest_from_the_data():
     learner = make_population("cpq", baseline_config(), [{}, {"seed": 5}])
     batch, draws = sampler(make_table(50, 3, 2))(learner.draws(0), 8), learner.draws(0)
     found = learner._cost_outside(batch, draws)
-    actor, encoder, critic = (learner.trainables[name] for name in ("actor", "encoder", "q_cost"))
+    actor, encoder, critic = (learner.networks[name] for name in ("actor", "encoder", "q_cost"))
     states = batch.observations.repeat_interleave(4, dim=1)
     noise = draws.normal(Stream.LATENT, 8, 4, 2, dtype=torch.float64).flatten(1, 2)
     actions = actor.network.sample(actor.weights, states, noise).tanh()
@@ -221,7 +221,7 @@ def test_coptidice_weighs_the_data_until_it_keeps_the_limit():
         )
         expected = np.tanh(np.mean(best.x * np.arctanh(np.clip(grid, -0.999, 0.999))))
         assert float(actions[member]) == pytest.approx(expected, abs=0.12), limit
-    price = torch.nn.functional.softplus(learner.trainables["price"].weights["value"][:, 0])
+    price = torch.nn.functional.softplus(learner.networks["price"].weights["value"][:, 0])
     assert price[0] > price[1] > price[2]
     assert price[2] < 0.4
 
@@ -241,7 +241,7 @@ def test_coptidice_losses_are_those_of_its_paper():
     starts = learner.starts[draws.integers(Stream.INITIAL_ROWS, 8, len(learner.starts))[0]]
 
     def value(name: str, state: torch.Tensor) -> float:
-        part = learner.trainables[name]
+        part = learner.networks[name]
         return float(part.network(part.weights, state[None, None]))
 
     nu, ratios, exponents, costs = 0.0, [], [], []

@@ -65,7 +65,7 @@ def test_halves_join_to_the_whole(algorithm):
 
 def test_a_member_that_diverges_leaves_the_others_alone(algorithm):
     hurt, sound = (make_population(algorithm, baseline_config(), MEMBERS) for _ in range(2))
-    for part in hurt.trainables.values():
+    for part in hurt.networks.values():
         part.flat[part.copies] = torch.nan  # of member 1
     for learner in (hurt, sound):
         train(learner, TABLE, 0, 4)

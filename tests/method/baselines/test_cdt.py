@@ -162,9 +162,9 @@ def test_the_return_asked_for_lies_within_the_limit():
 def test_the_rate_warms_up():
     """Fault: the full rate at once."""
     learner = make_population("cdt", baseline_config("baseline.cdt.warm_up=100"), [{"learning_rate": 1e-2}])
-    before = learner.trainables["transformer"].flat.clone()
+    before = learner.networks["transformer"].flat.clone()
     train(learner, table(torch.ones(40).double(), torch.zeros(40).double()) | _of_spec(40), 0, 1)
-    moved = (learner.trainables["transformer"].flat - before).abs().max()
+    moved = (learner.networks["transformer"].flat - before).abs().max()
     assert 0.5e-4 < float(moved) < 1.2e-4
 
 
@@ -182,7 +182,7 @@ def trained(members: int = 2, observations: int = 3, actions: int = 2, length: i
     chosen = [{"seed": seed, "cost_limit": 10.0 * (1 + seed)} for seed in range(members)]
     learner = make_population("cdt", config, chosen, spec, torch.float32)
     assert isinstance(learner, CDT)
-    part = learner.trainables["transformer"]
+    part = learner.networks["transformer"]
     part.flat.mul_(3.0)  # so that the past matters
     return learner
 
@@ -192,7 +192,7 @@ def test_numpy_acts_as_the_network(steps):
     """Histories of any length, at any time of an episode, for every member."""
     learner, first = trained(), 2
     policies, context = learner.policies(), make_context(steps)
-    part = learner.trainables["transformer"]
+    part = learner.networks["transformer"]
     raw = 5.0 * context.to_go
     told = Context(scaled(raw, learner.units), context.states, context.actions, context.times + first, context.valid)
     with torch.no_grad():

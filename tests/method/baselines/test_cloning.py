@@ -74,7 +74,7 @@ def test_the_episodes_of_each_kind():
     costs = np.array([0.0, 0.0, 2.0, 2.0, 5.0, 5.0, 9.0, 9.0, 9.0, 9.0])
     episodes = EpisodeTotals(returns, costs, np.full(10, 7))
     kinds = (Cloning, SafeCloning, RewardCloning, FrontierCloning)
-    numbers = [np.flatnonzero(kind.chosen(episodes, 2.0)).tolist() for kind in kinds]
+    numbers = [np.flatnonzero(kind.selected(episodes, 2.0)).tolist() for kind in kinds]
     assert numbers == [[*range(10)], [0, 1, 2, 3], [6], [0, 2, 4, 5, 6, 7]]
     assert [kind.can_learn(episodes, -1.0) for kind in kinds] == [True, False, True, True]
 
