@@ -1,4 +1,4 @@
-"""Settings of every test: what Ray reads at import, one torch thread (two busy cores make OpenMP spin), one local cluster."""
+"""Settings of every test: Ray's environment, one torch thread (OpenMP spins on two busy cores), one local cluster."""
 
 from __future__ import annotations
 
@@ -45,22 +45,22 @@ def start_cluster() -> None:
 
 @pytest.fixture
 def ray_cluster(session_cluster: None) -> None:
-    """A real local Ray whose two CPUs are free: those of the test before may still be on their way back, or lost.
+    """A real local Ray whose two CPUs are free; it waits for those of the previous test, and restarts Ray if they are lost.
 
-    Ray 2.60 now and then loses the CPUs of a placement group that is removed while it is made; a new Ray has them.
+    Ray 2.60 occasionally loses the CPUs of a placement group that is removed while it is created.
     """
     import ray
 
     if not cpus_return(within_s=15):
         held = f"held: {held_by_actors()}, available: {ray.available_resources()}"
-        warnings.warn(f"Ray lost the CPUs of the test before ({held}); it was started anew", stacklevel=2)
+        warnings.warn(f"Ray lost the CPUs of the previous test ({held}); it was restarted", stacklevel=2)
         ray.shutdown()
         start_cluster()
         assert cpus_return(within_s=60), held
 
 
 def cpus_return(within_s: float) -> bool:
-    """`available_resources` may be old until something changes: a task that books both CPUs waits, and changes it."""
+    """Whether both CPUs become free in time. `available_resources` may be outdated; a task that books both refreshes it."""
     import ray
 
     deadline = time.monotonic() + within_s
@@ -81,7 +81,7 @@ def held_by_actors() -> list[str]:
 
 
 class S3Server:
-    """A server on this machine; what it holds outlives a stop and a start."""
+    """An S3 server on this machine; its content survives a stop and a start."""
 
     port = 0
 
@@ -98,7 +98,7 @@ class S3Server:
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[S3Server]:
-    """An S3 server, where the environment of this process and of what it starts says it is."""
+    """An S3 server that the environment of this process and of its children points to."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = S3Server()
     server.start()
@@ -116,7 +116,7 @@ def s3() -> Iterator[S3Server]:
 
 @pytest.fixture
 def bucket(s3: S3Server) -> Iterator[Path]:
-    """An empty folder of an object store."""
+    """An empty folder in an object store."""
     folder: Any = storage_path(f"s3://{uuid.uuid4().hex}/folder")
     folder.fs.mkdir(folder.drive)
     yield folder

@@ -1,6 +1,6 @@
-"""The configuration: one tree of frozen, validated sections (config_file.py reads it from YAML and arguments).
+"""The configuration: one tree of frozen, validated sections (loading.py reads it from YAML files and arguments).
 
-Unknown keys are refused and the nearest valid one is named.
+An unknown key is refused, with the nearest valid key in the message.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _QUANTILE, _ENSEMBLE = "behaviour_reward_quantile", "cost_ensemble"
 
 @dataclass(frozen=True)
 class Training:
-    """How a population is trained: steps before its policies move, steps that move them, rows of a global minibatch."""
+    """A training schedule: steps before the policies change, steps that change them, rows of a global minibatch."""
 
     warm_up: int
     steps: int
@@ -79,9 +79,10 @@ class Config(Section):
     extract: ExtractConfig = ExtractConfig()
     member: MemberConfig = MemberConfig()
     population: list[dict[str, Any]] = Field(
-        default=[], description="overrides of the member's settings, one mapping per member; none: one member"
+        default=[],
+        description="members to train, each a mapping of settings that replace those of `member`; empty: one member",
     )
-    baseline: BaselineConfig = Field(default_factory=BaselineConfig)  # of the algorithms registered by then
+    baseline: BaselineConfig = Field(default_factory=BaselineConfig)  # built late: its sections depend on the registry
     evaluation: EvaluationConfig = EvaluationConfig()
     search: SearchConfig = SearchConfig()
     scaling: ScalingConfig = ScalingConfig()
@@ -91,7 +92,7 @@ class Config(Section):
         self._user_algorithms = user_algorithms()
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
-        """A configuration brings the user's algorithms into the process that it is unpickled in."""
+        """Restore the configuration and register the user's algorithms in the process that unpickles it."""
         super().__setstate__(state)
         for algorithm in self._user_algorithms:
             register_algorithm(algorithm)
@@ -109,9 +110,9 @@ class Config(Section):
         if algorithm.pretrained:
             return self
         if self.evaluation.mode != "offline":
-            raise ValueError(f"run.algorithm={self.run.algorithm} learns offline alone; leave evaluation.mode out")
+            raise ValueError(f"run.algorithm={self.run.algorithm} learns offline alone; remove evaluation.mode")
         if self.data.window_rows is not None and algorithm.whole_episodes:
-            raise ValueError(f"run.algorithm={self.run.algorithm} chooses among whole episodes; leave data.window_rows out")
+            raise ValueError(f"run.algorithm={self.run.algorithm} learns from whole episodes; remove data.window_rows")
         return self
 
     @model_validator(mode="after")
@@ -127,22 +128,22 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _condition_is_trained(self) -> Config:
-        """A behaviour model can only be asked for what its training showed it."""
+        """Refuse a condition (D7) that the behaviour model is not trained with."""
         if not get_algorithm(self.run.algorithm).pretrained:
             return self
-        asked = [overrides.get(_QUANTILE, self.member.behaviour_reward_quantile) for overrides in self.population or [{}]]
+        values = [overrides.get(_QUANTILE, self.member.behaviour_reward_quantile) for overrides in self.population or [{}]]
         searched = self.search.space[_QUANTILE].examples() if _QUANTILE in self.search.space else []
-        asked += searched
-        if self.pretrain.condition_dropout == 1.0 and any(value is not None for value in asked):
-            where = f"take {_QUANTILE} out of search.space" if searched else f"set member.{_QUANTILE}=null"
-            raise ValueError(f"pretrain.condition_dropout=1 trains a plain behaviour model; {where}")
-        if self.pretrain.condition_dropout == 0.0 and any(value is None for value in asked):
-            raise ValueError(f"pretrain.condition_dropout=0 trains no plain behaviour model; give member.{_QUANTILE}")
+        values += searched
+        if self.pretrain.condition_dropout == 1.0 and any(value is not None for value in values):
+            remedy = f"remove {_QUANTILE} from search.space" if searched else f"set member.{_QUANTILE}=null"
+            raise ValueError(f"pretrain.condition_dropout=1 trains an unconditioned behaviour model; {remedy}")
+        if self.pretrain.condition_dropout == 0.0 and any(value is None for value in values):
+            raise ValueError(f"pretrain.condition_dropout=0 trains no unconditioned behaviour model; set member.{_QUANTILE}")
         return self
 
     @model_validator(mode="after")
     def _critics_are_pretrained(self) -> Config:
-        """No member, of launch/train.py or of a search, may ask for more cost critics than there are."""
+        """Refuse a member, of launch/train.py or of a search, that uses more cost critics than are pretrained."""
         if not get_algorithm(self.run.algorithm).pretrained:
             return self
         searched = self.search.space[_ENSEMBLE].examples() if _ENSEMBLE in self.search.space else []
@@ -166,16 +167,16 @@ class Config(Section):
 
     @property
     def tasks(self) -> list[str]:
-        """The tasks' own names, also where the user wrote environment ids."""
+        """The canonical names of the tasks, also where the user wrote environment ids."""
         names = [self.task.name] if isinstance(self.task.name, str) else self.task.name
         return [canonical_name(name) for name in names]
 
     def members(self) -> list[MemberSettings]:
-        """The population of launch/train.py: the configured member with each entry of `population` laid over it."""
+        """Return the population of launch/train.py: the configured member, overridden by each entry of `population`."""
         return [self.member_with(overrides) for overrides in self.population or [{}]]
 
     def member_with(self, overrides: Mapping[str, Any], algorithm: str | None = None) -> MemberSettings:
-        """A member of an algorithm (none: run.algorithm) with some keys replaced; UserError where one is invalid."""
+        """Return the configured member of an algorithm (None: run.algorithm) with some keys replaced; UserError if invalid."""
         return resolved_member(self, get_algorithm(algorithm or self.run.algorithm), overrides, "member")
 
     @property
@@ -184,7 +185,7 @@ class Config(Section):
         return self.training_of(self.run.algorithm)
 
     def training_of(self, name: str) -> Training:
-        """The training schedule of an algorithm; one without a budget of its own trains as long as a phase of pretraining."""
+        """Return the training schedule of an algorithm; one without its own budget has that of a pretraining phase."""
         algorithm = get_algorithm(name)
         if algorithm.pretrained:
             return Training(self.extract.critic_steps, self.extract.steps, self.extract.batch_size)
@@ -192,7 +193,7 @@ class Config(Section):
         return Training(0, steps, self.baseline.batch_size or algorithm.batch_size or self.pretrain.batch_size)
 
     def curve_steps(self) -> list[int]:
-        """Steps at which the population is kept for the learning curves: from the cloned start, at reports."""
+        """Return the steps whose policies are saved for the learning curves: evenly spaced, at reports, from the clone on."""
         schedule, report_steps, points = self.training, self.scaling.report_steps, self.evaluation.curve_points
         steps = (schedule.warm_up + schedule.steps * i / points for i in range(points + 1 if points else 0))
         return sorted({min(schedule.total_steps, -(-int(step) // report_steps) * report_steps) for step in steps} - {0})

@@ -1,6 +1,6 @@
-"""Every learning algorithm by its name: one entry has all that the rest of the program must know of it.
+"""The registry of learning algorithms: one entry holds everything that the rest of the program knows about an algorithm.
 
-The learner's class is named by a text and imported only where a population is built, so this table needs no torch.
+The learner's class is given as a string and imported only when a population is built, so this module needs no torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from drcorl_ray.errors import UserError
 
 
 class Marker(NamedTuple):
-    """A marker by its names in matplotlib and in plotly."""
+    """A marker by its name in matplotlib (`png`) and in plotly (`page`)."""
 
     png: str
     page: str
@@ -34,15 +34,16 @@ _MARKER = Marker("H", "hexagon2")
 class Algorithm:
     """A learning algorithm.
 
-    name: in settings, files and results. title: in tables. color: "#rrggbb"; marker: in figures.
-    learner: "package.module:Class", a subclass of `drcorl_ray.method.baselines.Baseline` (but for DRCORL).
-    settings: the section of its own keys, `baseline.NAME`; None where it has none. member_settings: those of them that may
-    differ between the members of a population; shared_member_settings: keys of `member` that it uses beside the cost limit.
-    steps, batch_size (rows of a global minibatch), learning_rate: its budget where `baseline` gives none; None: as much as a
-    phase of pretraining.
-    limit_agnostic: its weights do not depend on the cost limit. limit_conditioned: its policies are told the limit when they
-    act. whole_episodes: it learns from whole episodes, so it refuses data.window_rows. light: its training is not worth a
-    GPU. pretrained: it starts from pretrained weights and its members are the `member` section (DRCORL).
+    name: its name in settings, files and results. title: its name in tables. color ("#rrggbb"), marker: its looks in figures.
+    learner: "package.module:Class", a subclass of `drcorl_ray.method.baselines.Baseline` (except DRCORL's).
+    settings: the model of its own section, `baseline.NAME`; None if it has none. member_settings: the keys of that section
+    that may differ between the members of a population. shared_member_settings: the keys of `member` that it uses besides the
+    cost limit and the seed.
+    steps, batch_size (rows of a global minibatch), learning_rate: its budget if `baseline` sets none; None: the value of
+    `pretrain`.
+    limit_agnostic: its weights do not depend on the cost limit. limit_conditioned: its policies receive the limit when they
+    act. whole_episodes: it learns from whole episodes, so it refuses data.window_rows. light: its training does not need a
+    GPU. pretrained: it starts from pretrained weights, and its members have the keys of the `member` section (DRCORL).
 
     >>> import drcorl_ray
     >>> drcorl_ray.Algorithm("my_bc", "My BC", learner="my_module:MyCloning", steps=5000).color
@@ -68,17 +69,17 @@ class Algorithm:
 
     @property
     def limit_blind(self) -> bool:
-        """Whether its policies act alike at every cost limit."""
+        """Whether its policies act the same at every cost limit."""
         return self.limit_agnostic and not self.limit_conditioned
 
     @property
     def own_keys(self) -> dict[str, str]:
-        """Its own settings: {key of a member, "NAME.key": key of the section}."""
+        """Its own settings as {"NAME.key", the key of a member: key of the section}."""
         return {f"{self.name}.{key}": key for key in (self.settings.model_fields if self.settings else ())}
 
 
 def get_algorithm(name: str) -> Algorithm:
-    """The algorithm of that name; UserError naming the nearest one and all of them."""
+    """Return the algorithm of that name; UserError names the nearest one and lists all."""
     if name in ALGORITHMS:
         return ALGORITHMS[name]
     close = difflib.get_close_matches(str(name), ALGORITHMS, n=1)
@@ -87,22 +88,22 @@ def get_algorithm(name: str) -> Algorithm:
 
 
 def algorithms() -> list[Algorithm]:
-    """DRCORL, the baselines, and those registered in this process, in that order."""
+    """Return DRCORL, the built-in baselines, and the algorithms registered in this process, in that order."""
     return list(ALGORITHMS.values())
 
 
 def baselines() -> list[Algorithm]:
-    """All algorithms but DRCORL."""
+    """Return all algorithms except DRCORL."""
     return [algorithm for algorithm in algorithms() if not algorithm.pretrained]
 
 
 def shown_algorithm(name: str) -> Algorithm:
-    """The algorithm of that name for tables and figures; one that is not registered here has its name and default looks."""
+    """Return the algorithm of that name for tables and figures; an unregistered one gets default looks."""
     return ALGORITHMS.get(name) or Algorithm(name, name, learner="")
 
 
 def user_algorithms() -> tuple[Algorithm, ...]:
-    """Those registered in this process."""
+    """Return the algorithms that the user registered in this process."""
     return tuple(algorithm for name, algorithm in ALGORITHMS.items() if name not in BUILT_IN)
 
 

@@ -1,4 +1,4 @@
-"""Settings of the baselines, the algorithms beside DRCORL: the shared ones, and each one's own (docs/baselines.md)."""
+"""Settings of the baselines: those that several of them share, and those of one algorithm (docs/baselines.md)."""
 
 from __future__ import annotations
 
@@ -10,63 +10,74 @@ from drcorl_ray.config.base import Fraction, Positive, Section, Widths
 
 
 class SharedSettings(Section):
-    """What all baselines have, or several of them use."""
+    """Settings that all baselines have or several of them use."""
 
     steps: PositiveInt | None = Field(
         default=None,
-        description="training steps; none: the algorithm's own (100,000; BEAR-Lag 300,000; cloning pretrain.steps)",
+        description="training steps; none: the algorithm's default (100,000; BEAR-Lag: 300,000; the clones: pretrain.steps)",
     )
     batch_size: PositiveInt | None = Field(
-        default=None, description="global minibatch size; none: the algorithm's own (512; CDT 2,048; cloning pretrain's)"
+        default=None,
+        description="rows of a global minibatch; none: the algorithm's default (512; CDT: 2,048; the clones: "
+        "pretrain.batch_size)",
     )
     learning_rate: Positive | None = Field(
         default=None,
-        description="Adam learning rate; none: the algorithm's own (1e-3; COptiDICE, CDT 1e-4; cloning pretrain's)",
+        description="Adam's learning rate; none: the algorithm's default (1e-3; COptiDICE and CDT: 1e-4; the clones: "
+        "pretrain.learning_rate)",
     )
-    hidden: Widths = Field(default=[256, 256], description="hidden layers of policies and critics")
-    vae_hidden: PositiveInt = Field(default=400, description="width of the two hidden layers of the behaviour's VAE")
-    vae_divergence: Annotated[float, Field(ge=0.0)] = Field(default=0.5, description="weight of the VAE's KL divergence")
-    discount: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(default=0.99, description="γ of rewards and costs")
-    target_step: Fraction = Field(default=0.005, description="Polyak step of the targets")
-    sampled_actions: PositiveInt = Field(default=10, description="actions drawn per state (BCQ-Lag, BEAR-Lag, CPQ)")
+    hidden: Widths = Field(default=[256, 256], description="widths of the hidden layers of policies and critics")
+    vae_hidden: PositiveInt = Field(
+        default=400, description="width of the two hidden layers of the behaviour's VAE (BCQ-Lag, BEAR-Lag, CPQ)"
+    )
+    vae_divergence: Annotated[float, Field(ge=0.0)] = Field(
+        default=0.5, description="weight of the KL divergence in the VAE's loss"
+    )
+    discount: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        default=0.99, description="γ, discount factor of rewards and costs"
+    )
+    target_step: Fraction = Field(default=0.005, description="Polyak step size of the target networks")
+    sampled_actions: PositiveInt = Field(default=10, description="actions sampled per state (BCQ-Lag, BEAR-Lag, CPQ)")
     clip_weight: Fraction = Field(
-        default=0.75, description="weight of the smaller of two target Qs, the rest on the larger (BCQ-Lag, BEAR-Lag)"
+        default=0.75, description="weight of the smaller of the two target Qs; the larger has the rest (BCQ-Lag, BEAR-Lag)"
     )
 
 
 class BCQLagSettings(Section):
-    perturbation: Fraction = Field(default=0.05, description="Φ, the largest change of a decoded action")
+    perturbation: Fraction = Field(default=0.05, description="Φ, the largest change that is made to a decoded action")
 
 
 class BEARLagSettings(Section):
-    mmd_limit: Positive = Field(default=0.05, description="ε, limit on the MMD to the behaviour")
-    mmd_sigma: Positive = Field(default=50.0, description="σ of the MMD's Gaussian kernel exp(−d²/2σ)")
+    mmd_limit: Positive = Field(default=0.05, description="ε, limit on the maximum mean discrepancy (MMD) to the behaviour")
+    mmd_sigma: Positive = Field(default=50.0, description="σ of the MMD's Gaussian kernel exp(−d²/(2σ))")
 
 
 class CPQSettings(Section):
     ood_scale: Positive = Field(
-        default=1.5, description="cost-to-go that out-of-distribution actions are pushed to, as a multiple of the limit's"
+        default=1.5,
+        description="cost-to-go to which out-of-distribution actions are raised, as a multiple of the cost limit's",
     )
 
 
 class COptiDICESettings(Section):
-    alpha: Positive = Field(default=0.5, description="α, weight of the divergence from the data")
+    alpha: Positive = Field(default=0.5, description="α, weight of the divergence from the data's distribution")
     cost_bound: Positive = Field(default=0.01, description="ε, KL radius of the upper bound on the cost")
 
 
 class CDTSettings(Section):
     target_return: Fraction = Field(
-        default=1.0, description="target return, 1: that of the data's best episode within the limit, 0: of its worst"
+        default=1.0,
+        description="target return: 0 is the lowest and 1 the highest return of the data's episodes within the cost limit",
     )
-    context: PositiveInt = Field(default=10, description="steps of history that the transformer attends to")
-    embedding: PositiveInt = Field(default=128, description="width of its tokens")
-    blocks: PositiveInt = Field(default=3, description="transformer blocks")
-    heads: PositiveInt = Field(default=8, description="attention heads of a block")
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(default=0.1, description="dropout of tokens and blocks")
+    context: PositiveInt = Field(default=10, description="number of recent steps that the transformer attends to")
+    embedding: PositiveInt = Field(default=128, description="width of the transformer's tokens")
+    blocks: PositiveInt = Field(default=3, description="number of transformer blocks")
+    heads: PositiveInt = Field(default=8, description="attention heads per block; must divide `embedding`")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(default=0.1, description="dropout rate of tokens and blocks")
     augmented: Fraction = Field(
-        default=0.2, description="share of windows whose targets are above what the data reached within a limit"
+        default=0.2, description="share of training windows whose target return is above the data's best at the target cost"
     )
-    warm_up: PositiveInt = Field(default=500, description="steps over which the learning rate rises")
+    warm_up: PositiveInt = Field(default=500, description="training steps over which the learning rate rises to its value")
 
     @model_validator(mode="after")
     def _heads_share_the_width(self) -> CDTSettings:

@@ -1,4 +1,4 @@
-"""Reading and writing configurations: defaults < preset (`run.preset`) < YAML files in order < `section.key=value`."""
+"""Read and write configurations. Later wins: defaults, preset (`run.preset`), YAML files in order, `section.key=value`."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from drcorl_ray.config.algorithms import algorithms
 from drcorl_ray.config.presets import PRESETS
 from drcorl_ray.errors import UserError
 
-_WHOLE = ("search.space",)  # replaced, and not merged
+_WHOLE = ("search.space",)  # keys whose mappings are replaced, not merged
 _FOLDER = "tune_configs"
 _PACKAGE = Path(__file__).resolve().parents[1]
-# The settings files that come with the program: inside an installed package, beside it in a checkout.
+# The shipped settings files: inside an installed package, beside it in a checkout.
 _SHIPPED = _PACKAGE / _FOLDER if (_PACKAGE / _FOLDER).is_dir() else _PACKAGE.parent / _FOLDER
 QUICKSTART = _SHIPPED / "quickstart.yaml"
 
 
 def load_config(arguments: Sequence[str] = (), default_file: Path | None = None) -> Config:
-    """Config from command-line arguments `[CONFIG.yaml …] [section.key=value …]`; UserError on anything invalid.
+    """Build the Config from command-line arguments `[CONFIG.yaml …] [section.key=value …]`; UserError on anything invalid.
 
-    A file that is not there is looked for among those of tune_configs/, which come with the program.
+    A file that does not exist is looked for in tune_configs/, which comes with the package. default_file: read when the
+    arguments name no file.
 
     >>> import drcorl_ray
     >>> config = drcorl_ray.load_config(["velocity.yaml", "task.name=HopperVelocity", "extract.steps=900"])
@@ -49,14 +50,14 @@ def load_config(arguments: Sequence[str] = (), default_file: Path | None = None)
 
 
 def as_config(settings: Config | Sequence[str], default_file: Path | None = None) -> Config:
-    """A Config as it is; arguments, or one of them, by `load_config`."""
+    """Return a Config unchanged; build one from arguments, or from a single one, by `load_config`."""
     if isinstance(settings, Config):
         return settings
     return load_config([settings] if isinstance(settings, str) else settings, default_file)
 
 
 def _settings_file(name: str) -> Path:
-    """The file of that path; where there is none, the shipped one of that name. UserError naming the nearest shipped one."""
+    """Return the file at that path, else the shipped file of that name; UserError names the nearest shipped one."""
     path, shipped = Path(name), {file.stem: file for file in _SHIPPED.glob("*.yaml")}
     if path.parent not in (Path(), Path(_FOLDER)) or os.path.lexists(path):
         return path
@@ -64,17 +65,17 @@ def _settings_file(name: str) -> Path:
         return shipped[path.stem]
     near = difflib.get_close_matches(path.stem, shipped, n=1)
     if near:
-        raise UserError(f"{name}: cannot be read (no such file); did you mean '{near[0]}.yaml', which comes with the program?")
+        raise UserError(f"{name}: cannot be read (no such file); did you mean '{near[0]}.yaml', which comes with the package?")
     return path  # reading it says what is wrong
 
 
 def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML."""
+    """Return the resolved configuration as YAML."""
     return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file (plain data alone: no tags are obeyed); UserError where it holds something else."""
+    """Return the mapping in a YAML file (plain data only, no Python tags); UserError if it holds anything else."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -85,14 +86,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a text file ({error})") from error
     content = _parse_yaml(text, str(path))
     if not isinstance(content, dict | None):
-        raise UserError(f"{path}: a mapping of sections expected, got {type(content).__name__}")
+        raise UserError(f"{path}: expected a mapping of sections, got {type(content).__name__}")
     return content or {}
 
 
 def _parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
-    # PyYAML's constructors leak these for "2020-13-45", "!!bool x", "!!timestamp x", integers of 5000 digits, deep nesting
+    # PyYAML also raises these, for "2020-13-45", "!!bool x", "!!timestamp x", integers of 5000 digits, deep nesting
     except (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{where}: not valid YAML ({error})") from error
 
@@ -112,13 +113,13 @@ def _parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
 
 
 def _gives_space(argument: str) -> bool:
-    """Whether a setting gives the whole search.space, and not one entry of it."""
+    """Whether a setting replaces the whole search.space rather than one entry of it."""
     dotted, text = argument.split("=", 1)
     return dotted.lstrip("-") == "search.space" or (dotted.lstrip("-") == "search" and "space" in text)
 
 
 def _merge(base: Mapping[str, Any], top: Mapping[str, Any], whole: Collection[str] = (), above: str = "") -> dict[str, Any]:
-    """`top` laid over `base`, key by key; whole: dotted keys whose mappings replace the ones below them."""
+    """Merge `top` over `base`, key by key; whole: dotted keys whose mappings are replaced. above: "section." of these keys."""
     merged = dict(base)
     for key, value in top.items():
         below, name = merged.get(key), f"{above}{key}"

@@ -1,4 +1,4 @@
-"""The members of a population: for DRCORL the `member` section, for a baseline the settings in which they may differ."""
+"""The members of a population: DRCORL's have the `member` section, a baseline's the settings in which they may differ."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class BaselineConfig(SharedSettings):
-    """The shared settings, and a section `NAME` for each registered algorithm that has settings of its own."""
+    """The shared settings, and a section `NAME` for each registered algorithm that has its own settings."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -36,7 +36,7 @@ class BaselineConfig(SharedSettings):
         return {**values, **{name: _section(name, model, values.get(name, {})) for name, model in sections.items()}}
 
     def of_algorithm(self, algorithm: Algorithm) -> Any:
-        """The algorithm's own section, None where it has none; defaults where it was registered after these settings."""
+        """Return the algorithm's own section, None if it has none; defaults if it was registered after these settings."""
         return algorithm.settings and (self.model_extra or {}).get(algorithm.name, algorithm.settings())
 
 
@@ -51,7 +51,7 @@ def _section(name: str, model: type[Section], values: Any) -> Section:
 class BaselineMember(Section):
     """A member of a baseline's population.
 
-    Extra fields: `learning_rate`, the algorithm's shared_member_settings, and all of its own settings by "NAME.key".
+    Extra fields: `learning_rate`, the algorithm's shared_member_settings, and all of its own settings under "NAME.key".
     """
 
     model_config = ConfigDict(extra="allow")
@@ -65,7 +65,7 @@ class BaselineMember(Section):
 
     @property
     def k(self) -> float:
-        """Standard deviations that are added to its cost estimate: a baseline goes by the mean."""
+        """Standard deviations that are added to the cost estimate; a baseline uses the mean."""
         return 0.0
 
 
@@ -73,30 +73,33 @@ MemberSettings = MemberConfig | BaselineMember
 
 
 def member_keys(algorithm: Algorithm) -> list[str]:
-    """The settings in which members of one population may differ, and which a search may search."""
+    """Return the settings in which members of one population may differ, and which a search may search."""
     if algorithm.pretrained:
         return [*MemberConfig.model_fields]
-    own = [f"{algorithm.name}.{key}" for key in algorithm.member_settings]
-    return ["seed", "cost_limit", "learning_rate", *algorithm.shared_member_settings, *own]
+    own_settings = [f"{algorithm.name}.{key}" for key in algorithm.member_settings]
+    return ["seed", "cost_limit", "learning_rate", *algorithm.shared_member_settings, *own_settings]
 
 
 def resolved_member(config: Config, algorithm: Algorithm, overrides: Mapping[str, Any], where: str) -> MemberSettings:
-    """The configured member with some keys replaced, its seed settled; UserError where one is unknown or invalid."""
+    """Return the configured member with some keys replaced and its seed set; UserError if a key is unknown or invalid.
+
+    where: the beginning of the message.
+    """
     if algorithm.pretrained:
         return _member(config, overrides, where)
-    keys, own = member_keys(algorithm), algorithm.own_keys
+    valid, own_keys = member_keys(algorithm), algorithm.own_keys
     for key in overrides:
-        if key not in keys:
-            raise UserError(f"{where}: unknown key {key}; members of {algorithm.name} may differ in {', '.join(keys)}")
+        if key not in valid:
+            raise UserError(f"{where}: unknown key {key}; members of {algorithm.name} may differ in {', '.join(valid)}")
     common = _member(config, {key: value for key, value in overrides.items() if key in MemberConfig.model_fields}, where)
     values: dict[str, Any] = {key: getattr(common, key) for key in ("seed", "cost_limit")}
     values["learning_rate"] = _learning_rate(config, algorithm, overrides, where)
     values |= {key: getattr(common, key) for key in algorithm.shared_member_settings}
     if algorithm.settings is not None:
-        given = {own[key]: value for key, value in overrides.items() if key in own}
-        below = config.baseline.of_algorithm(algorithm).model_dump()
-        section = validate(algorithm.settings, below | given, f"{where}: {algorithm.name}")
-        values |= {key: getattr(section, name) for key, name in own.items()}
+        given = {own_keys[key]: value for key, value in overrides.items() if key in own_keys}
+        configured = config.baseline.of_algorithm(algorithm).model_dump()
+        section = validate(algorithm.settings, configured | given, f"{where}: {algorithm.name}")
+        values |= {key: getattr(section, name) for key, name in own_keys.items()}
     return BaselineMember(**values)
 
 
@@ -115,22 +118,22 @@ def _learning_rate(config: Config, algorithm: Algorithm, overrides: Mapping[str,
 
 
 def row_settings(algorithm: str, member: MemberSettings) -> dict[str, Any]:
-    """The `config` of a member's row in results.json; the cost limit is None for policies that act alike at every limit."""
+    """Return the `config` of a member's row in results.json; its cost limit is None if the algorithm is limit-blind."""
     blind = get_algorithm(algorithm).limit_blind
     return member.model_dump() | ({"cost_limit": None} if blind else {})
 
 
 def check_values(config: Config) -> None:
-    """UserError where search.space names an unknown key or a value that its key cannot have."""
+    """Raise UserError if search.space names an unknown key, or a value that its key cannot have."""
     algorithm = get_algorithm(config.run.algorithm)
-    own = member_keys(algorithm)
+    keys = member_keys(algorithm)
     for key, entry in config.search.space.items():
-        if key not in own and key not in MemberConfig.model_fields:
-            valid = MemberConfig.model_fields if algorithm.pretrained else own
+        if key not in keys and key not in MemberConfig.model_fields:
+            valid = MemberConfig.model_fields if algorithm.pretrained else keys
             raise UserError(f"search.space.{key} is not a setting of {algorithm.name}'s members{nearest(key, valid)}")
         for value in entry.examples():
             try:
-                if key in own:
+                if key in keys:
                     resolved_member(config, algorithm, {key: value}, "member")
                 else:
                     validate(MemberConfig, {key: value}, "member")
@@ -139,12 +142,12 @@ def check_values(config: Config) -> None:
 
 
 def check_searched(config: Config) -> None:
-    """UserError where search.space names settings that members of run.algorithm do not have, as the default one of DRCORL."""
+    """Raise UserError if search.space names settings that members of run.algorithm lack, as the default (DRCORL's) may."""
     algorithm = get_algorithm(config.run.algorithm)
     keys = member_keys(algorithm)
     unused = [key for key in config.search.space if key not in keys]
     if unused:
         raise UserError(
             f"search.space: {algorithm.name} has no {', '.join(unused)}; "
-            f"give search.space={{KEY: {{low: …, high: …}}}} with keys of {', '.join(keys)}"
+            f"set search.space={{KEY: {{low: …, high: …}}}} with keys among {', '.join(keys)}"
         )

@@ -1,4 +1,4 @@
-"""Base settings by the name of `run.preset`."""
+"""The presets: base settings by the name that `run.preset` gives. `paper` reproduces the published paper's settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adding a user's own algorithm to the table of `config.algorithms`."""
+"""Add a user's own algorithm to the registry in algorithms.py."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from drcorl_ray.errors import UserError
 
 
 def register_algorithm(algorithm: Algorithm) -> Algorithm:
-    """Add an algorithm of one's own, and return it: it then works in training, searches, comparisons, tables and figures.
+    """Register your own algorithm and return it; training, searches, comparisons, tables and figures then know it.
 
-    Registering an equal entry again changes nothing. UserError where the name is taken or a value is not usable.
+    Registering an equal entry again changes nothing. UserError if the name is taken or a value is not usable.
 
     >>> import drcorl_ray
     >>> own = drcorl_ray.Algorithm("my_bc", "My BC", learner="my_module:MyCloning", steps=5000)
@@ -28,10 +28,10 @@ def register_algorithm(algorithm: Algorithm) -> Algorithm:
 
 
 def _problem(algorithm: Algorithm) -> str | None:
-    """Why an algorithm cannot be registered; None where it can."""
+    """Return why an algorithm cannot be registered; None if it can."""
     name, settings = algorithm.name, algorithm.settings
     if not re.fullmatch(r"[A-Za-z][\w-]*", name, re.ASCII) or name in SharedSettings.model_fields:
-        return "a name of letters, digits, '_' and '-' expected that is no key of `baseline`; it names files and a section"
+        return "use a name of letters, digits, '_' and '-' that is no key of `baseline`; it names files and a section"
     if ALGORITHMS.get(name, algorithm) != algorithm:
         return f"{name!r} ({ALGORITHMS[name].learner}) is already an algorithm; choose another name"
     if not re.fullmatch(r"[\w.]+:\w+", algorithm.learner):
@@ -47,7 +47,7 @@ def _problem(algorithm: Algorithm) -> str | None:
     if unknown:
         return f"shared_member_settings {', '.join(sorted(unknown))}: no key of `member`"
     if any(value is not None and not value > 0 for value in (algorithm.steps, algorithm.batch_size, algorithm.learning_rate)):
-        return "steps, batch_size and learning_rate must be above 0, or None: as pretraining's"
+        return "steps, batch_size and learning_rate must be above 0, or None for the value of `pretrain`"
     if algorithm.pretrained and name not in BUILT_IN:
         return "only DRCORL starts from pretrained weights"
     return None

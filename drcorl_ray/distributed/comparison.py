@@ -1,7 +1,7 @@
-"""The algorithms that a run is compared with: trained beside it, one population each, and shown in its results.
+"""The baselines that a run is compared with: one population each, trained beside the run and shown in its results.
 
-They are trained in a Ray task of their own, whose states lie in RUN/baselines/TASK-ALGORITHM: a killed one goes on, a
-finished one is not trained again.
+A separate Ray task trains them. Its states are in RUN/baselines/TASK-ALGORITHM: a killed training resumes, a finished one is
+not repeated.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from drcorl_ray.training.comparison import BaselinePlan, _device, _label, plan, 
 
 @dataclass(frozen=True)
 class Pending:
-    """Populations under way in a Ray task."""
+    """Populations that a Ray task is training; result: the task's object reference."""
 
     plans: tuple[BaselinePlan, ...]
     result: Any
@@ -38,9 +38,9 @@ class Pending:
 def start(
     config: Config, data: TaskData, run: RunDirectory, members: Sequence[MemberSettings], cpus: float = 0.0
 ) -> Pending | None:
-    """Train what the run is compared with beside the main job; None where there is nothing.
+    """Start to train the run's baselines beside the main job; None if it has none.
 
-    cpus: that are booked; none where a Ray Train job comes next, which would wait for them until it gives up.
+    cpus: CPUs that the task books. Book none if a Ray Train job follows: it would wait for them until it gives up.
     """
     plans = tuple(plan(config, data, members))
     if not plans:
@@ -52,12 +52,15 @@ def start(
         num_gpus=scaling.gpus_per_pack if heavy else 0,
         resources=scaling.worker_resources if heavy else scaling.actor_resources,
         max_retries=scaling.max_failures,
-    )  # beside the actors, where they have machines of their own: without a CPU booked it could land on a cluster's head
+    )  # light ones run on the actors' machines: without booked CPUs the task could otherwise run on a cluster's head
     return Pending(plans, task.remote(config, data, run, plans))
 
 
 def rows(data: TaskData, run: RunDirectory, pending: Pending | None, pool: RolloutPool, seeds: Sequence[int]) -> list[Row]:
-    """Rows of the trained populations on episodes of the given seeds; a policy that diverged has none, and is named."""
+    """Return the rows of the trained populations on episodes of the given seeds.
+
+    A policy that diverged has no row; a message names its algorithm. UserError if the training failed.
+    """
     if pending is None:
         return []
     try:
@@ -65,25 +68,27 @@ def rows(data: TaskData, run: RunDirectory, pending: Pending | None, pool: Rollo
     except ray.exceptions.RayError as error:
         reason = str(error).strip().splitlines()[-1]
         raise UserError(f"{data.task.name}: training the baselines failed ({reason})") from error
-    found = []
+    evaluated = []
     for planned in pending.plans:
         path = run.baseline(data.task.name, planned.algorithm).population
-        found += _rows(data, run, planned, path, pool, seeds)
-    return found
+        evaluated += _rows(data, run, planned, path, pool, seeds)
+    return evaluated
 
 
 def _rows(
     data: TaskData, run: RunDirectory, planned: BaselinePlan, path: Path, pool: RolloutPool, seeds: Sequence[int]
 ) -> list[Row]:
     policies, meta = load_population(path)
-    sound = [place for place, member in enumerate(planned.places) if meta["finite"][member]]
-    if len(sound) < len(planned.places):
-        console.print(f"[red]{data.task.name}: {planned.algorithm} diverged (non-finite weights) and is left out in part")
-    if not sound:
+    finite_rows = [row for row, member in enumerate(planned.places) if meta["finite"][member]]
+    if len(finite_rows) < len(planned.places):
+        console.print(
+            f"[red]{data.task.name}: members of {planned.algorithm} diverged (non-finite weights); their rows are left out"
+        )
+    if not finite_rows:
         return []
-    chosen = policies.select([planned.places[place] for place in sound])
-    infos = [planned.infos[place] for place in sound]
-    row_members = [planned.row_members[place] for place in sound]
+    chosen = policies.select([planned.places[row] for row in finite_rows])
+    infos = [planned.infos[row] for row in finite_rows]
+    row_members = [planned.row_members[row] for row in finite_rows]
     chosen = baseline_class(planned.algorithm).for_limits(chosen, data.episodes, row_members)
     stats = pool.evaluate(chosen, data.task, seeds)
     return score(run, data, chosen, infos, stats, [_label(info) for info in infos])

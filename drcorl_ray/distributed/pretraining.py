@@ -1,4 +1,4 @@
-"""Pretraining by Ray Train: once per task and seed, shared between runs."""
+"""Pretraining by Ray Train: once per task and seed, shared by all runs."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def pretrain(
     log: Path | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> list[Path]:
-    """The pretrained artifacts of a task, one per seed: those in run.storage if sound, the others made by one Ray Train job.
+    """Return the files of a task's pretrained weights, one per seed; one Ray Train job makes those not in run.storage.
 
-    Of several runs that want the same one at once, the first to lock it makes it and the others wait for it (until
-    `cancelled`); the lock goes with its process. Baselines start from none.
+    If several runs need the same file at once, the first to lock it makes it and the others wait (until `cancelled`); a lock
+    is released when its process ends. Damaged files are made again. A baseline needs no pretrained weights: an empty list.
     """
     if not get_algorithm(config.run.algorithm).pretrained:
         return []
@@ -49,9 +49,9 @@ def pretrain(
 def pretrain_tasks(
     config: Config, tasks: Sequence[TaskData], run: RunDirectory, seeds: Sequence[int]
 ) -> list[tuple[Path, ...]]:
-    """`pretrain` for every task, as many at a time as the cluster has room for beside Ray Data's own work.
+    """Call `pretrain` for every task, as many at once as the cluster has room for beside Ray Data.
 
-    Ctrl-C and the first error end them all; what they had reported is gone on from by a resumed run.
+    Ctrl-C and the first error end all jobs; a resumed run continues from their last reports.
     """
 
     def one(data: TaskData) -> tuple[Path, ...]:
@@ -59,7 +59,7 @@ def pretrain_tasks(
 
     cancelled = threading.Event()
     room = min(_room(config.scaling), len(tasks))
-    if room == 1:  # in the main thread Ray Train answers a Ctrl-C itself
+    if room == 1:  # in the main thread Ray Train handles Ctrl-C itself
         return [one(data) for data in tasks]
     threads = ThreadPoolExecutor(room)
     jobs = [threads.submit(one, data) for data in tasks]
@@ -75,14 +75,14 @@ def pretrain_tasks(
 
 
 def _room(scaling: ScalingConfig) -> int:
-    """Train jobs that fit side by side. One more than fits would wait for its workers until Ray Train gives up."""
-    cluster = ray.available_resources()
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    elsewhere = sum(has.get("CPU", 0.0) for has in machines if not scaling.worker_resources.keys() <= has.keys())
-    rooms = [(cluster.get("CPU", 1.0) - elsewhere - 1.0) / (scaling.workers * scaling.cpus_per_worker)]
+    """Return how many Train jobs fit at once. Each further one would wait for its workers until Ray Train gives up."""
+    free = ray.available_resources()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    unusable_cpus = sum(node.get("CPU", 0.0) for node in nodes if not scaling.worker_resources.keys() <= node.keys())
+    jobs = [(free.get("CPU", 1.0) - unusable_cpus - 1.0) / (scaling.workers * scaling.cpus_per_worker)]
     if scaling.use_gpu:
-        rooms.append(cluster.get("GPU", 1.0) / scaling.workers)
-    return max(1, int(min(rooms)))
+        jobs.append(free.get("GPU", 1.0) / scaling.workers)
+    return max(1, int(min(jobs)))
 
 
 def _pretrain_missing(config: Config, data: TaskData, run: RunDirectory, paths: Mapping[int, Path], log: Path) -> None:

@@ -1,4 +1,4 @@
-"""From the store to the device by Ray Data: one pass into a resident replay, or an endless stream into a rolling window."""
+"""Ray Data from the store to the device: one pass into a resident replay, or an endless stream into a rolling window."""
 
 from __future__ import annotations
 
@@ -28,38 +28,41 @@ READ_TASKS = 2
 
 
 def stream_dataset(folder: Path, shards: Sequence[Shard] | None = None) -> ray.data.Dataset:
-    """The rows of a store, or of some shards of it, as a lazy Ray dataset in order, a block a shard; read on this machine."""
+    """Return the rows of a store, or of some of its shards, as a lazy, ordered Ray dataset with one block per shard.
+
+    It is read on this machine, if possible.
+    """
     paths = [str(folder / shard.file_name) for shard in shards or load_manifest(folder).shards]
-    # Ray 2.60: read_parquet merges and cuts files into blocks of its own and takes 6 s to start each epoch (measured),
-    # a plain task a file 0.3 s. Readers book no CPU: with every CPU booked by trainers they would wait for ever.
-    # `read_block` lives in a module without torch, which costs a reader process 4 s and 600 MB to import.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # Ray 2.60: read_parquet merges and splits files into its own blocks and takes 6 s to start each epoch (measured); one
+    # plain task per file takes 0.3 s. Readers book no CPU: if trainers had booked all CPUs, they would wait for ever.
+    # `read_block` is in a module without torch, whose import costs a reader process 4 s and 600 MB.
+    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     dataset = ray.data.from_items(paths, override_num_blocks=len(paths)).map_batches(
         read_block,
         batch_size=1,
         num_cpus=0,
         compute=ray.data.TaskPoolStrategy(size=min(READ_TASKS, len(paths))),
-        scheduling_strategy=here,
+        scheduling_strategy=this_node,
     )
     dataset.context.execution_options = _execution_options()
     return dataset
 
 
 def fill(replay: Replay, dataset: ray.data.Dataset) -> None:
-    """Read a whole store into a resident replay, in whatever order its blocks arrive."""
+    """Read a whole store into a resident replay; its blocks may arrive in any order."""
     for columns in _batches(dataset, None, prefetch=READ_TASKS):
         replay.insert(columns)
     if not replay.complete:
-        raise RuntimeError(f"the stream brought {replay.inserted_rows} rows, {replay.capacity} different ones were due")
+        raise RuntimeError(f"the stream delivered {replay.inserted_rows} rows instead of {replay.capacity} different ones")
 
 
 class Share:
-    """One worker's rows of a store, in order: of n workers, every n-th shard, so that each row reaches one worker an epoch.
+    """One worker's rows of a store, in order: every n-th shard for n workers, so that each row reaches one worker per epoch.
 
-    They are read part by part, each part an execution of Ray Data whose output fits into its share of the object store. One
-    execution of everything comes to wait there for the learner, and its thread in the learner's process then spins (Ray 2.60:
-    250 ms a step instead of 25 on a store twice that share; docs/performance.md). UserError where there are fewer shards than
-    workers.
+    The rows are read in parts, each by one Ray Data execution whose output fits into its share of the object store. A single
+    execution over the whole store fills the object store, and its executor thread then busy-waits in the learner's process
+    (Ray 2.60: 250 ms per step instead of 25 on a store twice that share; docs/performance.md). UserError if there are fewer
+    shards than workers.
     """
 
     def __init__(self, folder: Path, worker: int = 0, workers: int = 1) -> None:
@@ -69,13 +72,13 @@ class Share:
         self._folder, self._parts = folder, list(_parts(shards))
 
     def batches(self, rows: int) -> Iterator[dict[str, Tensor]]:
-        """The columns of an epoch, `rows` rows at a time and fewer at the end of a part."""
+        """Yield the columns of an epoch, `rows` rows at a time, fewer at the end of a part."""
         for part in self._parts:
             yield from _batches(stream_dataset(self._folder, part), rows, prefetch=1)
 
 
 def _parts(shards: Sequence[Shard]) -> Iterator[list[Shard]]:
-    """Neighbouring shards, together at most PART_BYTES; a larger shard by itself."""
+    """Yield groups of consecutive shards of at most PART_BYTES in total; a larger shard is a group by itself."""
     part: list[Shard] = []
     for shard in shards:
         if part and sum(other.size_bytes for other in part) + shard.size_bytes > PART_BYTES:
@@ -92,19 +95,19 @@ def _batches(dataset: ray.data.Dataset, rows: int | None, prefetch: int) -> Iter
 
 
 class StoredColumns(ArrowBatchCollateFn):
-    """Arrow block → tensors that are read-only views of it (flags alone are copied, to uint8)."""
+    """Converts an Arrow block to tensors that are read-only views of it; only flags are copied, to uint8."""
 
     def __call__(self, batch: pa.Table) -> dict[str, Tensor]:
         return {name: torch.from_dlpack(values).view(shape) for name, (values, shape) in primitives(batch).items()}
 
 
 class Window:
-    """Keeps a rolling-window replay fresh: a thread reads this worker's rows, epoch after epoch, a few chunks ahead.
+    """Refreshes a rolling-window replay: a thread reads this worker's rows, epoch after epoch, a few chunks ahead.
 
-    The thread also standardises them and sends them to the device, beside the learner's work. The sequence of chunks is the
-    same in every run, and `refresh` waits rather than skips, so a window's content depends only on the number of refreshes.
-    waited_s: seconds the learner has waited for data since the window was full. Beyond the replay it holds at most
-    prefetch_chunks + 2 chunks and Ray's few blocks. Close it, or use it in a `with`.
+    The thread also standardises the rows and sends them to the device while the learner works. The sequence of chunks is the
+    same in every run, and `refresh` waits instead of skipping, so a window's content depends only on the number of refreshes.
+    waited_s: seconds that the learner has waited for data since the window was full. Besides the replay it holds at most
+    prefetch_chunks + 2 chunks and a few of Ray's blocks. Close it, or use it in a `with` statement.
     """
 
     def __init__(self, share: Share, replay: Replay, *, chunk_rows: int = 65536, prefetch_chunks: int = 2) -> None:
@@ -116,13 +119,13 @@ class Window:
         self._thread.start()
 
     def fill(self) -> None:
-        """Take chunks until the replay is full (rows come twice where this worker has fewer than fit)."""
+        """Take chunks until the replay is full; rows repeat if this worker has fewer than the capacity."""
         while self._replay.filled < self._replay.capacity:
             self.refresh()
         self.waited_s = 0.0
 
     def refresh(self) -> None:
-        """Overwrite the replay's oldest rows with the next chunk; errors of the reading thread are raised here."""
+        """Overwrite the replay's oldest rows with the next chunk; raises the errors of the reading thread."""
         started = time.perf_counter()
         chunk = self._chunks.get()
         self.waited_s += time.perf_counter() - started
@@ -131,7 +134,7 @@ class Window:
         self._replay.take(chunk)
 
     def close(self) -> None:
-        """Stop reading; what was read ahead is dropped."""
+        """Stop reading and drop the chunks that were read ahead."""
         self._closed.set()
         self._thread.join(timeout=10)
 
@@ -147,11 +150,11 @@ class Window:
                 for chunk in self._share.batches(self._chunk_rows):
                     if not self._offer(self._replay.arrange(chunk)):
                         return
-        except BaseException as error:  # a reader must not die in silence: refresh would wait for ever
+        except BaseException as error:  # reported by `refresh`, which would otherwise wait for ever
             self._offer(error)
 
     def _offer(self, item: Arrival | BaseException) -> bool:
-        """Put an item into the queue; false when the window was closed meanwhile."""
+        """Put an item into the queue; return False if the window was closed meanwhile."""
         while not self._closed.is_set():
             try:
                 self._chunks.put(item, timeout=0.1)
@@ -167,7 +170,7 @@ def _execution_options() -> ray.data.ExecutionOptions:
 
 
 class Feed:
-    """Minibatches of one worker: from a resident replay, or from a rolling window that moves as the steps go by."""
+    """The replay of one worker: resident, or a rolling window that moves with the steps."""
 
     def __init__(self, config: DataConfig, data: TaskData, placement: Placement) -> None:
         self._refresh_steps = config.refresh_steps
@@ -181,12 +184,12 @@ class Feed:
             self._window.fill()
 
     def seek(self, step: int) -> None:
-        """Bring a window to where it stood before `step`: its content is a function of the steps taken."""
-        for passed in range(step):
-            self.move(passed)
+        """Move a window to its state before `step`; its content depends only on the number of steps."""
+        for earlier_step in range(step):
+            self.move(earlier_step)
 
     def move(self, step: int) -> None:
-        """Refresh a window where that is due before a step."""
+        """Refresh a window if a refresh is due before this step."""
         if self._window is not None and step and step % self._refresh_steps == 0:
             self._window.refresh()
 

@@ -1,4 +1,4 @@
-"""Private APIs of Ray, in one place: each may break with another version of Ray than 2.60."""
+"""All uses of Ray's private APIs: each may break with a version of Ray other than 2.60."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 
 
 class StageTrainer(TorchTrainer):
-    """A TorchTrainer without the callback that frees the workers' resources if the controller alone dies.
+    """A TorchTrainer without the callback that releases the workers' resources if only the controller dies.
 
     Without a dashboard this callback delays the end of every job by 12 s. It is not needed: the driver exits with the
     controller, which also releases the placement group.
@@ -34,20 +34,20 @@ def reread_environment() -> None:
 
 
 def listen_on_loopback_only() -> None:
-    """Make a Ray that this process starts listen on this machine's loopback alone.
+    """Make a Ray instance that this process starts listen only on this machine's loopback interface.
 
-    By default Ray listens on all interfaces, unless it takes the machine for one that cannot have clusters.
+    By default Ray listens on all interfaces, except on platforms where it supports no clusters.
     """
     ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 def address_of_ray_start() -> str | None:
-    """The address of the cluster that `ray start` made this machine part of, if any; it may be dead."""
+    """Return the address of the cluster that `ray start` joined on this machine, if any; it may be dead."""
     return read_ray_address()
 
 
 def checked_cluster_file(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill in the defaults of a `ray up` file and check it by Ray's schema; raises whatever Ray's checks raise."""
+    """Fill in the defaults of a `ray up` file and check it against Ray's schema; raises what Ray's checks raise."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     prepared = prepare_config(dict(content))

@@ -1,4 +1,4 @@
-"""Ray Train around the training loop: shards in, one flat all-reduce between workers, reports and states out."""
+"""Ray Train around the training loop: it reads shards, all-reduces between workers, reports, and saves states."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ T = TypeVar("T", bound=Stage)
 class StageJob(Generic[T]):
     """One stage of a training, as the workers of a Ray Train job run it.
 
-    name: of the stage, in logs and messages. folder: of its states. batch_size: rows of a global minibatch. build: makes the
-    stage at its start. hooks: for (stage, rank), the context of the training with its hooks before a step and before a state
-    is saved. finish: called by the first worker at the end.
+    name: the stage's name in logs and messages. folder: where its states are saved. batch_size: rows of a global minibatch.
+    build: builds the stage at its start. hooks: returns, for (stage, rank), a context of the training that yields two hooks:
+    before a step, and before a state is saved. finish: called by the first worker at the end.
     """
 
     name: str
@@ -65,7 +65,7 @@ class StageJob(Generic[T]):
 def extract(
     config: Config, data: TaskData, run: RunDirectory, members: Sequence[MemberSettings], weights: Sequence[Path]
 ) -> Path:
-    """Train a population by a Ray Train job and return the file of its last policies."""
+    """Train a population as a Ray Train job and return the file of its last policies."""
     path, schedule = run.population(data.task.name), config.training
     points = config.curve_steps()
 
@@ -103,9 +103,9 @@ def extract(
 
 
 def job_name(stage: str, data: TaskData, weights: Iterable[Path]) -> str:
-    """The name of a stage's job and states, by the pretrained weights it makes or starts from.
+    """Return the name of a stage's job and states, a hash of the pretrained weights that it makes or starts from.
 
-    A job on other weights never resumes from this one's states.
+    A job with other weights therefore never resumes from these states.
     """
     identity = hashlib.sha256(" ".join(path.stem for path in weights).encode()).hexdigest()[:16]
     return f"{stage}-{data.task.name}-{identity}"
@@ -114,8 +114,8 @@ def job_name(stage: str, data: TaskData, weights: Iterable[Path]) -> str:
 def fit(job: StageJob[Any]) -> None:
     """Run a stage as a Ray Train job that resumes from its last intact state, whichever process died.
 
-    The states are ours: Ray 2.60 keeps its list of checkpoints in a file that is not written atomically. UserError where the
-    job failed for good.
+    The states are our own files: Ray 2.60 keeps its list of checkpoints in a file that is not written atomically. UserError
+    if the job failed for good.
     """
     scaling = job.scaling
     trainer = StageTrainer(
@@ -134,7 +134,7 @@ def fit(job: StageJob[Any]) -> None:
         run_config=ray.train.RunConfig(
             name=job.folder.path.name,
             **ray_storage(job.run.ray),
-            # Ray 2.60 retries set-up failures for ever unless the controller's own failures are limited too.
+            # Ray 2.60 retries set-up failures for ever unless the failures of the controller are limited too.
             failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=2),
         ),
     )
@@ -162,7 +162,7 @@ def _worker_loop(train_loop_config: dict[str, StageJob[Any]]) -> None:
     states, first = States(job.folder), rank == 0
     step = resume(stage, states, job.run, f"{job.data.task.name}, {job.name}", quiet=not first)
     if workers > 1 and ray.train.collective.broadcast_from_rank_zero(step) != step:
-        raise RuntimeError(f"{job.folder.path}: worker {rank} read another state than the first one")
+        raise RuntimeError(f"{job.folder.path}: worker {rank} loaded a different state than the first worker")
     feed.seek(step)
     log = MetricsLog(job.log, job.data.task.name, job.name, stage.total_steps, step) if first else None
     runner = build_runner(stage, feed.replay, job.batch_size, placement, job.scaling)
@@ -190,7 +190,7 @@ def _worker_loop(train_loop_config: dict[str, StageJob[Any]]) -> None:
 
 
 def _from_first_worker(result: OnlineResult | None) -> OnlineResult:
-    """Return the first worker's result in every worker. A broadcast takes 1 kB at most, hence a reference to Ray's store."""
+    """Return the first worker's result in every worker, as an object reference: a broadcast takes at most 1 kB."""
     if ray.train.get_context().get_world_size() == 1:
         assert result is not None
         return result

@@ -1,4 +1,4 @@
-"""Rollouts by Ray actors: the same episodes as in one process, whoever runs them and whoever dies."""
+"""Rollouts by Ray actors: the same episodes as in one process, whichever actor runs them and whichever dies."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from drcorl_ray.policy.population import PopulationPolicy
 from drcorl_ray.tasks.registry import Task
 
 _POLL_S = 1.0
-_SIGN_OF_LIFE_S = 30.0  # of an actor that worked before
+_SIGN_OF_LIFE_S = 30.0  # to wait for an answer of an actor that has worked before
 _SMALL_JOB = 8  # episodes; measured in docs/performance.md
-_DEATHS = 20  # of the processes that ran one job; its own mistakes end a rollout much earlier
+_DEATHS = 20  # of the actors that ran one job; an exception in the job ends a rollout much earlier
 
 
 class RolloutActor(BlockRunner):
-    """A rollout process."""
+    """A process that rolls out policies."""
 
     def ready(self) -> None:
-        """Answer once the process is up."""
+        """Return as soon as the process has started."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Call:
-    """A running call: a job on an actor, or a sign of life (job None); starting: the first one that its actor answers."""
+    """A running call to an actor: a job, or a check that it is alive (job None). starting: the actor's first call."""
 
     actor: Any
     job: _Job | None
@@ -53,15 +53,15 @@ class _Call:
 
 
 class RayRolloutPool(RolloutPool):
-    """Rollouts by `actors` processes, started when first needed; one rollout at a time, a second one waits.
+    """Rollouts by `actors` processes, which start when first needed.
 
-    A job whose actor raises or takes longer than `job_timeout_s` is run again by another actor, at most `retries` times; one
-    whose actor dies, twenty times. An actor that waits for a CPU holds up nothing while others work, and one that starts late,
-    on a node that joined meanwhile, takes its share. Ray is started if it is not running.
+    A job whose actor raises or takes longer than `job_timeout_s` is run again by another actor, at most `retries` times; a
+    job whose actor dies, at most 20 times. An actor that waits for a CPU delays nothing while others work, and an actor that
+    starts late, on a node that joined meanwhile, takes its share of the jobs. Ray is started if it is not running.
 
-    Ray 2.60: actors beyond the cluster's CPUs stay pending without a word, hence `cpus_per_actor` 0 by default; on a
-    cluster that grows by demand (`ray up`) give a real number, and `start_timeout_s` the time a new node needs.
-    resources: custom ones that an actor books of its node.
+    Ray 2.60: actors beyond the cluster's CPUs stay pending without a message, hence the default `cpus_per_actor` of 0. On an
+    autoscaling cluster (`ray up`) set a real number, and set `start_timeout_s` to the time that a new node needs.
+    resources: the custom resources that an actor books on its node.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class RayRolloutPool(RolloutPool):
             raise UserError(f"evaluation.actors is {actors}; a rollout pool needs at least 1")
         self._size, self._retries = actors, retries
         self._job_timeout_s, self._start_timeout_s = job_timeout_s, start_timeout_s
-        self._asked = f"{cpus_per_actor:g} CPUs" + "".join(f" on a node with {name!r}" for name in resources)
+        self._booking = f"{cpus_per_actor:g} CPUs" + "".join(f" on a node with {name!r}" for name in resources)
         self._new_actor: Any = ray.remote(RolloutActor).options(
             num_cpus=cpus_per_actor,
             resources=dict(resources),
@@ -93,10 +93,11 @@ class RayRolloutPool(RolloutPool):
 
     @classmethod
     def from_config(cls, actors: int, scaling: ScalingConfig) -> RayRolloutPool:
+        """Return a pool whose actors book what `scaling` sets."""
         return cls(actors, cpus_per_actor=scaling.cpus_per_actor, resources=scaling.actor_resources)
 
     def close(self) -> None:
-        """End all actors, for good, and a rollout that was started and is not done."""
+        """End all actors for good, and a rollout that is still running."""
         self._closed.set()
         with self._busy:
             self._end_actors()
@@ -121,7 +122,7 @@ class RayRolloutPool(RolloutPool):
     def _roll_out(
         self, policies: PopulationPolicy, task: Task, seeds: Sequence[int], record: int, charge: Charge | None
     ) -> Rollouts:
-        """RuntimeError once a job has failed too often."""
+        """UserError if no actor starts; RuntimeError if a job failed too often."""
         with self._busy:
             try:
                 return self._run_jobs(policies, task, seeds, record, charge)
@@ -136,22 +137,22 @@ class RayRolloutPool(RolloutPool):
         size = self._job_size(rollouts.ran.size)
         waiting = deque(_Job(block) for block in blocks(policies.members, len(seeds), size))
         ready: deque[_Job] = deque()
-        shipped = ray.put(policies)
+        policies_ref = ray.put(policies)
         lost_starts = 0
         while self._idle:
-            self._greet(self._idle.pop(), starting=False)
+            self._check_alive(self._idle.pop(), starting=False)
         while waiting or ready or any(call.job for call in self._calls.values()):
             if self._closed.is_set():
                 raise RuntimeError("the rollout pool was closed")
             while len(self._idle) + len(self._calls) < self._size:
-                self._greet(self._new_actor.remote(), starting=True)
+                self._check_alive(self._new_actor.remote(), starting=True)
             while self._idle and (waiting or ready):
                 if not ready:
                     job = waiting.popleft()
                     ready.extend(replace(job, block=block) for block in granted(job.block, charge))
                     continue
                 job, actor = ready.popleft(), self._idle.pop()
-                call = actor.run.remote(shipped, job.block, task, seeds, record)
+                call = actor.run.remote(policies_ref, job.block, task, seeds, record)
                 self._calls[call] = _Call(actor, job, time.monotonic() + self._job_timeout_s)
             if not self._calls:
                 continue
@@ -170,12 +171,12 @@ class RayRolloutPool(RolloutPool):
         return rollouts
 
     def _job_size(self, episodes: int) -> int:
-        """Episodes of a job: four rounds of jobs, so that a slow one delays little, but few small ones, which step slowly."""
-        round_of_all, quarter = math.ceil(episodes / self._size), math.ceil(episodes / (4 * self._size))
-        return min(max(quarter, min(_SMALL_JOB, round_of_all)), MAX_ENVIRONMENTS)
+        """Return the episodes per job: four jobs per actor, so that a slow one delays little, but no small, slow jobs."""
+        one_job_each, four_jobs_each = math.ceil(episodes / self._size), math.ceil(episodes / (4 * self._size))
+        return min(max(four_jobs_each, min(_SMALL_JOB, one_job_each)), MAX_ENVIRONMENTS)
 
     def _again(self, job: _Job, error: Exception, task: Task) -> _Job:
-        """A lost job, to be run once more; RuntimeError where that has been tried often enough."""
+        """Return a lost job with its failure counted, to run again; RuntimeError if it has failed too often."""
         if isinstance(error, ray.exceptions.ActorDiedError | ray.exceptions.ActorUnavailableError):
             job = replace(job, deaths=job.deaths + 1)
         else:
@@ -185,15 +186,15 @@ class RayRolloutPool(RolloutPool):
             raise RuntimeError(f"{task.name}: rollouts failed {failed} times; the last time: {error}") from error
         return job
 
-    def _greet(self, actor: Any, *, starting: bool) -> None:
-        patience = self._start_timeout_s if starting else min(_SIGN_OF_LIFE_S, self._job_timeout_s)
-        self._calls[actor.ready.remote()] = _Call(actor, None, time.monotonic() + patience, starting)
+    def _check_alive(self, actor: Any, *, starting: bool) -> None:
+        timeout_s = self._start_timeout_s if starting else min(_SIGN_OF_LIFE_S, self._job_timeout_s)
+        self._calls[actor.ready.remote()] = _Call(actor, None, time.monotonic() + timeout_s, starting)
 
     def _ended(self) -> Iterator[tuple[_Job | None, Any]]:
-        """Jobs (None for a sign of life) whose call ended or is overdue, with the result or the exception.
+        """Yield each call that ended or is overdue: its job (None for a liveness check), and its result or exception.
 
-        Afterwards the call's actor is idle or, after an exception, killed. An actor may be late to start as long as
-        another one works; UserError where none does.
+        The call's actor is then idle or, after an exception, killed. An actor may start late as long as another one works;
+        UserError if none does.
         """
         done, waiting = ray.wait(list(self._calls), timeout=_POLL_S)
         now = time.monotonic()
@@ -201,8 +202,8 @@ class RayRolloutPool(RolloutPool):
         late_starts = [reference for reference in overdue if self._calls[reference].starting]
         if late_starts and len(late_starts) == len(self._calls):
             raise UserError(
-                f"no rollout actor started within {self._start_timeout_s:.0f} s; each asks for {self._asked}: "
-                "free as much, or change scaling.cpus_per_actor and scaling.actor_resource"
+                f"no rollout actor started within {self._start_timeout_s:.0f} s; each needs {self._booking}: "
+                "free that much, or change scaling.cpus_per_actor and scaling.actor_resource"
             )
         for reference in [*done, *(reference for reference in overdue if reference not in late_starts)]:
             call = self._calls.pop(reference)

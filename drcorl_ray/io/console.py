@@ -17,7 +17,7 @@ _WIDTH = 118
 
 
 def wide_console(*, stderr: bool = False) -> Console:
-    """A console wide enough for bars and tables of results, also where it is a file or a narrow terminal."""
+    """Return a console wide enough for progress bars and tables of results, even if it is a file or a narrow terminal."""
     wide = Console(stderr=stderr)
     wide.size = ConsoleDimensions(max(wide.width, _WIDTH), wide.height)
     return wide
@@ -42,6 +42,6 @@ def progress_bars() -> Progress:
 
 def download_bars() -> Progress:
     """Return progress bars for downloads in bytes; nothing is drawn unless stderr is a terminal."""
-    terminal = Console(stderr=True)  # not the shared console: rich allows one live display a console
+    terminal = Console(stderr=True)  # not the shared console: rich allows one live display per console
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
     return Progress(*columns, console=terminal, disable=not terminal.is_terminal)

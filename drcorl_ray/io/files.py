@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it appears complete or not at all; its folders are made."""
+    """Write a file so that it appears complete or not at all; missing folders are created."""
     storage_of(path).write(path, content)
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read the whole file as it was at one moment, also while another process rewrites it."""
+    """Read the whole file as it was at one moment, even while another process rewrites it."""
     return storage_of(path).read(path)
 
 
 def local_file(path: Path) -> AbstractContextManager[Path]:
-    """A path of this machine for the time of the context: the file itself, or a copy. OSError where it is missing."""
+    """Yield a path on this machine, valid inside the context: the file itself, or a copy. OSError if it is missing."""
     return storage_of(path).local_file(path)
 
 
@@ -79,7 +79,7 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str,
 
 
 def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read what `save_arrays` wrote; UserError where the file is missing, truncated, altered or of another kind."""
+    """Read what `save_arrays` wrote; UserError if the file is missing, truncated, altered or of another kind."""
     try:
         with local_file(path) as local, safe_open(local, framework="numpy") as file:
             header = file.metadata() or {}
@@ -97,13 +97,13 @@ def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def file_sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file's content."""
+    """Return the hexadecimal sha256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_lines(path: Path, valid: Callable[[Any], bool]) -> list[dict[str, Any]]:
-    """The complete lines of a file of one JSON mapping a line; UserError names a line that is not `valid`."""
+    """Return the complete lines of a file with one JSON mapping per line; UserError names a line that is not `valid`."""
     if not path.exists():
         return []
     lines = []

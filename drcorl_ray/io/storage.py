@@ -1,11 +1,11 @@
-"""Where runs, stores and pretrained weights are kept: folders of this machine, or an object store by URI (s3://…, gs://…).
+"""Storage of runs, stores and pretrained weights: folders on this machine, or an object store by URI (s3://…, gs://…).
 
-A path in an object store is a `upath.UPath` over fsspec, which behaves like a `pathlib.Path`; credentials and endpoints are
-the provider's own (`AWS_…`, `GOOGLE_APPLICATION_CREDENTIALS`). What differs between the two is behind `Storage`: files in an
-object store appear complete or not at all, and can be neither appended to nor locked. How long a store may be unreachable is
-up to its driver (`distributed.cluster`).
+A path in an object store is a `upath.UPath` over fsspec, which behaves like a `pathlib.Path`. Credentials and endpoints are
+the provider's (`AWS_…`, `GOOGLE_APPLICATION_CREDENTIALS`). The protocol `Storage` hides the differences: files in an object
+store appear complete or not at all, and can be neither appended to nor locked. The store's driver determines how long the
+store may be unreachable (`distributed.cluster`).
 
-filelock and upath are imported when they are needed: a process that only loads a policy file has neither.
+filelock and upath are imported when they are needed: a process that only loads a policy file imports neither.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class Storage(Protocol):
     """The operations that differ between a disk and an object store. Errors are OSError."""
 
     poll_s: float
-    """Seconds between two looks at a file that another process writes."""
+    """Seconds between two checks of a file that another process writes."""
 
     def read(self, path: Path) -> bytes:
         """Read the whole file in one request, so that a concurrent rewrite cannot mix old and new content."""
         ...
 
     def write(self, path: Path, content: bytes) -> None:
-        """Write a file so that it appears complete or not at all; folders are made."""
+        """Write a file so that it appears complete or not at all; missing folders are created."""
         ...
 
     def append(self, path: Path, text: str) -> None:
@@ -51,60 +51,60 @@ class Storage(Protocol):
         ...
 
     def source(self, path: Path) -> Path | BinaryIO:
-        """Return what a library can read the file from: its path, or its content as a file object."""
+        """Return the file in a form that a library can read: its path, or its content as a file object."""
         ...
 
     def local_file(self, path: Path) -> AbstractContextManager[Path]:
-        """Yield a path of this machine: the file itself, or a copy that lives as long as the context."""
+        """Yield a path on this machine: the file itself, or a copy that exists only inside the context."""
         ...
 
     def new_folder(self, path: Path, last: str, keep: Callable[[], bool]) -> AbstractContextManager[Path]:
-        """Yield an empty folder of this machine whose files appear under `path` when the context ends without an error.
+        """Yield an empty folder on this machine whose files appear under `path` when the context ends without an error.
 
-        last: the file that makes the folder complete; it is stored last. keep: asked when `path` exists already; true keeps
-        that folder, false replaces it.
+        last: the file that marks the folder as complete; it is stored last. keep: called if `path` already exists; True keeps
+        that folder, False replaces it.
         """
         ...
 
     def working_copy(self, path: Path) -> WorkingCopy:
-        """Return a copy of the file that a library can change in place on this machine; `save` stores its changes."""
+        """Return a copy of the file that a library can modify in place on this machine; `save` stores the changes."""
         ...
 
     def lock(self, path: Path) -> FileLock:
-        """Return a lock that the operating system releases when its process ends."""
+        """Return a file lock, which the operating system releases when the process that holds it ends."""
         ...
 
 
 class WorkingCopy(Protocol):
-    """A file of this machine that a library changes in place."""
+    """A file on this machine that a library modifies in place."""
 
     file: Path
 
     def save(self) -> None:
-        """Store the file's present content where it belongs."""
+        """Store the file's current content at its path in the storage."""
         ...
 
 
 def storage_of(path: Path) -> Storage:
-    """Return the storage that a path lies in."""
+    """Return the storage that holds a path."""
     return _DISK if isinstance(path, Path) else _OBJECT_STORE
 
 
 def local_path(path: Path) -> Path | None:
-    """Return the path itself where it is on this machine's disks, None where it is in an object store."""
+    """Return the path itself if it is on this machine's disks, None if it is in an object store."""
     return path if isinstance(path, Path) else None
 
 
 def storage_path(name: str) -> Path:
-    """The path that a setting names; UserError where the driver of its protocol is missing or refuses it."""
+    """Return the path that a setting names; UserError if the driver of its protocol is missing or refuses it."""
     protocol, separator, _ = name.partition("://")
     if not separator:
         return Path(name).expanduser()
     from upath import UPath
 
     try:
-        path = UPath(name, use_listings_cache=False)  # a kept listing would hide what other machines write
-        path.fs  # noqa: B018 (its driver is imported here)
+        path = UPath(name, use_listings_cache=False)  # a cached listing would hide what other machines write
+        path.fs  # noqa: B018 (this imports the driver)
     except ImportError as error:
         raise UserError(f"{name}: {error}; for s3 and gs: uv sync --extra s3, --extra gcs") from error
     except (ValueError, OSError) as error:
@@ -113,24 +113,24 @@ def storage_path(name: str) -> Path:
 
 
 def reachable(path: Path) -> Path:
-    """Return the path; UserError where its object store does not answer or refuses access, so that no work is wasted."""
+    """Return the path; UserError if its object store does not answer or refuses access, so that no work is wasted."""
     if local_path(path) is None and (reason := _refusal(path)) is not None:
         raise UserError(f"{path}: cannot be reached ({reason}); check its address and your credentials")
     return path
 
 
 def _refusal(path: Path) -> str | None:
-    """Why an object store cannot be used, asked with a short time limit: later its driver retries for minutes."""
+    """Return why an object store cannot be used, None if it can. The time limit is short: its driver retries for minutes."""
     answers: list[str | None] = []
 
-    def ask() -> None:
+    def check() -> None:
         try:
             path.exists()
             answers.append(None)
-        except Exception as error:  # the drivers raise kinds of their own, which are no OSErrors
+        except Exception as error:  # drivers raise their own exceptions, which are no OSErrors
             answers.append(str(error))
 
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=check, daemon=True)
     thread.start()
     thread.join(_ANSWER_S)
     return answers[0] if answers else f"no answer within {_ANSWER_S:.0f} s"
@@ -142,7 +142,7 @@ def is_full(error: OSError) -> bool:
 
 
 def named_file(listing: Path, name: Any) -> Path:
-    """The file that a listing names; UserError unless it lies in the listing's own folder, or below."""
+    """Return the file that a listing names; UserError unless it is in the listing's folder or below."""
     printable = isinstance(name, str) and name.isprintable()  # no zero bytes, no lone surrogates
     parts = name.split("/") if printable else [""]
     if {"", ".", ".."} & set(parts) or "://" in name or max(len(part.encode()) for part in parts) > _LONGEST_NAME:
@@ -151,7 +151,7 @@ def named_file(listing: Path, name: Any) -> Path:
 
 
 class _Disk:
-    """Folders of this machine, or ones that it mounts."""
+    """Folders on this machine's disks, or folders that it mounts."""
 
     poll_s = 0.5
 
@@ -187,7 +187,7 @@ class _Disk:
 
     @contextmanager
     def new_folder(self, path: Path, last: str, keep: Callable[[], bool]) -> Iterator[Path]:
-        """A hidden sibling, renamed at the end; leftovers of killed processes of this machine are removed first."""
+        """Yield a hidden sibling and rename it at the end; leftovers of this machine's killed processes are removed first."""
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
         temporary = _hidden(path, "new")
@@ -216,11 +216,11 @@ class _InPlace:
         self.file = path
 
     def save(self) -> None:
-        """Nothing to do: the file was changed where it belongs."""
+        """Do nothing: the file itself was modified."""
 
 
 class _ObjectStore:
-    """Paths of fsspec. A lock holds between the processes of this machine only."""
+    """Paths of fsspec. A lock excludes only processes of this machine."""
 
     poll_s = 5.0
 
@@ -246,7 +246,7 @@ class _ObjectStore:
 
     @contextmanager
     def new_folder(self, path: Path, last: str, keep: Callable[[], bool]) -> Iterator[Path]:
-        """A temporary folder, uploaded at the end; an existing one is overwritten."""
+        """Yield a temporary folder and upload it at the end; an existing folder is overwritten."""
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
             for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == last):
@@ -262,7 +262,7 @@ class _ObjectStore:
 
 
 class _Mirror:
-    """A working copy in a temporary folder, which is removed with this object; `save` uploads it when it has grown."""
+    """A working copy in a temporary folder that is removed with this object; `save` uploads it if its size has changed."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._saved_bytes = path, 0
@@ -287,7 +287,7 @@ def _hidden(folder: Path, kind: str) -> Path:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Delete hidden folders of this machine's processes that are gone (or were earlier ones with this process's id)."""
+    """Delete hidden folders of this machine's ended processes, including earlier ones that had this process's id."""
     prefix = f".{folder.name}.{socket.gethostname()}."
     for leftover in folder.parent.glob(f"{prefix}*"):
         pid = leftover.name.removeprefix(prefix).partition(".")[0]
@@ -298,7 +298,7 @@ def _remove_leftovers(folder: Path) -> None:
 def _rename(temporary: Path, folder: Path, keep: Callable[[], bool]) -> None:
     try:
         temporary.rename(folder)
-    except OSError:  # it exists
+    except OSError:  # the folder exists
         if keep():
             return
         replaced = _hidden(folder, "old")

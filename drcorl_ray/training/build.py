@@ -1,6 +1,6 @@
-"""The two stages of a run without Ray: what a task's store tells the learner, how a stage is built, what it leaves.
+"""Build the two stages of a training, pretraining and extraction, from a task's store and settings, without Ray.
 
-Ray Train (train.py) and Ray Tune (search/pack.py) only add shards, reports and restarts around this.
+Ray Train (distributed/ray_train.py) and Ray Tune (search/pack.py) add only shards, reports and restarts.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ESTIMATION_STATES = 2048
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a stage runs: its device, and its part of the global minibatch among the data-parallel workers."""
+    """Where a stage runs: its device, its rank among the data-parallel workers, and the reduction over them."""
 
     device: str = "cpu"
     rank: int = 0
@@ -51,6 +51,7 @@ class Placement:
     reduce: Reduce = no_reduce
 
     def rows(self, batch_size: int) -> int:
+        """Return this worker's rows of a global minibatch."""
         return batch_size // self.workers
 
 
@@ -62,7 +63,7 @@ def build_pretrainer(config: PretrainConfig, data: TaskData, seeds: Sequence[int
 def build_population(
     config: Config, data: TaskData, members: Sequence[MemberSettings], weights: Sequence[Path], placement: Placement
 ) -> Population:
-    """A population of run.algorithm at its start; weights: files that DRCORL's members start from."""
+    """Build a population of run.algorithm at its start. weights: files of the pretrained weights that DRCORL starts from."""
     if get_algorithm(config.run.algorithm).pretrained:
         pretrained = load_pretrained(weights)
         return build_learner(config.pretrain, config.extract, config.evaluation, data, members, pretrained, placement)
@@ -72,19 +73,23 @@ def build_population(
 def build_baseline(
     config: Config, data: TaskData, algorithm: str, members: Sequence[MemberSettings], placement: Placement
 ) -> Baseline:
-    first = data.episodes.ends - data.episodes.lengths
-    some = np.linspace(0, data.manifest.rows - 1, ESTIMATION_STATES).round().astype(int)
-    told = Dataset(data.spec, data.episodes, *(_standardised(data, rows) for rows in (first, some)))
+    first_rows = data.episodes.ends - data.episodes.lengths
+    dataset = Dataset(data.spec, data.episodes, _standardised(data, first_rows), _standardised(data, _even_rows(data)))
     first_row = placement.rank * placement.rows(config.training_of(algorithm).batch_size)
-    return make_baseline(algorithm, config, told, members, device=placement.device, first_row=first_row)
+    return make_baseline(algorithm, config, dataset, members, device=placement.device, first_row=first_row)
+
+
+def _even_rows(data: TaskData) -> np.ndarray:
+    """Return ESTIMATION_STATES evenly spaced rows of the store, ascending."""
+    return np.linspace(0, data.manifest.rows - 1, ESTIMATION_STATES).round().astype(int)
 
 
 def _standardised(data: TaskData, rows: np.ndarray) -> Tensor:
-    """Observations of the given rows (ascending, repeats allowed), [n, S]."""
-    wanted, place = np.unique(rows, return_inverse=True)
+    """Return the standardised observations of the given rows (ascending, repeats allowed), [n, S]."""
+    distinct, inverse = np.unique(rows, return_inverse=True)
     mean, std = (np.array(values, np.float32) for values in (data.spec.observation_mean, data.spec.observation_std))
-    observations = read_store(data.store, ("observations",), wanted)["observations"]
-    return torch.from_numpy(((observations - mean) / std)[place])
+    observations = read_store(data.store, ("observations",), distinct)["observations"]
+    return torch.from_numpy(((observations - mean) / std)[inverse])
 
 
 def build_learner(
@@ -96,7 +101,7 @@ def build_learner(
     pretrained: Pretrained,
     placement: Placement,
 ) -> Learner:
-    """A population at the start of extraction; `pretrained` must hold every member's seed."""
+    """Build a population at the start of extraction; `pretrained` must hold every member's seed."""
     members = cast("Sequence[MemberConfig]", members)
     conditions = [
         behaviour_condition(data.spec, member.behaviour_reward_quantile, member.cost_limit, data.episodes, data.reward_rates)
@@ -118,19 +123,19 @@ def build_learner(
 
 
 def _estimation_states(extract: ExtractConfig, data: TaskData) -> EstimationStates:
-    """Where costs are estimated: on the states a policy would come to, or on an even selection of all (D15)."""
+    """Return the estimation states: candidates like a policy's own states, or evenly spaced rows of the data (D15)."""
     if extract.estimate_states == "all":
-        rows = np.linspace(0, data.manifest.rows - 1, ESTIMATION_STATES).round().astype(int)
+        rows = _even_rows(data)
         ends, phases, stretch, nearest = np.arange(ESTIMATION_STATES), np.zeros(ESTIMATION_STATES, int), 0, None
     else:
         rows, ends, phases, stretch = candidate_segments(data.episodes.lengths, data.task.episode_length)
         nearest = NEAREST
-    wanted, place = np.unique(rows, return_inverse=True)
-    columns = read_store(data.store, ("observations", "actions"), wanted)
+    distinct, inverse = np.unique(rows, return_inverse=True)
+    columns = read_store(data.store, ("observations", "actions"), distinct)
     mean, std = (np.array(values, np.float32) for values in (data.spec.observation_mean, data.spec.observation_std))
     return EstimationStates(
-        torch.from_numpy(((columns["observations"] - mean) / std)[place]),
-        torch.from_numpy(columns["actions"][place]),
+        torch.from_numpy(((columns["observations"] - mean) / std)[inverse]),
+        torch.from_numpy(columns["actions"][inverse]),
         torch.from_numpy(ends),
         torch.from_numpy(phases),
         stretch,
@@ -139,9 +144,10 @@ def _estimation_states(extract: ExtractConfig, data: TaskData) -> EstimationStat
 
 
 def build_runner(stage: Stage, replay: Replay, batch_size: int, placement: Placement, scaling: ScalingConfig) -> Runner:
-    """What advances the stage: on a GPU by CUDA graphs, unless its steps wait for other workers; else step by step.
+    """Build the runner of a stage: CUDA graphs on a single GPU, otherwise one step at a time.
 
-    batch_size: of the global minibatch, which the data-parallel workers split.
+    With several workers a step waits for the other workers, which no graph can. batch_size: rows of the global minibatch,
+    which the data-parallel workers split.
     """
     alone_on_gpu = placement.device.startswith("cuda") and placement.workers == 1
     return Runner(

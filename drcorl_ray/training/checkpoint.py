@@ -1,4 +1,4 @@
-"""A training's state on disk: the last two, so that a run goes on though the newest one was damaged."""
+"""The state of a training on disk: the last two are kept, so that a run can resume even if the newest is damaged."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from drcorl_ray.runs.folders import TrainingFolder
 
 @dataclass(frozen=True)
 class States:
-    """The newest state of a training in a folder, and the one before it."""
+    """The newest state of a training in its folder, and the one before it."""
 
     folder: TrainingFolder
 
     def save(self, stage: Stage, step: int) -> None:
-        """Write the state after `step` steps. Killed at any moment, or on a full disk, it leaves an intact one behind."""
+        """Write the state after `step` steps. An intact state remains if this is killed at any moment, or the disk is full."""
         newest = self.folder.state
         if newest.exists():
             newest.rename(self.folder.previous_state)
         save_state(newest, stage, step)
 
     def load(self, stage: Stage) -> tuple[int, list[str]]:
-        """Take over the newest intact state: its step, 0 where there is none; and what is wrong with those that are not."""
+        """Load the newest intact state. Return its step (0 without one) and a message for each damaged state."""
         damages: list[str] = []
         for path in (self.folder.state, self.folder.previous_state):
             if path.exists():
@@ -39,12 +39,13 @@ class States:
 
 
 def save_state(path: Path, stage: Stage, step: int) -> None:
+    """Write a stage's state after `step` steps."""
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in stage.state_dict().items()}
     save_arrays(path, arrays, {"step": step})
 
 
 def load_state(path: Path, stage: Stage) -> int:
-    """Take over a saved state; the step to go on from. UserError where it is damaged or of another training."""
+    """Load a saved state into the stage and return its step; UserError if it is damaged or of another training."""
     arrays, meta = load_arrays(path)
     try:
         stage.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})

@@ -1,4 +1,4 @@
-"""The baselines that a run is compared with: which populations, and how one of them is trained."""
+"""The baselines that a run is compared with: plan their populations and train them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from drcorl_ray.training.baselines import baseline_class
 from drcorl_ray.training.build import Placement, build_baseline, build_runner
 from drcorl_ray.training.checkpoint import States
 
-_REPORTS = 200  # a training; its state may be large
+_REPORTS = 200  # at most, in a training: each saves a state, which may be large
 
 
 @dataclass(frozen=True)
 class BaselinePlan:
-    """One algorithm's population, and its rows in the results.
+    """The population of one algorithm, and its rows in the results.
 
-    members: to train, [P]. Of each row: its info; its member with the row's cost limit; its place among `members`.
+    members: the members to train, [P]. For each row of the results: infos, its fixed columns; row_members, the member with
+    the row's cost limit; places, the index of the trained member in `members`.
     """
 
     algorithm: str
@@ -40,51 +41,51 @@ class BaselinePlan:
 
 
 def plan(config: Config, data: TaskData, members: Sequence[MemberSettings]) -> list[BaselinePlan]:
-    """Each algorithm of evaluation.baselines, but the run's own, at every seed and cost limit of the members.
+    """Plan each algorithm of evaluation.baselines, except run.algorithm, at every seed and cost limit of the members.
 
-    Algorithms that ignore the cost limit are trained once a seed; CDT receives the limit at evaluation time. A limit at
-    which the data has nothing to learn from is left out.
+    Algorithms that ignore the cost limit are trained once per seed; CDT receives the limit at evaluation time. A limit for
+    which an algorithm finds no data to learn from is left out.
     """
     cells = sorted({(member.seed, member.cost_limit) for member in members})
     others = [name for name in config.evaluation.baselines if name != config.run.algorithm]
-    return [found for name in others if (found := _plan(config, data, name, cells)).members]
+    return [planned for name in others if (planned := _plan(config, data, name, cells)).members]
 
 
 def _plan(config: Config, data: TaskData, name: str, cells: Sequence[tuple[int | None, float]]) -> BaselinePlan:
     agnostic, learner = get_algorithm(name).limit_agnostic, baseline_class(name)
-    places: dict[tuple[int | None, float | None], int] = {}
+    indices: dict[tuple[int | None, float | None], int] = {}
     members: list[BaselineMember] = []
     row_members: list[BaselineMember] = []
-    infos, chosen = [], []
+    infos, places = [], []
     for seed, limit in cells:
         if not learner.can_learn(data.episodes, limit):
             continue
         member = cast("BaselineMember", config.member_with({"seed": seed, "cost_limit": limit}, name))
         key = (seed, None if agnostic else limit)
-        if key not in places:
-            places[key] = len(members)
+        if key not in indices:
+            indices[key] = len(members)
             members.append(member)
         infos.append(RowInfo(name, row_settings(name, member), member.seed, limit, details={"baseline": True}))
         row_members.append(member)
-        chosen.append(places[key])
-    return BaselinePlan(name, tuple(members), tuple(infos), tuple(row_members), tuple(chosen))
+        places.append(indices[key])
+    return BaselinePlan(name, tuple(members), tuple(infos), tuple(row_members), tuple(places))
 
 
 def _device(config: Config, plans: Sequence[BaselinePlan]) -> str:
-    """The GPU where the run has one and an algorithm is worth it."""
-    heavy = any(not get_algorithm(each.algorithm).light for each in plans)
+    """Return "cuda" if the run uses GPUs and an algorithm is heavy enough for one, else "cpu"."""
+    heavy = any(not get_algorithm(planned.algorithm).light for planned in plans)
     return "cuda" if config.scaling.use_gpu and heavy else "cpu"
 
 
 def train(config: Config, data: TaskData, run: RunDirectory, plans: Sequence[BaselinePlan]) -> None:
-    """Train each algorithm's population and save it in its folder; UserError where a member has no rows to learn from."""
+    """Train each algorithm's population and save it in its folder; UserError if a member has no rows to learn from."""
     torch.set_num_threads(max(1, int(config.scaling.cpus_per_worker)))
     device = _device(config, plans)
     replay = Replay(data.manifest, device=device)
     replay.insert(read_store(data.store))
-    for each in plans:
-        if not run.baseline(data.task.name, each.algorithm).population.exists():
-            _train_one(config, data, run, each, replay, Placement(device))
+    for planned in plans:
+        if not run.baseline(data.task.name, planned.algorithm).population.exists():
+            _train_one(config, data, run, planned, replay, Placement(device))
 
 
 def _train_one(

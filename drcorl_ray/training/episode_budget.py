@@ -1,4 +1,4 @@
-"""The online episodes each member has spent, recorded on disk before an episode starts."""
+"""The online episodes that each member has spent, recorded on disk before an episode starts."""
 
 from __future__ import annotations
 
@@ -13,15 +13,21 @@ from drcorl_ray.io.files import append_text, read_lines, write_bytes
 
 
 class EpisodeLedger:
-    """What each of P members has spent, in a file of one line a charge; a charge that returned is on disk."""
+    """The episodes that each of P members has spent, in a file with one line per charge.
+
+    A charge is on disk when `charge` returns.
+    """
 
     def __init__(self, path: Path, budget: int, spent_before: Sequence[int]) -> None:
-        """spent_before: [P], in the packs that a search's members come from; a ledger that exists knows it."""
+        """Open or create the ledger.
+
+        spent_before: episodes that the members spent in the packs they come from, [P]; an existing ledger has its own record.
+        """
         self._path, self._budget = path, budget
         members = len(spent_before)
         entries = read_lines(path, lambda line: _is_charge(line, members))
         entries = entries or [{"spent_before": [int(spent) for spent in spent_before]}]
-        write_bytes(path, "".join(json.dumps(entry) + "\n" for entry in entries).encode())  # without a half-written line
+        write_bytes(path, "".join(json.dumps(entry) + "\n" for entry in entries).encode())  # drops a half-written last line
         self.spent = np.zeros(members, np.int64)
         for entry in entries:
             if "members" in entry:
@@ -30,7 +36,7 @@ class EpisodeLedger:
                 self.spent += entry["spent_before"]
 
     def charge(self, members: Sequence[int], episodes: int) -> list[int]:
-        """Grant each member up to that many episodes; how many, as far as its budget reaches."""
+        """Charge each member up to `episodes` episodes and return the number granted to each, limited by its budget."""
         chosen = list(members)
         granted = np.clip(self._budget - self.spent[chosen], 0, episodes)
         if granted.any():
@@ -40,7 +46,7 @@ class EpisodeLedger:
 
 
 def _is_charge(line: Mapping[str, Any], members: int) -> bool:
-    """Of a ledger's lines: what P members had spent before, or who is charged with how many episodes."""
+    """Whether a line is valid: what P members had spent before, or which members are charged with how many episodes."""
     if line.keys() == {"spent_before"}:
         spent = line["spent_before"]
         return isinstance(spent, list) and len(spent) == members and all(map(_is_count, spent))

@@ -1,4 +1,4 @@
-"""The training loop of every stage, and what a finished training writes. Ray Train and Ray Tune run around it."""
+"""The training loop of every stage, and the files that a finished training writes. Ray Train and Ray Tune call it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from drcorl_ray.runs.metrics_log import MetricsLog
 from drcorl_ray.training.checkpoint import States
 
 Hook = Callable[[int], object]
-"""Called with a step."""
+"""A function that is called with a step."""
 
 
 def no_hook(step: int) -> None:
@@ -50,7 +50,7 @@ def train(
 
 
 def report_intervals(step: int, total: int, report_steps: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the steps left from `step` to `total`, cut at the multiples of report_steps."""
+    """Yield (start, stop) intervals from `step` to `total`, split at the multiples of report_steps."""
     while step < total:
         stop = min(total, (step // report_steps + 1) * report_steps)
         yield step, stop
@@ -60,17 +60,17 @@ def report_intervals(step: int, total: int, report_steps: int) -> Iterator[tuple
 def resume(stage: Stage, states: States, run: RunDirectory, name: str, start: int = 0, *, quiet: bool = False) -> int:
     """Load the newest intact state into the stage and return its step, 0 without one.
 
-    Damaged states are noted in the run unless `quiet`. name: of the training, in the notes; start: the step from which it
-    continues without a state.
+    Damaged states are noted in the run unless `quiet`. name: the training's name in the notes. start: the step from which it
+    continues if no state is intact.
     """
     step, damages = states.load(stage)
     for damage in damages if not quiet else ():
-        run.note(f"{name}: {damage}; going on from step {step or start}")
+        run.note(f"{name}: {damage}; resuming from step {step or start}")
     return step
 
 
 def save_last(path: Path, population: Population) -> None:
-    """Write the finished population, with which members are finite and what they took from rollouts."""
+    """Write the finished population, which members are finite, and the online episodes and transitions they used."""
     finite, online = population.finite(), population.as_online()
     none = torch.zeros_like(finite, dtype=torch.int64)
     spent, appended = (online.online.spent, online.online.counts) if online else (none, none)
@@ -79,7 +79,7 @@ def save_last(path: Path, population: Population) -> None:
 
 
 def save_online_best(path: Path, population: Population) -> None:
-    """Write the policies that did best in online evaluations, with their members; no file where no member had one."""
+    """Write the best policies by online evaluation, with their members; no file if no member was evaluated online."""
     if (learner := population.as_online()) is None:
         return
     members = learner.online.best_cost.isfinite().nonzero().flatten().tolist()

@@ -1,11 +1,11 @@
-"""Online evaluation during extraction (App. B.1): when policies are rolled out, what it costs, and what comes back.
+"""Online evaluation during extraction (App. B.1): when policies are rolled out, and how the results reach the learner.
 
-Evaluation number i takes effect before policy step i · `online_interval`; it begins `online_staleness` steps earlier, with the
-policies of that moment, and learning goes on meanwhile. Since it is waited for at that step, and at no other, a run gives the
-same numbers however long the rollouts take.
+Evaluation number i takes effect before policy step i · `online_interval`. It begins `online_staleness` steps earlier, with the
+policies of that step, while learning continues. The learner waits for it at the step where it takes effect, and only there,
+so a run gives the same numbers however long the rollouts take.
 
-An episode is charged to its member's budget on disk before it begins, also when it begins again because its process died, so
-no kill and no resume can spend more. A finished evaluation is on disk too and is not repeated.
+An episode is charged to its member's budget on disk before it begins, and again if it is repeated because its process died,
+so no kill and no resume can exceed the budget. A finished evaluation is on disk and is not repeated.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Share = Callable[[Any], OnlineResult]
 
 
 class Roller:
-    """Runs the evaluations of a population one after another, and keeps them in `folder`."""
+    """Runs the evaluations of a population one after another and stores their results in `folder`."""
 
     def __init__(
         self, settings: EvaluationConfig, policy_steps: int, learner: OnlineLearner, task: Task, folder: OnlineFolder,
@@ -47,42 +47,43 @@ class Roller:
     ) -> None:  # fmt: skip
         self._settings, self._task, self._folder, self._pool = settings, task, folder, pool
         self._online, self._hybrid = learner.online.online.cpu().numpy(), bool(learner.online.hybrid.any())
-        paid = self._settings.online_budget // self._settings.online_episodes
-        evaluations = min(paid, math.ceil(policy_steps / self._settings.online_interval))
+        affordable = self._settings.online_budget // self._settings.online_episodes
+        evaluations = min(affordable, math.ceil(policy_steps / self._settings.online_interval))
         rows = evaluations * self._settings.hybrid_episodes * task.episode_length
-        self._append_every = max(1, math.ceil(rows / max(1, self._settings.hybrid_transitions)))  # so that the budget lasts
+        # spreads hybrid_transitions over the whole training
+        self._append_every = max(1, math.ceil(rows / max(1, self._settings.hybrid_transitions)))
         self._ledger = EpisodeLedger(folder.ledger, self._settings.online_budget, learner.online.spent.tolist())
         self._future: Future[Rollouts] | None = None
         self._members: list[int] = []
 
     def begin(self, number: int, policies: PopulationPolicy) -> None:
-        """Start rolling out the online members that are finite and have something left to spend."""
+        """Start the rollouts of the online members that are finite and have budget left."""
         self._future = None
         if self._folder.evaluation(number).exists():
             return
-        left = self._ledger.spent < self._settings.online_budget
-        self._members = np.flatnonzero(self._online & left & policies.finite()).tolist()
+        has_budget = self._ledger.spent < self._settings.online_budget
+        self._members = np.flatnonzero(self._online & has_budget & policies.finite()).tolist()
         if not self._members:
             return
-        appended = self._hybrid and number % self._append_every == 0
+        appends = self._hybrid and number % self._append_every == 0
         self._future = self._pool.start(
             policies.select(self._members),
             self._task,
             self._seeds(number),
-            record=self._settings.hybrid_episodes if appended else 0,
+            record=self._settings.hybrid_episodes if appends else 0,
             charge=lambda members, count: self._ledger.charge([self._members[member] for member in members], count),
         )
 
     def result(self, number: int) -> OnlineResult:
-        """Wait for what `begin` started; errors as `RolloutPool.roll_out`."""
+        """Wait for the evaluation that `begin` started and return its result; raises what `RolloutPool.roll_out` raises."""
         file = self._folder.evaluation(number)
         if not file.exists():
             seeds = self._seeds(number)
             rollouts = Rollouts.empty(len(self._members), seeds) if self._future is None else self._future.result()
-            whole = Rollouts.empty(len(self._online), seeds)
-            for place, member in enumerate(self._members):
-                whole.store(slice(member, member + 1), slice(0, len(seeds)), rollouts.member(place))
-            save_arrays(file, _arrays(whole) | {"spent": self._ledger.spent}, {"evaluation": number})
+            of_population = Rollouts.empty(len(self._online), seeds)
+            for index, member in enumerate(self._members):
+                of_population.store(slice(member, member + 1), slice(0, len(seeds)), rollouts.member(index))
+            save_arrays(file, _arrays(of_population) | {"spent": self._ledger.spent}, {"evaluation": number})
         return _online_result(load_arrays(file)[0])
 
     def _seeds(self, number: int) -> range:
@@ -91,7 +92,7 @@ class Roller:
 
 
 def _arrays(rollouts: Rollouts) -> dict[str, np.ndarray]:
-    """Rollouts as named arrays; a member's recorded episodes one behind the other, as TRANSITIONS/MEMBER/COLUMN."""
+    """Return rollouts as named arrays; a member's recorded episodes are concatenated under transitions/MEMBER/COLUMN."""
     arrays = vars(rollouts.stats) | {"ran": rollouts.ran}
     for member in sorted({member for member, _ in rollouts.trajectories}):
         recorded = [rollouts.trajectories[key] for key in sorted(rollouts.trajectories) if key[0] == member]
@@ -101,10 +102,10 @@ def _arrays(rollouts: Rollouts) -> dict[str, np.ndarray]:
 
 
 def _transitions(trajectory: Trajectory) -> dict[str, np.ndarray]:
-    """An episode's columns with the rates that the dataset's rows have too."""
+    """Return an episode's columns, and the discounted reward and cost rates that the dataset's rows also have."""
     rewards, costs, terminals = (trajectory[name] for name in ("rewards", "costs", "terminals"))
-    whole = [0], [len(rewards)], [rewards.sum()], [costs.sum()], [terminals[-1] > 0]
-    episode = Episodes(*map(np.array, whole))
+    totals = [0], [len(rewards)], [rewards.sum()], [costs.sum()], [terminals[-1] > 0]
+    episode = Episodes(*map(np.array, totals))
     return trajectory | {f"{name}_rates": discounted_rates(trajectory[f"{name}s"], episode) for name in ("reward", "cost")}
 
 
@@ -120,9 +121,9 @@ def _online_result(arrays: Mapping[str, np.ndarray]) -> OnlineResult:
 
 
 class OnlineEvaluation:
-    """Begins and ends the evaluations of a learner at their steps; `before` must be called before each step until `stop`.
+    """Begins and ends the evaluations of a learner at their steps; call `before` before each step up to `stop`.
 
-    roller: None but in one of several data-parallel workers. share: gives what that one found to all of them.
+    roller: None except in one of several data-parallel workers. share: sends that worker's result to all workers.
     """
 
     def __init__(
@@ -135,8 +136,9 @@ class OnlineEvaluation:
         self._under_way = False
 
     def before(self, step: int) -> None:
+        """Give the learner the evaluation that takes effect at this step, and begin the next one when it is due."""
         online = self._learner.online
-        number = max(0, -(-(step - self._first) // self._interval))  # the next one due, now or later
+        number = max(0, -(-(step - self._first) // self._interval))  # of the next evaluation that takes effect
         if step == self._due(number):
             if not self._under_way:
                 self._begin(number, online.pending if online.pending_step >= 0 else self._learner.average)
@@ -174,12 +176,12 @@ def online_evaluation(
 ) -> Iterator[Hook]:
     """Yield the hook to call before each step up to `stop`; the rollout pool lives while the context is open.
 
-    schedule: of the training. leads: whether this worker rolls out. No pool is made where no member is online.
+    schedule: the training schedule. leads: whether this worker runs the rollouts. No pool is made if no member is online.
     """
     if (learner := population.as_online()) is None:
         yield no_hook
         return
-    lock = file_lock(folder.lock) if leads else nullcontext()  # a killed worker's successor waits for its end
+    lock = file_lock(folder.lock) if leads else nullcontext()  # a killed worker's successor waits until it has ended
     with new_pool() as pool, lock:
         roller = Roller(settings, schedule.steps, learner, task, folder, pool) if leads else None
         yield OnlineEvaluation(settings, schedule, learner, stop, roller, share).before

@@ -1,4 +1,4 @@
-"""Pretrained weights on disk: content-addressed files that every member of every search starts from."""
+"""Pretrained weights on disk: files that all runs share, named by a hash of everything they depend on."""
 
 from __future__ import annotations
 
@@ -26,42 +26,42 @@ PRETRAINED_SCHEMA = 3
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What extraction starts from: `Pretrainer.result` of the given seeds, in that order."""
+    """Pretrained weights: the tensors of `Pretrainer.result` for the given seeds, in that order."""
 
     seeds: tuple[int, ...]
     tensors: Mapping[str, Tensor]
 
 
 def pretrain_seeds(members: Sequence[MemberSettings]) -> list[int]:
-    """The seeds that must be pretrained for a population, each once."""
+    """Return the distinct seeds that must be pretrained for a population, ascending."""
     return sorted({_seed(member) for member in members})
 
 
 def _seed(member: MemberSettings) -> int:
-    assert member.seed is not None  # settled by Config.member_with
+    assert member.seed is not None  # set by Config.member_with
     return member.seed
 
 
 def pretrained_path(root: Path, data: TaskData, config: PretrainConfig, seed: int, precision: str = "fp32") -> Path:
-    """File of a pretrained artifact, named by all it depends on: store, pretraining settings, seed, precision, schema."""
+    """Return the file of pretrained weights; its name is a hash of store, pretraining settings, seed, precision and schema."""
     shards = [shard.sha256 for shard in data.manifest.shards]
-    rounded = [] if precision == "fp32" else [precision]
-    identity = json.dumps([PRETRAINED_SCHEMA, shards, config.model_dump(), seed, *rounded], sort_keys=True)
+    reduced_precision = [] if precision == "fp32" else [precision]
+    identity = json.dumps([PRETRAINED_SCHEMA, shards, config.model_dump(), seed, *reduced_precision], sort_keys=True)
     return root / "pretrained" / f"{data.task.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
 
 
 def save_pretrained(paths: Mapping[int, Path], pretrainer: Pretrainer) -> None:
-    """Write what extraction starts from, a file for each seed: {seed: path}."""
+    """Write the pretrained weights, one file per seed: {seed: path}."""
     seeds = pretrainer.seeds.tolist()
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in pretrainer.result().items()}
     for seed, path in paths.items():
-        place = seeds.index(seed)
-        rows = {name: array.reshape(len(seeds), -1, *array.shape[1:])[place] for name, array in arrays.items()}
+        index = seeds.index(seed)
+        rows = {name: array.reshape(len(seeds), -1, *array.shape[1:])[index] for name, array in arrays.items()}
         save_arrays(path, rows, {"artifact_schema": PRETRAINED_SCHEMA, "seed": seed})
 
 
 def load_pretrained(paths: Sequence[Path]) -> Pretrained:
-    """Read pretrained artifacts of one task and other seeds; UserError where one is missing or damaged."""
+    """Read the pretrained weights of several seeds of one task; UserError if a file is missing or damaged."""
     parts = [load_arrays(path) for path in paths]
     names = parts[0][0].keys()
     tensors = {name: torch.from_numpy(np.concatenate([arrays[name] for arrays, _ in parts])) for name in names}
@@ -69,7 +69,7 @@ def load_pretrained(paths: Sequence[Path]) -> Pretrained:
 
 
 def _missing(paths: Mapping[int, Path]) -> dict[int, Path]:
-    """The artifacts that are absent or damaged."""
+    """Return the files of pretrained weights that are missing or damaged, by seed."""
     missing = {}
     for seed, path in paths.items():
         try:
@@ -85,7 +85,7 @@ def _locked(path: Path, task: str, cancelled: Callable[[], bool]) -> Iterator[No
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        console.print(f"{task}: another run is pretraining it; waiting for its artifact")
+        console.print(f"{task}: another run is pretraining it; waiting for its pretrained weights")
         lock.acquire(cancel_check=cancelled)
     try:
         yield

@@ -1,4 +1,4 @@
-"""The registry of algorithms: what it refuses, whom it names, and how a configuration carries a user's entries."""
+"""The registry of algorithms: refusals, hints, and how a configuration carries a user's entries to other processes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def forget_own() -> None:
 
 
 def test_every_built_in_learner_can_be_imported():
-    """Fault: a class that was renamed, found only when a population of it is built."""
+    """Fault: a class was renamed, which is noticed only when a population of it is built."""
     for algorithm in algorithms()[1:]:
         assert issubclass(baseline_class(algorithm.name), Baseline)
     assert len({algorithm.color for algorithm in algorithms()}) == len(algorithms())
@@ -78,7 +78,7 @@ def test_unusable_values_are_refused(changes, words):
         register_algorithm(replace(OWN, **changes))
 
 
-def test_an_unknown_name_gets_the_nearest_and_all_of_them():
+def test_an_unknown_name_is_answered_with_the_nearest_and_all_names():
     with pytest.raises(UserError, match=r"unknown algorithm 'bcq_la'; did you mean 'bcq_lag'\? valid: drcorl, bc, bc_safe"):
         get_algorithm("bcq_la")
     with pytest.raises(UserError, match=r"run\.algorithm: unknown algorithm 'cql'.*valid: drcorl, .*coptidice"):
@@ -102,8 +102,8 @@ def test_an_unregistered_algorithm_is_shown_by_its_name():
     assert (shown_algorithm("gone").title, shown_algorithm("cpq").title) == ("gone", "CPQ")
 
 
-def test_a_configuration_brings_a_users_algorithms_along():
-    """As into a worker of Ray. Fault: the registry of the process that it was made in."""
+def test_a_pickled_configuration_carries_the_users_algorithms():
+    """A worker of Ray receives it this way. Fault: rely on the registry of the process that made the configuration."""
     register_algorithm(WITH_SETTINGS)
     config = load_config(["run.algorithm=own", "baseline.own.width=4", "population=[{own.pull: 0.25}]"])
     sent = pickle.dumps(config)
@@ -117,7 +117,7 @@ def test_a_configuration_brings_a_users_algorithms_along():
     }  # fmt: skip
 
 
-def test_own_sections_are_kept_by_yaml_and_have_defaults(tmp_path):
+def test_own_sections_survive_yaml_and_have_defaults(tmp_path):
     before = Config()
     register_algorithm(WITH_SETTINGS)
     assert before.baseline.of_algorithm(WITH_SETTINGS) == OwnSettings()  # registered after those settings were made
@@ -129,7 +129,7 @@ def test_own_sections_are_kept_by_yaml_and_have_defaults(tmp_path):
     assert again.model_dump()["baseline"]["own"] == {"width": 4, "pull": 0.5}
 
 
-def test_a_budget_of_none_is_that_of_pretraining():
+def test_a_budget_of_none_equals_that_of_pretraining():
     register_algorithm(replace(OWN, steps=None, batch_size=None, learning_rate=None))
     config = load_config(["pretrain.steps=77", "pretrain.batch_size=11", "pretrain.learning_rate=0.02"])
     training = config.training_of("own")
@@ -173,12 +173,12 @@ def test_wrong_keys_and_values_of_sections_are_named(argument, words):
         (["search.space={cpq.ood_scale: {low: -1, high: 1}}"], "search.space.cpq.ood_scale: -1.0 is not a valid value"),
     ],
 )
-def test_members_of_a_baseline_differ_in_its_own_settings_alone(arguments, words):
+def test_members_of_a_baseline_differ_only_in_its_own_settings(arguments, words):
     with pytest.raises(UserError) as caught:
         load_config(["run.algorithm=cpq", *arguments])
     assert words in str(caught.value)
 
 
-def test_settings_of_the_network_do_not_differ_between_members():
+def test_network_settings_must_not_differ_between_members():
     with pytest.raises(UserError, match=r"unknown key cdt\.context; members of cdt may differ in .*cdt\.target_return"):
         load_config(["run.algorithm=cdt", "population=[{cdt.context: 4}]"])

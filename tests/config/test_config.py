@@ -1,4 +1,4 @@
-"""The configuration tree: precedence, refusals in one line, presets, YAML files, and a fuzz of what a user may type."""
+"""The configuration tree: precedence, one-line refusals, presets, YAML files, and a fuzz test of user input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONFIGS = sorted((ROOT / "tune_configs").glob("*.yaml"))
 
 
 def refusal(*arguments: str) -> str:
-    """The message of a refused configuration, one line."""
+    """Return the one-line message of a refused configuration."""
     with pytest.raises(UserError) as caught:
         load_config(arguments)
     message = str(caught.value)
@@ -44,13 +44,13 @@ def test_later_sources_win(tmp_path):
     assert both.extract.epoch_steps == Config().extract.epoch_steps
 
 
-def test_the_default_file_gives_way_to_a_named_one(tmp_path):
+def test_a_named_file_replaces_the_default_file(tmp_path):
     default, named = (write(tmp_path / f"{name}.yaml", f"extract: {{steps: {n}}}") for name, n in (("a", 3), ("b", 4)))
     assert load_config([], Path(default)).extract.steps == 3
     assert load_config([named], Path(default)).extract.steps == 4
 
 
-def test_of_several_files_the_later_one_wins_key_by_key(tmp_path):
+def test_a_later_file_wins_key_by_key(tmp_path):
     first = write(tmp_path / "a.yaml", "extract: {steps: 3, critic_steps: 5}\nmember: {k: 3.0}\n")
     second = write(tmp_path / "b.yaml", "extract: {steps: 4}\nrun: {preset: paper}\n")
     config = load_config([first, second, "member.k=6"])
@@ -61,12 +61,12 @@ def test_of_several_files_the_later_one_wins_key_by_key(tmp_path):
 
 @pytest.mark.parametrize("section", ["pretrain", "extract", "member"])
 def test_an_explicit_value_beats_the_preset_even_where_it_equals_the_default(section):
-    """Fault: overlay only what differs from the default."""
+    """Fault: apply only the values that differ from the default."""
     defaults = getattr(Config(), section)
     for key in PRESETS["paper"][section]:
         preset = getattr(load_config(["run.preset=paper"]), section)
         assert getattr(preset, key) == PRESETS["paper"][section][key] != getattr(defaults, key)
-        # a plain behaviour model cannot be asked for a reward rate: the two settings go together
+        # an unconditioned behaviour model takes no reward rate: the two settings go together
         partner = ["pretrain.condition_dropout=0.3"] if key == "behaviour_reward_quantile" else []
         override = f"{section}.{key}={yaml.safe_dump(getattr(defaults, key), default_flow_style=True).splitlines()[0]}"
         assert getattr(getattr(load_config(["run.preset=paper", *partner, override]), section), key) == getattr(defaults, key)
@@ -84,8 +84,8 @@ def test_an_explicit_value_beats_the_preset_even_where_it_equals_the_default(sec
         ["task.name=[PointCircle, PointCircle]"],
     ],
 )
-def test_settings_that_would_train_garbage_are_refused(arguments):
-    """Fault: a behaviour model asked for what its training never showed; a seed that was never pretrained."""
+def test_settings_that_would_train_a_useless_policy_are_refused(arguments):
+    """Fault: accept a condition that the behaviour model was never trained with, or a seed that was never pretrained."""
     with pytest.raises(UserError, match=r"behaviour model|space\.seed|lists a task twice"):
         load_config(arguments)
 
@@ -99,14 +99,14 @@ def test_settings_that_would_train_garbage_are_refused(arguments):
     ],
 )
 def test_more_critics_than_will_be_pretrained_are_refused_at_once(override):
-    """Fault: leave the search space, or the population, out."""
+    """Fault: do not check the search space, or the population."""
     assert refusal(override).startswith("member.cost_ensemble=5: pretrain.cost_ensemble=4 cost critics are pretrained")
     load_config([override, "pretrain.cost_ensemble=5"])
 
 
 @pytest.mark.parametrize("spelled", ["search.space={alpha: {choices: [0.1]}}", "search={space: {alpha: {choices: [0.1]}}}"])
-def test_a_search_space_replaces_those_below_it(tmp_path, spelled):
-    """The default one and a file's; one entry of it is laid over the others. Fault: merged key by key, as other settings."""
+def test_a_search_space_replaces_earlier_ones(tmp_path, spelled):
+    """A whole space replaces the default's and a file's; a single entry is merged. Fault: merge every space key by key."""
     ranges = "{k: {low: 0, high: 1}, slack_plus: {low: 0.1, high: 1}}"
     file = write(tmp_path / "a.yaml", f"search: {{configurations: 3, space: {ranges}}}\n")
     over = write(tmp_path / "b.yaml", "search: {space: {alpha: {choices: [0.1]}}}\n")
@@ -241,8 +241,8 @@ def test_an_empty_file_is_the_default(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["table1", "velocity", "frontier", "k", "adaptation"])
-def test_the_papers_preset_reaches_through_a_shipped_file(name):
-    """Fault: a file that sets what the preset switches back, as monte_carlo_steps once was."""
+def test_no_shipped_file_overrides_the_papers_preset(name):
+    """Fault: a file that sets a key of the preset, as one once set monte_carlo_steps."""
     [path] = [path for path in CONFIGS if path.stem == name]
     config = load_config([str(path), "run.preset=paper"]).model_dump()
     assert {key: {name: config[key][name] for name in values} for key, values in PRESETS["paper"].items()} == PRESETS["paper"]
@@ -263,8 +263,8 @@ def test_monte_carlo_steps_are_a_fifth_of_the_steps_unless_set():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_shipped_file_builds_and_stays_as_it_is(path, monkeypatch):
-    """Every value of the file arrives, and neither it nor the presets are written to."""
+def test_every_shipped_file_loads_and_is_not_changed(path, monkeypatch):
+    """Every value of the file reaches the configuration, and neither the file's content nor the presets are modified."""
     presets, parsed = copy.deepcopy(PRESETS), []
 
     def remember(text):
@@ -303,7 +303,7 @@ def test_dump_and_load_round_trip(tmp_path, arguments):
     assert load_config([file]) == config
 
 
-def test_members_are_laid_over_the_member_section():
+def test_members_override_the_member_section():
     config = load_config(["member.k=1", "run.seed=9", "population=[{}, {k: 2, seed: 4}, {seed: null}]"])
     assert [(member.k, member.seed) for member in config.members()] == [(1, 9), (2, 4), (1, 9)]
     assert [member.k for member in load_config().members()] == [MemberConfig().k]
@@ -384,8 +384,8 @@ def test_any_bytes_load_or_are_refused(tmp_path_factory, content):
     loads_or_refuses([str(path)])
 
 
-def test_tasks_go_by_their_own_names():
-    """Environment ids are the same tasks. Fault: compare the names as they are written."""
+def test_environment_ids_are_replaced_by_task_names():
+    """Fault: compare the names as the user wrote them."""
     identity = "OfflineHopperVelocityGymnasium-v1"
     config = load_config([f"task.name={identity}", f"data.dataset={{{identity}: a.hdf5, BallRun: b.hdf5}}"])
     assert config.tasks == ["HopperVelocity"]

@@ -1,4 +1,4 @@
-"""Joining a cluster: a dead one is not waited for."""
+"""Joining a cluster, without waiting for a dead one."""
 
 import os
 import socket
@@ -26,25 +26,25 @@ def dead_address() -> str:
 
 
 def left_behind(monkeypatch, address: str | None) -> None:
-    """What `ray start` wrote down."""
+    """Set the address that `ray start` left on this machine."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("drcorl_ray.distributed.ray_private.read_ray_address", lambda: address)
 
 
-def test_a_dead_cluster_of_ray_start_is_passed_over(monkeypatch):
-    """Fault: leave the search to ray.init, which waits a minute for it and then gives up."""
+def test_a_dead_cluster_of_ray_start_is_ignored(monkeypatch):
+    """Fault: let ray.init search, which waits a minute for the dead cluster and then gives up."""
     left_behind(monkeypatch, dead_address())
     assert cluster._answering_address() == "local"
 
 
-def test_a_live_one_is_joined_and_none_is_looked_for_by_ray(monkeypatch, listening):
+def test_a_live_cluster_is_joined_and_without_one_a_local_ray_is_started(monkeypatch, listening):
     left_behind(monkeypatch, listening)
     assert cluster._answering_address() is None
     left_behind(monkeypatch, None)
     assert cluster._answering_address() == "local"
 
 
-def test_a_dead_named_cluster_is_the_users_error(monkeypatch, listening):
+def test_a_dead_cluster_in_ray_address_is_a_user_error(monkeypatch, listening):
     dead = dead_address()
     monkeypatch.setenv("RAY_ADDRESS", dead)
     with pytest.raises(UserError, match=f"RAY_ADDRESS={dead}: no Ray answers"):
@@ -57,7 +57,7 @@ def test_a_dead_named_cluster_is_the_users_error(monkeypatch, listening):
 
 
 def in_a_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A process of its own: this one may have a Ray already."""
+    """Run code in a new process: this one may already have a Ray instance."""
     variables = {**os.environ, "RAY_ADDRESS": "local", **environment}
     return subprocess.run(
         [sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=120, check=False
@@ -65,7 +65,7 @@ def in_a_process(code: str, **environment: str) -> subprocess.CompletedProcess[s
 
 
 def test_a_temporary_folder_too_deep_for_sockets_is_named(tmp_path):
-    """Fault: Ray's own traceback."""
+    """Fault: let Ray raise its own traceback."""
     deep = tmp_path / ("x" * 90)
     deep.mkdir()
     done = in_a_process("from drcorl_ray.distributed.cluster import connect; connect()", RAY_TMPDIR=str(deep))
@@ -91,8 +91,8 @@ for process in (driver, *driver.children(recursive=True)):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_ray_that_is_started_here_listens_on_loopback_alone():
-    """Fault: leave Ray to listen on all interfaces."""
+def test_a_local_ray_listens_only_on_loopback():
+    """Fault: let Ray listen on all interfaces, its default."""
     addresses = in_a_process(LISTENING).stdout.split()
     assert len(addresses) >= 5
     assert set(addresses) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}

@@ -1,4 +1,4 @@
-"""The shipped cluster files pass Ray's own schema once they are filled in; what a run could not use is refused in one line."""
+"""The shipped cluster files, once filled in, pass Ray's schema; a file that a run cannot use is refused in one line."""
 
 import subprocess
 import sys
@@ -16,12 +16,12 @@ FILES = [ROOT / "cluster.yaml", *sorted((ROOT / "launch" / "clusters").glob("*.y
 ON_CLUSTER = str(ROOT / "tune_configs" / "on_cluster.yaml")
 FILLED = "run.storage=s3://bucket/drcorl"
 
-pytestmark = pytest.mark.ray  # Ray's schema is Ray's
+pytestmark = pytest.mark.ray  # the schema is imported from Ray
 
 
 @pytest.fixture
 def filled(tmp_path):
-    """A copy of a shipped file without gaps, changed by (old, new)."""
+    """Return a function that copies a shipped file with its gaps filled in and (old, new) texts replaced."""
 
     def make(file: Path, *changes: tuple[str, str]) -> Path:
         text = file.read_text(encoding="utf-8").replace("CHANGE-ME", "10.0.0.1")
@@ -36,7 +36,7 @@ def filled(tmp_path):
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_a_shipped_file_is_sound_once_it_is_filled_in(filled, file):
+def test_a_shipped_file_is_valid_once_it_is_filled_in(filled, file):
     config = load_config([ON_CLUSTER, FILLED])
     assert check_cluster(filled(file), config.scaling, config.run.storage)
     with pytest.raises(UserError, match=rf"{file.name}:\d+: fill in CHANGE-ME"):
@@ -46,7 +46,7 @@ def test_a_shipped_file_is_sound_once_it_is_filled_in(filled, file):
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_its_first_lines_name_every_gap(file):
+def test_the_first_lines_of_a_shipped_file_name_every_gap(file):
     lines = file.read_text(encoding="utf-8").splitlines()
     assert "What you must change" in lines[0]
     head = " ".join(line for line in lines[:12] if line.startswith("#"))
@@ -55,7 +55,7 @@ def test_its_first_lines_name_every_gap(file):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (("idle_timeout_minutes: 10", "idle_timeout_minuets: 10"), "not a cluster file of this Ray.*idle_timeout_minuets"),
         (("head_node_type: head", "head_node_type: heat"), "not a cluster file of this Ray"),
@@ -65,8 +65,8 @@ def test_its_first_lines_name_every_gap(file):
         (("cluster_name: drcorl", "cluster_name: [1"), "not valid YAML"),
     ],
 )
-def test_a_mistake_in_the_file_is_named(filled, change, said):
-    with pytest.raises(UserError, match=said) as caught:
+def test_a_mistake_in_the_file_is_named(filled, change, message):
+    with pytest.raises(UserError, match=message) as caught:
         check_cluster(
             filled(ROOT / "cluster.yaml", change),
             load_config([ON_CLUSTER, FILLED]).scaling,
@@ -76,7 +76,7 @@ def test_a_mistake_in_the_file_is_named(filled, change, said):
 
 
 @pytest.mark.parametrize(
-    ("file", "storage", "sound"),
+    ("file", "storage", "valid"),
     [
         ("cluster.yaml", "runs/shared", False),
         ("cluster.yaml", "/mnt/shared", False),
@@ -84,9 +84,9 @@ def test_a_mistake_in_the_file_is_named(filled, change, said):
         ("launch/clusters/local.yaml", "/mnt/shared", True),
     ],
 )
-def test_storage_that_the_machines_do_not_share_is_refused(filled, file, storage, sound):
+def test_storage_that_the_machines_do_not_share_is_refused(filled, file, storage, valid):
     config = load_config([ON_CLUSTER, f"run.storage={storage}"])
-    if sound:
+    if valid:
         assert check_cluster(filled(ROOT / file), config.scaling, config.run.storage)
         return
     with pytest.raises(UserError, match="is not shared by the machines"):
@@ -109,8 +109,8 @@ def test_the_command_prints_the_machines_or_one_line(filled):
     assert refused.stderr.count("\n") == 1
 
 
-def test_every_machine_installs_what_the_laptop_installs():
+def test_every_machine_installs_with_uv_sync():
     for file in FILES:
         commands = yaml.safe_load(file.read_text(encoding="utf-8"))["setup_commands"]
         assert any("uv sync" in command for command in commands)
-        assert not any("uv run" in command for command in commands)  # Ray's processes would build environments of their own
+        assert not any("uv run" in command for command in commands)  # Ray's processes would build their own environments

@@ -1,3 +1,5 @@
+"""Ray Data from a store to the device: rows arrive once and in order, windows refresh, and readers never block trainers."""
+
 import threading
 import time
 
@@ -36,7 +38,7 @@ def whole(dataset, batch_size=None):
 
 
 class Endless:
-    """Stands in for a worker's share: a few chunks an epoch, and a count of those taken."""
+    """Replaces a worker's share: a few chunks per epoch, and a count of the chunks taken."""
 
     def __init__(self, columns, fail_after=None):
         self.columns, self.fail_after, self.taken = columns, fail_after, 0
@@ -49,7 +51,7 @@ class Endless:
             yield {name: torch.tensor(values[first : first + rows]) for name, values in self.columns.items()}
 
 
-def test_a_window_goes_on_epoch_after_epoch_and_reads_little_ahead(folder):
+def test_a_window_reads_epoch_after_epoch_and_only_a_few_chunks_ahead(folder):
     columns = read_store(folder)
     source, replay = Endless(columns), Replay(load_manifest(folder), capacity=350)
     with stream.Window(source, replay, chunk_rows=100, prefetch_chunks=2) as window:
@@ -67,7 +69,7 @@ def test_a_window_goes_on_epoch_after_epoch_and_reads_little_ahead(folder):
     assert not any(thread.name == "drcorl-window" for thread in threading.enumerate())
 
 
-def test_a_window_raises_what_stopped_its_reader(folder):
+def test_a_window_raises_its_readers_error(folder):
     replay = Replay(load_manifest(folder), capacity=900)
     with (
         stream.Window(Endless(read_store(folder), fail_after=3), replay, chunk_rows=100) as window,
@@ -99,14 +101,14 @@ def test_a_filled_replay_equals_a_plain_read(ray_cluster, folder):
 
 
 @pytest.mark.ray
-def test_an_incomplete_stream_is_noticed(ray_cluster, folder):
-    with pytest.raises(RuntimeError, match="were due"):
+def test_an_incomplete_stream_raises(ray_cluster, folder):
+    with pytest.raises(RuntimeError, match=r"instead of 1003 different ones"):
         stream.fill(Replay(load_manifest(folder)), stream.stream_dataset(folder, load_manifest(folder).shards[::2]))
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize("part_shards", [1, 3, 100])
-def test_two_workers_share_every_row_once_an_epoch(ray_cluster, folder, monkeypatch, part_shards):
+def test_each_row_reaches_one_of_two_workers_once_per_epoch(ray_cluster, folder, monkeypatch, part_shards):
     size = load_manifest(folder).shards[0].size_bytes
     monkeypatch.setattr(stream, "PART_BYTES", part_shards * size)
     for _ in range(2):
@@ -119,10 +121,10 @@ def test_two_workers_share_every_row_once_an_epoch(ray_cluster, folder, monkeypa
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_window_that_waits_for_its_learner_leaves_it_the_processor(ray_cluster, tmp_path, monkeypatch):
-    """A store four times Ray's share of memory and a learner that takes nothing: no thread of this process may spin.
+def test_a_window_that_waits_for_its_learner_uses_no_cpu(ray_cluster, tmp_path, monkeypatch):
+    """With a store four times Ray's share of memory and a learner that takes nothing, no thread of this process may spin.
 
-    Fault: one execution over the whole store (its thread then takes all of a core for as long as the window stands).
+    Fault: one execution over the whole store, whose thread busy-waits on a whole core while the window exists.
     """
     make_store(tmp_path / "store", 40_000, rows_per_shard=1000)
     size = sum(shard.size_bytes for shard in load_manifest(tmp_path / "store").shards)
@@ -139,7 +141,7 @@ def test_a_window_that_waits_for_its_learner_leaves_it_the_processor(ray_cluster
 
 
 @pytest.mark.ray
-def test_a_damaged_shard_stops_the_stream_with_its_name(ray_cluster, tmp_path):
+def test_a_damaged_shard_stops_the_stream_and_is_named(ray_cluster, tmp_path):
     make_store(tmp_path / "store", rows=40, rows_per_shard=20)
     dataset = stream.stream_dataset(tmp_path / "store")
     path = sorted((tmp_path / "store").glob("*.parquet"))[1]
@@ -167,8 +169,8 @@ def train_loop(config):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_windows_in_a_trainer_that_books_every_cpu(ray_cluster, folder, tmp_path):
-    """Two trainers on two CPUs leave none for reading: with readers that book a CPU this hangs for ever."""
+def test_windows_are_read_although_the_trainer_books_every_cpu(ray_cluster, folder, tmp_path):
+    """Two trainers on two CPUs leave none for readers. Fault: readers that book a CPU, which wait for ever."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 

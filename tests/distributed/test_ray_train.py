@@ -1,4 +1,4 @@
-"""Training through Ray equals training without it; killed workers, several workers and rolling windows change nothing."""
+"""Training through Ray equals training without it, also with killed workers, several workers and rolling windows."""
 
 import dataclasses
 import os
@@ -42,8 +42,8 @@ POPULATION = "population=[{seed: 1, k: 0.5}, {seed: 2, beta_0: 0.3, cost_limit: 
 
 def run_stages(config) -> tuple[TaskData, RunDirectory, PopulationPolicy]:
     run, data = RunDirectory.prepare(config), TaskData.open(task_store(config.tasks[0], config.data, config.run))
-    artifacts = pretrain(config, data, run, pretrain_seeds(config.members()))
-    return data, run, load_population(extract(config, data, run, config.members(), artifacts))[0]
+    weights = pretrain(config, data, run, pretrain_seeds(config.members()))
+    return data, run, load_population(extract(config, data, run, config.members(), weights))[0]
 
 
 def assert_equal_policies(one: PopulationPolicy, other: PopulationPolicy, tolerance: float = 0.0):
@@ -57,7 +57,7 @@ def ray_processes(name: str) -> list[psutil.Process]:
 
 
 def kill_a_worker_at(log, stage: str, step: int, killed: list[int]) -> None:
-    """Wait until a stage has reported `step`, then kill -9 its worker."""
+    """Wait until a stage has reported `step`, then kill -9 its workers."""
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         if any(line["stage"] == stage and line["step"] >= step for line in read_log(log)):
@@ -69,7 +69,7 @@ def kill_a_worker_at(log, stage: str, step: int, killed: list[int]) -> None:
 
 
 def assert_ray_train_left_nothing_behind() -> None:
-    """Fault: its answer to Ctrl-C stays, and by it the process of a controller that has nothing left to do."""
+    """Fault: keep Ray Train's SIGINT handler, whose reference keeps the controller's process alive."""
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     deadline = time.monotonic() + 30
     while ray_processes("TrainCont"):
@@ -98,28 +98,28 @@ def test_ray_train_equals_a_plain_loop_bitwise_also_after_kill_9(tmp_path):
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-def test_an_artifact_is_made_once_and_again_only_where_it_is_damaged_or_another_is_asked(tmp_path):
-    """Two runs ask for the same one at once: one trains, the other waits. Fault: no lock, or no second look after it."""
+def test_pretrained_weights_are_made_once_and_again_only_if_damaged_or_for_another_seed(tmp_path):
+    """Two runs need the same file at once: one trains, the other waits. Fault: no lock, or no second check after it."""
     runs = [tmp_path / name for name in ("a", "b", "c")]
     configs = [tiny_config(tmp_path, f"run.dir={run}") for run in runs]
     data = TaskData.open(task_store("PointCircle", configs[0].data, configs[0].run))
     directories = [RunDirectory.prepare(config) for config in configs]
 
-    def ask(place: int, *seeds: int) -> list:
-        return pretrain(configs[place], data, directories[place], seeds)
+    def weights(run: int, *seeds: int) -> list:
+        return pretrain(configs[run], data, directories[run], seeds)
 
     with ThreadPoolExecutor(2) as threads:
-        [first], [second] = threads.map(lambda place: ask(place, 0), (0, 1))
+        [first], [second] = threads.map(lambda run: weights(run, 0), (0, 1))
     assert first == second
     assert len(list(tmp_path.glob("[ab]/ray/pretrain-*"))) == 1
     content = first.read_bytes()
     first.write_bytes(content[: len(content) // 2])
-    assert ask(2, 0, 1)[0] == first  # one job makes the damaged one and a new one
+    assert weights(2, 0, 1)[0] == first  # one job makes the damaged one and a new one
     again, made = load_pretrained([first]), len(list(runs[2].glob("ray/pretrain-*")))
     first.write_bytes(content)
     assert all(torch.equal(tensor, again.tensors[name]) for name, tensor in load_pretrained([first]).tensors.items())
     assert made == 1
-    assert ask(2, 1, 0)[1] == first
+    assert weights(2, 1, 0)[1] == first
     assert len(list(runs[2].glob("ray/pretrain-*"))) == 1  # nothing was missing
 
 
@@ -127,8 +127,8 @@ def test_an_artifact_is_made_once_and_again_only_where_it_is_damaged_or_another_
 @pytest.mark.slow
 @pytest.mark.nightly
 @pytest.mark.usefixtures("ray_cluster")
-def test_tasks_are_pretrained_side_by_side(tmp_path):
-    """Two Ray Train jobs at once in one driver, each with its own log; the same artifact as one alone."""
+def test_tasks_are_pretrained_at_the_same_time(tmp_path):
+    """Two Ray Train jobs run at once in one driver, each with its own log, and give the same weights for the same data."""
     config = tiny_config(tmp_path, "scaling.cpus_per_worker=0.5")
     data, run = TaskData.open(task_store("PointCircle", config.data, config.run)), RunDirectory.prepare(config)
     other = dataclasses.replace(data, task=dataclasses.replace(data.task, name="Other"))
@@ -145,7 +145,7 @@ def test_tasks_are_pretrained_side_by_side(tmp_path):
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-def test_two_workers_reach_the_policies_of_one(tmp_path):
+def test_two_workers_train_the_policies_of_one_worker(tmp_path):
     config = tiny_config(tmp_path, "scaling.workers=2")
     data, _, policies = run_stages(config)
     assert_equal_policies(policies, plain_policies(config, data), tolerance=1e-4)  # float32 sums in another order
@@ -161,7 +161,7 @@ def test_a_run_from_end_to_end_with_a_rolling_window(tmp_path):
     run = train(config)
     results = read_results(run.path)
     algorithms = [row["algorithm"] for row in results["rows"]]
-    assert algorithms == ["drcorl", "bc", "bc_safe"]  # member 1 diverged: left out, the other is unharmed
+    assert algorithms == ["drcorl", "bc", "bc_safe"]  # member 1 diverged and is left out; the other is unaffected
     row = results["rows"][0]
     assert (row["selection"], row["episodes"], row["online_episodes"]) == ("last", 3, 0)
     actions = load_policy(run.path / row["policy"]).act(np.zeros((4, 8)))
@@ -172,7 +172,7 @@ def test_a_run_from_end_to_end_with_a_rolling_window(tmp_path):
         train(config)
 
 
-def test_a_list_of_tasks_is_for_tune(tmp_path):
+def test_train_refuses_a_list_of_tasks(tmp_path):
     with pytest.raises(UserError, match=r"task\.name lists 2 tasks"):
         train(tiny_config(tmp_path, "task.name=[PointCircle, HopperVelocity]"))
     assert not (tmp_path / "run").exists()
@@ -196,7 +196,7 @@ def float64_learner(**placement):
 
 @pytest.mark.ray  # its processes import drcorl_ray.distributed.ray_train, and with it Ray
 @pytest.mark.slow
-def test_two_gloo_workers_with_half_the_batch_equal_one_in_float64(tmp_path):
+def test_two_gloo_workers_with_half_the_batch_each_equal_one_in_float64(tmp_path):
     torch.multiprocessing.spawn(gloo_worker, args=(str(tmp_path / "rendezvous"), str(tmp_path)), nprocs=2)
     whole, table = float64_learner()
     extract_steps(whole, table, 0, 10)
@@ -206,8 +206,8 @@ def test_two_gloo_workers_with_half_the_batch_equal_one_in_float64(tmp_path):
         torch.testing.assert_close(halves[0][name], tensor, rtol=1e-9, atol=1e-11, msg=name)
 
 
-def test_a_resumed_feed_has_moved_its_window_as_often(monkeypatch, tmp_path):
-    """Fault: a window that is one refresh ahead or behind where a resume falls on a step at which it moves."""
+def test_a_resumed_feed_has_refreshed_its_window_equally_often(monkeypatch, tmp_path):
+    """Fault: a window that is one refresh ahead or behind if the resume falls on a refresh step."""
 
     class CountedWindow:
         def __init__(self, *_, **__):
@@ -226,8 +226,8 @@ def test_a_resumed_feed_has_moved_its_window_as_often(monkeypatch, tmp_path):
     def refreshes_before(step: int, resumed_at: int) -> int:
         feed = Feed(load_config(["data.window_rows=20", "data.refresh_steps=5"]).data, data, Placement())
         feed.seek(resumed_at)
-        for passed in range(resumed_at, step + 1):
-            feed.move(passed)
+        for later_step in range(resumed_at, step + 1):
+            feed.move(later_step)
         return feed._window.refreshes
 
     for step, expected in ((0, 0), (4, 0), (5, 1), (9, 1), (10, 2), (23, 4)):
@@ -236,7 +236,7 @@ def test_a_resumed_feed_has_moved_its_window_as_often(monkeypatch, tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ([], "training on 1 of 2 CPUs; scaling.cpus_per_worker=2 uses more\n"),
         (
@@ -248,6 +248,6 @@ def test_a_resumed_feed_has_moved_its_window_as_often(monkeypatch, tmp_path):
         (["scaling.use_gpu=true"], ""),
     ],
 )
-def test_cpus_without_work_are_named(ray_cluster, capsys, settings, said):
+def test_idle_cpus_are_named(ray_cluster, capsys, settings, message):
     _name_idle_cpus(load_config(settings))
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err == message

@@ -1,4 +1,4 @@
-"""What Tune is handed: packs of all studies, each once; a pack that failed for good ends nothing else."""
+"""Jobs for Ray Tune: the packs of all studies, each once; a pack that failed for good ends nothing else."""
 
 import pytest
 
@@ -14,7 +14,7 @@ from drcorl_ray.search.study import Score, SearchStudy
 from tests.helpers.fakes import answer
 from tests.helpers.tiny import tiny_config
 
-pytestmark = pytest.mark.ray  # imports Ray, though it starts none
+pytestmark = pytest.mark.ray  # imports Ray, but starts no cluster
 SETTINGS = SearchConfig.model_validate(
     {"space": {"k": {"low": 0.0, "high": 1.0}}, "configurations": 4, "members_per_pack": 2, "concurrent_packs": 1}
 )
@@ -35,7 +35,7 @@ def finish(searcher: PackSearch, plan: SearchPlan, trial: str) -> None:
     searcher.on_trial_complete(trial, {"step": -1})
 
 
-def test_packs_of_all_studies_are_handed_out_once(tmp_path):
+def test_each_pack_of_all_studies_is_suggested_once(tmp_path):
     a, b = two_plans(tmp_path)
     searcher = PackSearch([a, b])
     assert [searcher.suggest("1"), searcher.suggest("2")] == [job("a", 0), job("b", 0)]
@@ -50,7 +50,7 @@ def test_packs_of_all_studies_are_handed_out_once(tmp_path):
 
 
 def test_a_pack_that_failed_for_good_is_left_to_a_resumed_search(tmp_path):
-    """Fault: hand it out for ever, or end the search while others run."""
+    """Fault: suggest it for ever, or end the search while other packs run."""
     a, b = two_plans(tmp_path)
     searcher = PackSearch([a, b])
     for trial in ("1", "2"):
@@ -66,13 +66,13 @@ def test_a_pack_that_failed_for_good_is_left_to_a_resumed_search(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-def test_what_the_user_can_mend_in_a_pack_is_one_line(tmp_path):
-    """Fault: the tail of a traceback, after as many tries as max_failures."""
+def test_an_error_that_the_user_can_fix_in_a_pack_is_one_line(tmp_path):
+    """Fault: the end of a traceback, after max_failures retries."""
     config = tiny_config(tmp_path, "search.configurations=2")
     data, run = TaskData.open(task_store("PointCircle", config.data, config.run)), RunDirectory.prepare(config)
     study = SearchStudy(run.study("PointCircle"), "PointCircle", config.search, [], 0)
-    artifacts = {"PointCircle": (tmp_path / "absent.safetensors",)}
-    trainer = PackTrainer(config, run, {"PointCircle": (data.task, data.store)}, artifacts)
+    weights = {"PointCircle": (tmp_path / "absent.safetensors",)}
+    trainer = PackTrainer(config, run, {"PointCircle": (data.task, data.store)}, weights)
     with pytest.raises(UserError) as caught:
         run_packs(trainer, [SearchPlan(study, run, ["PointCircle"], [80], 2)], config.scaling, run)
     assert f"1 packs failed ({tmp_path / 'absent.safetensors'}: cannot be read" in str(caught.value)
@@ -81,7 +81,7 @@ def test_what_the_user_can_mend_in_a_pack_is_one_line(tmp_path):
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_pack_that_fits_nowhere_is_refused_at_once():
+def test_a_pack_that_fits_on_no_machine_is_refused_at_once():
     check_room(ScalingConfig(cpus_per_worker=2.0))
     with pytest.raises(UserError, match=r"a pack books \{'CPU': 3.0\}, and the largest machine here has \{'CPU': 2.0\}"):
         check_room(ScalingConfig(cpus_per_worker=3.0))

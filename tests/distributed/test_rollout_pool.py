@@ -1,4 +1,4 @@
-"""The pool gives what the plain function gives, whoever runs the episodes and whoever dies, hangs or comes late."""
+"""The pool returns what the plain function returns, even if actors die, hang or start late."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ def parent(process: int) -> int:
 
 
 def actor_processes(doing: str) -> set[int]:
-    """Process ids of this test session's Ray workers with that title, e.g. "RolloutActor.run" while a job runs."""
-    found = set()
+    """Return the ids of this test session's Ray processes with that title, e.g. "RolloutActor.run" while a job runs."""
+    processes = set()
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             title = (entry / "cmdline").read_bytes().decode(errors="replace")
             if title.startswith(f"ray::{doing}") and parent(parent(int(entry.name))) == os.getpid():
-                found.add(int(entry.name))
+                processes.add(int(entry.name))
         except OSError:
             continue  # it ended meanwhile
-    return found
+    return processes
 
 
 def harm_one_actor_at_work(harm: signal.Signals, harmed: list[int]) -> threading.Thread:
-    """Send `harm` to the first actor that is seen running a job."""
+    """Send the signal `harm` to the first actor that runs a job; append its process id to `harmed`."""
 
     def watch() -> None:
-        while not (at_work := actor_processes("RolloutActor.run")):
+        while not (working := actor_processes("RolloutActor.run")):
             time.sleep(0.01)
-        harmed.append(min(at_work))
+        harmed.append(min(working))
         os.kill(harmed[0], harm)
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -60,7 +60,7 @@ def hoppers() -> tuple[PopulationPolicy, list[int]]:
 
 @pytest.mark.ray
 @pytest.mark.parametrize("actors", [1, 3])
-def test_pool_is_plain_evaluation(ray_cluster, hoppers, actors):
+def test_the_pool_equals_plain_evaluation(ray_cluster, hoppers, actors):
     expected = evaluate(hoppers[0], "HopperVelocity", hoppers[1])
     with RayRolloutPool(actors) as pool:
         assert_same(pool.evaluate(hoppers[0], "HopperVelocity", hoppers[1]), expected)
@@ -79,7 +79,7 @@ def test_a_killed_actor_changes_nothing(ray_cluster):
         assert len(harmed) == 1
         assert harmed[0] not in actor_processes("")
 
-        idle = min(actor_processes("RolloutActor"))  # and one that dies between evaluations
+        idle = min(actor_processes("RolloutActor"))  # then kill one between evaluations
         os.kill(idle, signal.SIGKILL)
         assert_same(pool.evaluate(policies, "HalfCheetahVelocity", seeds), expected)
 
@@ -100,7 +100,7 @@ def test_a_hanging_actor_is_replaced(ray_cluster):
 
 
 @pytest.mark.ray
-def test_errors_come_through(ray_cluster):
+def test_errors_reach_the_caller(ray_cluster):
     with RayRolloutPool(2, retries=1) as pool:
         with pytest.raises(UserError, match=r"^Nowhere: gymnasium cannot make 'Nowhere-v0'") as caught:
             pool.evaluate(random_policy(1, 1), Task("Nowhere", "gymnasium", None, "Nowhere-v0", 5), [0, 1, 2])
@@ -109,12 +109,12 @@ def test_errors_come_through(ray_cluster):
             pool.evaluate(random_policy(1, 1), PICKY, [12, 13, 14])
         with pytest.raises(ValueError, match="seed"):
             pool.evaluate(random_policy(1, 1), WALK, [])
-        policies = random_policy(1, 1, members=2)  # the pool recovers; a user's task travels to the actors
+        policies = random_policy(1, 1, members=2)  # the pool recovers; a user's task is sent to the actors
         assert_same(pool.evaluate(policies, WALK, [3, 4]), evaluate(policies, WALK, [3, 4]))
 
 
 @pytest.mark.ray
-def test_actors_without_a_cpu_hold_nothing_up(ray_cluster):
+def test_actors_without_a_cpu_delay_nothing(ray_cluster):
     policies, seeds = random_policy(8, 2, members=2), list(range(6))
     with RayRolloutPool(4, cpus_per_actor=1.5) as pool:  # the cluster has 2 CPUs: one actor runs, three wait
         assert_same(pool.evaluate(policies, "PointCircle", seeds), evaluate(policies, get_task("PointCircle"), seeds))
@@ -126,8 +126,8 @@ def test_actors_without_a_cpu_hold_nothing_up(ray_cluster):
 
 
 @pytest.mark.ray
-def test_an_episode_that_begins_again_is_paid_for_again(ray_cluster):
-    """One job of eight is lost: eight more are charged. Without the means for it they do not run, and it shows."""
+def test_a_repeated_episode_is_charged_again(ray_cluster):
+    """A lost job of eight episodes charges eight more. If the budget is spent they do not run, and `ran` shows it."""
     policies, seeds = random_policy(17, 6, members=2, hidden=256), list(range(8))
     for budget, charged in ((16, 8), (8, 8)):
         left, log = [budget, budget], []
@@ -167,16 +167,16 @@ def test_an_idle_actor_that_hangs_is_replaced(ray_cluster):
 
 
 @pytest.mark.ray
-def test_closing_ends_a_rollout_under_way(ray_cluster):
-    """And one that was not begun yet: no actor is left. Fault: `close` waits for it, or it starts actors afterwards."""
+def test_closing_ends_running_and_queued_rollouts(ray_cluster):
+    """No actor is left. Fault: `close` waits for the rollouts, or a queued one starts actors afterwards."""
     policies = random_policy(17, 6, members=4, hidden=256)
     with RayRolloutPool(2) as pool:
-        under_way = pool.start(policies, "HalfCheetahVelocity", range(2000))
+        running = pool.start(policies, "HalfCheetahVelocity", range(2000))
         queued = pool.start(policies, "HalfCheetahVelocity", range(2000))
         while not actor_processes("RolloutActor.run"):
             time.sleep(0.05)
         began = time.monotonic()
-    for future in (under_way, queued):
+    for future in (running, queued):
         with pytest.raises(RuntimeError, match="closed"):
             future.result()
     assert time.monotonic() - began < 30
@@ -207,7 +207,7 @@ ray.init(address=cluster.address, log_to_driver=False)
 
 policies, seeds = random_policy(8, 2, members=4), range(500)
 with RayRolloutPool(2, cpus_per_actor=1, resources={"rollout_node": 0.001}) as pool:
-    under_way = pool.start(policies, task, seeds)  # one actor waits until its node has joined
+    under_way = pool.start(policies, task, seeds)  # the second actor waits until its node has joined
     while not placed.exists():
         time.sleep(0.05)
     second = cluster.add_node(**small)
@@ -228,8 +228,8 @@ cluster.shutdown()
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.nightly
-def test_actors_follow_the_nodes_that_are_meant_for_them(tmp_path):
-    """The driver's node is never used; a node that joins in the middle is, and one that leaves costs no episode."""
+def test_actors_run_only_on_nodes_with_their_resource(tmp_path):
+    """The driver's node is never used; a node that joins in the middle is used, and a node that leaves costs no episode."""
     environment = os.environ | {"PLACED_EPISODES": str(tmp_path / "placed"), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", CLUSTER], cwd=ROOT, env=environment, check=False, capture_output=True, text=True, timeout=240

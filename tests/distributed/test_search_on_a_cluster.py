@@ -1,6 +1,6 @@
-"""A search on several nodes of this machine: what runs where, a node that joins in the middle, a node that is killed.
+"""A search on several nodes of this machine: placement, a node that joins in the middle, a node that is killed.
 
-Fault: packs that book CPUs alone land on the rollout nodes, and wait there for the actors whose CPU they hold.
+Fault: packs that book only CPUs run on the rollout nodes, and wait there for the actors whose CPUs they hold.
 """
 
 import json
@@ -102,7 +102,7 @@ main.start()
 while main.is_alive() and not joined.wait(0.1):
     pass
 if main.is_alive():
-    nodes["second learner"] = cluster.add_node(num_cpus=1, resources={"learner": 1}, **small)  # in the main thread alone
+    nodes["second learner"] = cluster.add_node(num_cpus=1, resources={"learner": 1}, **small)  # nodes: main thread only
 main.join()
 finished.set()
 searching.join()
@@ -121,7 +121,7 @@ def run_script(script: str, arguments: list[str]) -> str:
 
 
 def test_kill_9_of_a_node_costs_only_time(tmp_path):
-    """Two nodes of one CPU, a pack on each; one node's raylet is killed: its pack goes on elsewhere from its last report."""
+    """One of two nodes, each with one pack, is killed: its pack resumes on the other from its last report."""
     extra = ["search.configurations=4", "extract.steps=3000", "scaling.report_steps=200", "evaluation.curve_points=0"]
     arguments = tiny_arguments(tmp_path, *extra, "evaluation.baselines=[]", "scaling.cpus_per_worker=0.6")
     pretrain_beforehand(load_config(arguments))
@@ -133,8 +133,8 @@ def test_kill_9_of_a_node_costs_only_time(tmp_path):
         assert steps == sorted(set(steps))
 
 
-def test_each_process_runs_where_the_cluster_file_has_a_place_for_it(tmp_path):
-    """A head without CPUs, a learner node, a rollout node, and a second learner node that joins while the first one trains."""
+def test_each_process_runs_on_the_nodes_that_the_cluster_file_marks_for_it(tmp_path):
+    """A head without CPUs, a learner node, a rollout node, and a second learner node that joins while the first trains."""
     placed = ["scaling.cpus_per_worker=1", "scaling.worker_resource=learner"]
     placed += ["scaling.cpus_per_actor=0.5", "scaling.actor_resource=rollout"]
     extra = ["search.configurations=8", "extract.steps=600", "scaling.report_steps=200", "evaluation.curve_points=0"]

@@ -242,7 +242,7 @@ def test_damaged_state(search, equal):
     newest.write_bytes(bytes(content))
     output = " ".join(search.resume().split())
     assert "checksum mismatch" in output
-    assert "going on from step" in output
+    assert "resuming from step" in output
     equal()
 
 

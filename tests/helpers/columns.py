@@ -1,4 +1,4 @@
-"""Small made-up data sets in DSRL's layout."""
+"""Small made-up datasets in DSRL's layout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SOURCE = Source(file_name="made-up.hdf5", sha256="0" * 64)
 
 
 def make_columns(rows: int = 50, seed: int = 0, observation_size: int = 3, action_size: int = 2) -> dict[str, np.ndarray]:
-    """Random transitions; an episode ends with probability 0.1 a row, by either flag."""
+    """Return random transitions; an episode ends with probability 0.1 per row, by either flag."""
     generator = np.random.default_rng(seed)
     ends = generator.choice(3, size=rows, p=[0.9, 0.05, 0.05])
     return {

@@ -1,4 +1,4 @@
-"""Episodes under actions drawn from their seed, to compare bit by bit."""
+"""Episodes with actions drawn from their seed, for comparisons bit by bit."""
 
 import hashlib
 import subprocess
@@ -12,9 +12,9 @@ from drcorl_ray.tasks.envs import make_env
 
 
 def episode(env, seed: int, count: int = 60, low=-1.0, high=1.0) -> Iterator[np.ndarray]:
-    """The first observation, then rows (observation, reward, cost, terminated); a generator, so episodes can interleave.
+    """Yield the first observation, then rows (observation, reward, cost, terminated); a generator, so episodes interleave.
 
-    Each of the `count` actions is uniform between `low` and `high`, numbers or a number per component.
+    Each of the `count` actions is uniform between `low` and `high`: one number each, or one per component.
     """
     yield env.reset(seed=seed)[0]
     for action in np.random.default_rng(seed).uniform(low, high, (count, *env.action_space.shape)).astype(np.float32):
@@ -25,7 +25,7 @@ def episode(env, seed: int, count: int = 60, low=-1.0, high=1.0) -> Iterator[np.
 
 
 def rows(name: str, seed: int, count: int = 60, low=-1.0, high=1.0) -> list[np.ndarray]:
-    """The whole episode in an environment of its own."""
+    """Return a whole episode from a new environment."""
     env = make_env(name)
     try:
         return list(episode(env, seed, count, low, high))
@@ -41,7 +41,7 @@ def assert_same_rows(one, other) -> None:
 
 @contextmanager
 def numpys_global_state_left_alone() -> Iterator[None]:
-    """Fails where numpy's global state is another one afterwards."""
+    """Fail if numpy's global random state has changed when the context ends."""
     np.random.seed(123)  # noqa: NPY002
     before = np.random.get_state()  # noqa: NPY002
     yield
@@ -55,7 +55,7 @@ def digest(rows) -> str:
 
 
 def digest_in_another_process(name: str, seed: int, count: int, low=-1.0, high=1.0) -> str:
-    """The episode's digest from a new interpreter, which must end well although the environment is left open."""
+    """Return the episode's digest from a new interpreter, which must exit cleanly although the environment stays open."""
     code = (
         "from drcorl_ray.tasks.envs import make_env; from tests.helpers.episodes import *; "
         f"print(digest(list(episode(make_env({name!r}), {seed}, {count}, {low}, {high}))))"

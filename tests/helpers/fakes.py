@@ -1,4 +1,4 @@
-"""A fake trainable: packs are answered at once from a planted objective, through the same files as real ones."""
+"""A fake pack trainer: it answers packs at once from a planted objective, through the same files as the real one."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def make_plan(folder: Path, settings: SearchConfig, tasks=("task",), stops=(100,
 
 
 def answer(plan: SearchPlan, pack: Pack, task: str, objective: Objective) -> None:
-    """What a trial leaves behind."""
+    """Write the files that a finished trial of a pack writes."""
     folder = plan.folder(pack.number).task(task)
     for source in pack.sources():
-        assert plan.folder(source).task(task).state.exists(), "the states it goes on from must be there"
+        assert plan.folder(source).task(task).state.exists(), "the states that the pack continues from must exist"
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.state.write_bytes(b"state")
     scores = [objective(member.params, task) for member in pack.members]
@@ -43,7 +43,7 @@ def told(study: SearchStudy, number: int) -> Score:
 
 
 def run(plan: SearchPlan, objective: Objective, trials: int | None = None, last_first: bool = False) -> list[tuple[Pack, str]]:
-    """Answer `trials` jobs (all if None), the newest first if asked; what was trained, in order."""
+    """Answer `trials` jobs (None: all), the oldest first or, with last_first, the newest; return them in that order."""
     done = []
     while (jobs := plan.jobs()) and len(done) != trials:
         pack, task = jobs[-1 if last_first else 0]

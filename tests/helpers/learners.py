@@ -56,7 +56,7 @@ def make_spec(observations: int, actions: int, **changes: object) -> DataSpec:
 
 
 def make_table(rows: int, observations: int, actions: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    """A random but fixed table of transitions, columns as in Batch without the population's dimension."""
+    """Return a random but fixed table of transitions; its columns are those of Batch without the population dimension."""
     generator = torch.Generator().manual_seed(7)
 
     def normal(*shape: int) -> Tensor:
@@ -75,7 +75,7 @@ def make_table(rows: int, observations: int, actions: int, dtype: torch.dtype = 
 
 
 def sampler(table: dict[str, Tensor]):
-    """sample(draws, rows) over a table, as Replay does it."""
+    """Return a function sample(draws, rows) over a table, like Replay's."""
     size = len(table["rewards"])
 
     def sample(draws: Draws, rows: int) -> Batch:
@@ -86,7 +86,7 @@ def sampler(table: dict[str, Tensor]):
 
 
 def take_step(stage: Stage, sample: Sampler, rows: int, step: int, reduce: Reduce = no_reduce) -> dict[str, Tensor]:
-    """A step as `Runner` takes it, in plain sight."""
+    """Take one step as `Runner` does, written out."""
     step_kind, draws = stage.step_kind(step), stage.draws(step)
     stage.prepare(step)
     parts, metrics = stage.gradients(step_kind, sample(draws, rows), draws)
@@ -109,25 +109,25 @@ def make_learner(
     dtype: torch.dtype = torch.float64,
     **kw,
 ) -> Learner:
-    settled = [config.member_with(member) for member in members]
+    resolved = [config.member_with(member) for member in members]
     conditions = torch.tensor([[1.0, 0.0, 1.0, 0.5]]).repeat(len(members), 1)
     return Learner(
         spec,
         config.pretrain,
         config.extract,
-        settled,
+        resolved,
         pretrained,
         evaluation=config.evaluation,
         sources=[0] * len(members),
         conditions=conditions,
-        estimation_states=make_footprints(spec, dtype),
+        estimation_states=make_estimation_states(spec, dtype),
         dtype=dtype,
         **kw,
     )
 
 
-def make_footprints(spec: DataSpec, dtype: torch.dtype = torch.float64, nearest: int | None = 3) -> EstimationStates:
-    """Forty states in two phases, each compared by the four before it."""
+def make_estimation_states(spec: DataSpec, dtype: torch.dtype = torch.float64, nearest: int | None = 3) -> EstimationStates:
+    """Return 40 states in two phases; each candidate is compared on the four states before it."""
     [numbers] = Draws(torch.tensor([0]), 0).normal(Stream.ROWS, 40, spec.observation_size + spec.action_size, dtype=dtype)
     observations, actions = numbers.split([spec.observation_size, spec.action_size], dim=-1)
     ends = torch.arange(4, 40)

@@ -17,7 +17,7 @@ def random_policy(observations: int, actions: int, members: int = 1, hidden: int
 
 
 def random_transformer(observations: int, actions: int, context: int = 3, seed: int = 0) -> TransformerPolicy:
-    """A CDT's of one member: two heads, one block, times up to 5."""
+    """Return a CDT policy of one member: two heads, one block, times up to 5."""
     rng = np.random.default_rng(seed)
     sizes = shapes(observations, actions, times=6, width=4, blocks=1)
     weights = {name: 0.4 * rng.standard_normal((1, *shape)).astype(np.float32) for name, shape in sizes.items()}

@@ -1,4 +1,4 @@
-"""Run directories of searches made by hand: rows, a real Optuna study in its journal, the packs' logs."""
+"""Made-up run directories of searches: rows, a real Optuna study in its journal, the packs' logs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ def make_curve(**changes: Any) -> dict[str, Any]:
 
 
 def make_calibration(**changes: Any) -> dict[str, Any]:
-    """Two members of different limits and k; by their own k of five policies three are called safe, of which one is not."""
+    """Return the calibration of two members with different limits and k.
+
+    By the members' own k, three of the five policies with a true cost are estimated safe; one of them is not safe.
+    """
     entry = {"task": "PointCircle", "steps": [10, 20, 30], "cost_limits": [10.0, 20.0], "members": ["0 offline", "1 hybrid"]}
     entry |= {"k": [0.0, 2.0], "member_k": [2.0, 1.0], "episodes": 10}
     entry["estimates"] = [[[12.0, 4.0, 4.0], [15.0, 8.0, 10.1]], [[18.0, 20.0, None], [22.0, 30.0, 3.0]]]
@@ -67,7 +70,7 @@ def make_results(rows: Rows, **about: Any) -> dict[str, Any]:
 
 
 def report(folder: Path, results: dict[str, Any]) -> dict[str, str]:
-    """Texts of the report by file name; a warning on the way is an error."""
+    """Write a report and return its texts by file name; a warning is an error."""
     folder.mkdir(exist_ok=True, parents=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -76,7 +79,7 @@ def report(folder: Path, results: dict[str, Any]) -> dict[str, str]:
 
 
 def markdown_table(text: str) -> list[list[str]]:
-    """Cells of the first table."""
+    """Return the cells of the first table."""
     first = next(part for part in text.split("\n\n") if part.startswith("|"))
     table = [line.strip("| ").split(" | ") for line in first.splitlines()]
     assert len({len(line) for line in table}) == 1
@@ -84,7 +87,7 @@ def markdown_table(text: str) -> list[list[str]]:
 
 
 def suggest(trial: optuna.Trial) -> dict[str, Any]:
-    """A conditional and a categorical key; `k` alone decides the score."""
+    """Suggest four keys, one of them categorical and one conditional; only `k` decides the score."""
     trial.suggest_float("k", 0.0, 4.0)
     trial.suggest_float("beta_0", 1e-3, 1e-1, log=True)
     if trial.suggest_categorical("beta_schedule", ["constant", "linear"]) != "constant":
@@ -93,12 +96,12 @@ def suggest(trial: optuna.Trial) -> dict[str, Any]:
 
 
 def planted_score(params: dict[str, Any]) -> tuple[float, float]:
-    """(reward, cost): k alone decides; the best safe k is 2."""
+    """Return (reward, cost), which depend only on k; the best safe k is 2."""
     return 1.0 - abs(params["k"] - 1.0) / 4, 2.0 - params["k"] / 2
 
 
 class MadeSearch:
-    """A search's run directory and its results; one study a task, or one for all (`shared`)."""
+    """A search's run directory and its results; one study per task, or one for all tasks (`shared`)."""
 
     def __init__(
         self,
@@ -221,13 +224,13 @@ class MadeSearch:
 def log_line(
     metrics: dict[str, list], step: int, total_steps: int, task: str = "PointCircle", stage: str = "extraction"
 ) -> str:
-    """One report of a metrics log."""
+    """Return one report of a metrics log."""
     head = {"task": task, "stage": stage, "step": step, "total_steps": total_steps, "seconds": 0.1}
     return json.dumps(head | {"metrics": metrics}) + "\n"
 
 
 class Parsed(HTMLParser):
-    """What a browser would see of a page: tables of cell texts, figures, texts by tag, and everything it would load."""
+    """A parsed page: its tables as cell texts, figures, text, links, and everything that a browser would load."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -275,6 +278,6 @@ class Parsed(HTMLParser):
                 self.tables[-1][-1][-1] += data
 
     def titled(self, title: str) -> dict[str, Any]:
-        """The figure of that title."""
+        """Return the figure with that title."""
         [figure] = [figure for figure in self.figures if figure["layout"]["title"]["text"] == title]
         return figure

@@ -13,7 +13,7 @@ from drcorl_ray.tasks.envs.point_circle import PointCircleEnv
 
 
 class Walk(gymnasium.Env[np.ndarray, np.ndarray]):
-    """A walk on a line: action in [-2, 2] moves, reward is the position, cost 1 beyond |x| > 1, ends beyond |x| > 5."""
+    """A walk on a line: the action in [-2, 2] is the step, the reward is x, the cost is 1 if |x| > 1, the end is |x| > 5."""
 
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float64)
     action_space = gymnasium.spaces.Box(-2.0, 2.0, (1,), np.float32)
@@ -36,7 +36,7 @@ class Walk(gymnasium.Env[np.ndarray, np.ndarray]):
 
 
 class Ending(Walk):
-    """A walk that ends after so many steps, by a clock of its own or by a failure."""
+    """A walk that ends after `steps` steps, truncated by its own clock or terminated."""
 
     def __init__(self, steps: int, clock: bool) -> None:
         super().__init__()

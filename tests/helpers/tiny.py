@@ -1,4 +1,4 @@
-"""A run that takes seconds: few PointCircle episodes, tiny networks, few steps."""
+"""Runs that take seconds: few PointCircle episodes, tiny networks, few steps."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ TINY = [
 
 
 def tiny_arguments(folder: Path, *overrides: str) -> list[str]:
-    """Arguments of a launch script that keeps everything below `folder`."""
+    """Return arguments for a launch script that writes everything below `folder`."""
     dataset = folder / "tiny.hdf5"
     if not dataset.exists():
         write_dataset(dataset, generate_dataset(0, episodes=20))
@@ -66,7 +66,7 @@ def tiny_config(folder: Path, *overrides: str) -> Config:
 
 
 def plain_pretrainer(config: Config, data: TaskData) -> Pretrainer:
-    """Pretraining without Ray: a loop in this process."""
+    """Pretrain without Ray, in this process."""
     pretrainer = build_pretrainer(config.pretrain, data, pretrain_seeds(config.members()), Placement())
     build_runner(pretrainer, whole_replay(data), config.pretrain.batch_size, Placement(), config.scaling).advance(
         0, pretrainer.total_steps
@@ -75,7 +75,7 @@ def plain_pretrainer(config: Config, data: TaskData) -> Pretrainer:
 
 
 def pretrain_beforehand(config: Config) -> None:
-    """Make the artifacts of a run in this process: a test of what comes after saves a Ray Train job."""
+    """Make the pretrained weights of a run in this process, which saves a test of later stages a Ray Train job."""
     data = TaskData.open(task_store(config.tasks[0], config.data, config.run))
     pretrainer = plain_pretrainer(config, data)
     seeds = pretrainer.seeds.tolist()
@@ -95,7 +95,7 @@ def start_learner(config: Config, data: TaskData, members, pretrained: Pretraine
 
 
 def plain_learner(config: Config, data: TaskData) -> Learner:
-    """The same training without Ray: two loops in this process."""
+    """Run the whole training without Ray, in this process."""
     replay, members, pretrainer = whole_replay(data), config.members(), plain_pretrainer(config, data)
     seeds = pretrainer.seeds.tolist()
     learner = build_learner(
@@ -116,18 +116,18 @@ def plain_learner(config: Config, data: TaskData) -> Learner:
 
 
 def online_session(config: Config, learner: Learner, task: Task, folder: Path, pool: HerePool, stop: int) -> OnlineEvaluation:
-    """Online evaluation of a learner without Ray."""
+    """Return the online evaluation of a learner, without Ray."""
     settings, schedule = config.evaluation, config.training
     roller = Roller(settings, schedule.steps, learner, task, OnlineFolder(folder), pool)
-    return OnlineEvaluation(settings, schedule, learner, stop, roller, lambda evidence: evidence)
+    return OnlineEvaluation(settings, schedule, learner, stop, roller, lambda result: result)
 
 
 class HerePool(LocalRolloutPool):
-    """A pool in this process, an episode at a time; `kill_at` ends it before that many episodes have begun."""
+    """A pool in this process, one episode at a time; it raises Killed after `kill_at` episodes have begun."""
 
     def __init__(self, kill_at: int | None = None) -> None:
         super().__init__(size=1)
-        self.begun: list[tuple[int, int]] = []  # (member of the evaluated ones, seed)
+        self.begun: list[tuple[int, int]] = []  # (index among the evaluated members, seed)
         self.evaluations: list[np.ndarray] = []
         self._runner = _CountingRunner(self.begun, kill_at)
 
@@ -149,7 +149,7 @@ class _CountingRunner(BlockRunner):
 
 
 class Killed(BaseException):
-    """Stands for kill -9: nothing after it runs."""
+    """Simulates kill -9: no handler catches it."""
 
 
 def plain_policies(config: Config, data: TaskData) -> PopulationPolicy:

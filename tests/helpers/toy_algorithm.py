@@ -1,4 +1,4 @@
-"""A user's own algorithm in one file: regression on the data's actions, shrunk by a factor that members may differ in."""
+"""A user's own algorithm in one file: regression on the data's actions, scaled by a factor that may differ by member."""
 
 from __future__ import annotations
 

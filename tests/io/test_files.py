@@ -1,4 +1,4 @@
-"""Files of arrays and JSON: exact round trips, every kind of damage refused in one line, nothing half-made after a kill."""
+"""Files of arrays and JSON: exact round trips, one-line refusals of every kind of damage, no partial file after a kill."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def refusal(path: Path) -> str:
     return message
 
 
-def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> bool:
-    """Names, types, shapes and bits."""
-    return found.keys() == expected.keys() and all(
-        (found[name].dtype, found[name].shape, found[name].tobytes()) == (array.dtype, array.shape, array.tobytes())
+def same(loaded: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> bool:
+    """Whether names, types, shapes and bits are equal."""
+    return loaded.keys() == expected.keys() and all(
+        (loaded[name].dtype, loaded[name].shape, loaded[name].tobytes()) == (array.dtype, array.shape, array.tobytes())
         for name, array in expected.items()
     )
 
 
-def test_what_is_saved_is_loaded(tmp_path):
+def test_saved_arrays_and_meta_are_loaded(tmp_path):
     save_arrays(tmp_path / "deep" / "a.safetensors", ARRAYS, META)
     arrays, meta = load_arrays(tmp_path / "deep" / "a.safetensors")
     assert same(arrays, ARRAYS)
@@ -88,14 +88,14 @@ def test_views_are_saved_by_content(tmp_path):
 def test_any_arrays_round_trip(tmp_path_factory, arrays, meta):
     path = tmp_path_factory.getbasetemp() / "any.safetensors"
     save_arrays(path, arrays, meta)
-    found, found_meta = load_arrays(path)
-    assert same(found, arrays)
-    assert found_meta == meta
+    loaded, loaded_meta = load_arrays(path)
+    assert same(loaded, arrays)
+    assert loaded_meta == meta
 
 
 @pytest.mark.parametrize("flip", [0x01, 0x80, 0xFF])
-def test_a_changed_byte_never_gives_other_values(tmp_path, flip):
-    """Every position, header and data. Fault: leave the meta, the names or the data out of the digest."""
+def test_a_changed_byte_never_changes_a_value(tmp_path, flip):
+    """At every position of header and data. Fault: leave the meta, the names or the data out of the digest."""
     path = tmp_path / "a.safetensors"
     save_arrays(path, ARRAYS, META)
     content = path.read_bytes()
@@ -129,7 +129,7 @@ def test_any_truncation_or_growth_is_refused(tmp_path):
 
 
 def test_swapped_arrays_of_one_size_are_refused(tmp_path):
-    """Fault: a digest over the data alone."""
+    """Fault: a digest over the data only."""
     path = tmp_path / "a.safetensors"
     save_arrays(path, {"aa": np.zeros(4, np.float32), "bb": np.ones(4, np.float32)}, {})
     path.write_bytes(path.read_bytes().replace(b'"aa":', b'"cc":'))
@@ -148,7 +148,7 @@ def test_other_files_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("meta", ["[1]", "3", "{", "", "null", "1" * 5000])
-def test_a_header_that_is_no_mapping_is_refused_though_its_checksum_fits(tmp_path, meta):
+def test_a_header_that_is_no_mapping_is_refused_even_if_its_checksum_matches(tmp_path, meta):
     from drcorl_ray.io.files import _digest
 
     path, arrays = tmp_path / "a.safetensors", {"a": np.zeros(3)}
@@ -180,13 +180,13 @@ def test_json_round_trip_and_refusals(tmp_path):
 
 
 def run_python(code: str, *arguments: object) -> subprocess.Popen:
-    """A fresh interpreter, so that nothing of this process survives in it."""
+    """Start a new interpreter, which shares nothing with this process."""
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
 def test_kill_9_leaves_the_old_file_or_the_new_one(tmp_path):
-    """Fault: write to the final name. The writer names each version only after it is complete."""
+    """The writer prints each version after it is complete. Fault: write directly to the final name."""
     path = tmp_path / "a.safetensors"
     writer = run_python(
         """
@@ -204,7 +204,7 @@ def test_kill_9_leaves_the_old_file_or_the_new_one(tmp_path):
     for delay_s in (0.0, 0.003, 0.011):
         writer.stdout.readline()
         time.sleep(delay_s)
-        os.kill(writer.pid, signal.SIGSTOP)  # a reader at any moment, then go on
+        os.kill(writer.pid, signal.SIGSTOP)  # read at any moment, then continue
         assert_whole(path)
         os.kill(writer.pid, signal.SIGCONT)
     time.sleep(0.007)
@@ -235,8 +235,8 @@ FULL_DISK = """
 
 
 @pytest.mark.parametrize("how", ["limit", "tmpfs"])
-def test_a_full_disk_leaves_the_old_file_alone(tmp_path, how):
-    """Fault: do not unlink the temporary file. A limit on file sizes, and a full file system where one may be mounted."""
+def test_a_full_disk_keeps_the_old_file(tmp_path, how):
+    """A limit on file sizes, and a full file system if one can be mounted. Fault: do not delete the temporary file."""
     mounted = how == "tmpfs" and os.geteuid() == 0
     if how == "tmpfs" and (
         not mounted

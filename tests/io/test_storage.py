@@ -1,4 +1,4 @@
-"""Paths in an object store, a real S3 server on this machine: what is written there is read back, by any machine."""
+"""Paths in an object store, a real S3 server on this machine: any machine reads what another one wrote."""
 
 import json
 import os
@@ -47,11 +47,11 @@ def test_a_name_without_protocol_is_a_path_of_this_machine(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [("nosuch://bucket/run", "nosuch://"), ("gs://bucket/run", "uv sync --extra")],
 )
-def test_a_protocol_without_driver_is_refused_in_one_line(name, said):
-    with pytest.raises(UserError, match=said) as caught:
+def test_a_protocol_without_driver_is_refused_in_one_line(name, message):
+    with pytest.raises(UserError, match=message) as caught:
         storage_path(name)
     assert "\n" not in str(caught.value)
 
@@ -72,7 +72,7 @@ def test_files_are_written_read_copied_and_appended_to(bucket):
             missing(bucket / "absent")
 
 
-def test_a_log_and_a_ledger_go_on_where_they_were(bucket):
+def test_a_log_and_a_ledger_continue_where_they_ended(bucket):
     for start in (0, 20):
         log = MetricsLog(bucket / "metrics.jsonl", "T", "extract", 40, start)
         for step in (10, 20, 30):
@@ -83,7 +83,7 @@ def test_a_log_and_a_ledger_go_on_where_they_were(bucket):
         assert ledger.charge([0, 1], 3) == [granted, 0]
 
 
-def test_the_log_of_a_resumed_stage_takes_back_what_came_after_its_checkpoint(bucket):
+def test_the_log_of_a_resumed_stage_drops_the_lines_after_its_checkpoint(bucket):
     log = MetricsLog(bucket / "metrics.jsonl", "T", "extract", 40, 0)
     log.write(10, {})
     log.write(20, {})
@@ -91,7 +91,7 @@ def test_the_log_of_a_resumed_stage_takes_back_what_came_after_its_checkpoint(bu
     assert [line["step"] for line in read_log(bucket / "metrics.jsonl")] == [10]
 
 
-def test_a_store_is_converted_read_and_mended_there(bucket, tmp_path):
+def test_a_store_in_a_bucket_is_converted_read_and_repaired(bucket, tmp_path):
     columns = tmp_path / "local"
     make_store(columns, 50, rows_per_shard=20)
     make_store(bucket / "store", 50, rows_per_shard=20)
@@ -105,7 +105,7 @@ def test_a_store_is_converted_read_and_mended_there(bucket, tmp_path):
     assert verify(bucket / "store") == verify(columns)
 
 
-def test_a_conversion_that_was_killed_left_no_store(bucket, monkeypatch):
+def test_a_killed_conversion_leaves_no_store(bucket, monkeypatch):
     sent = []
 
     def upload_two(file, path):
@@ -122,42 +122,42 @@ def test_a_conversion_that_was_killed_left_no_store(bucket, monkeypatch):
         verify(bucket / "store")
 
 
-def test_a_dataset_there_is_converted_as_one_of_this_machine(bucket, tmp_path):
+def test_a_dataset_in_a_bucket_is_converted_like_a_local_one(bucket, tmp_path):
     local = tiny_config(tmp_path)
     file = tmp_path / "tiny.hdf5"
     (bucket / "tiny.hdf5").write_bytes(file.read_bytes())
-    there = load_config(tiny_arguments(tmp_path, f"data.dataset={bucket}/tiny.hdf5", f"run.storage={bucket}/shared"))
-    stores = task_store("PointCircle", local.data, local.run), task_store("PointCircle", there.data, there.run)
+    remote = load_config(tiny_arguments(tmp_path, f"data.dataset={bucket}/tiny.hdf5", f"run.storage={bucket}/shared"))
+    stores = task_store("PointCircle", local.data, local.run), task_store("PointCircle", remote.data, remote.run)
     assert stores[0].name == stores[1].name
     assert [shard.sha256 for shard in verify(stores[0]).shards] == [shard.sha256 for shard in verify(stores[1]).shards]
     assert verify(stores[1]).source.sha256 == file_sha256(file)
 
 
-def test_a_study_goes_on_on_another_machine(bucket, tmp_path):
-    """Fault: a journal that stays where it was written; or one that is copied before its last trial."""
+def test_a_study_resumes_on_another_machine(bucket, tmp_path):
+    """Fault: keep the journal on the machine that wrote it, or copy it before its last trial."""
     straight = SearchStudy(tmp_path / "s.journal", "s", SPACE, [], seed=3)
-    path, asked = bucket / "s.journal", []
+    path, suggested = bucket / "s.journal", []
     for number in range(6):
         study = SearchStudy(path, "s", SPACE, [], seed=3)  # a new machine each time
-        asked.append(study.ask(number))
-        study.tell(number, Score(reward=asked[-1]["k"], cost=0.5), 10, stopped=False)
+        suggested.append(study.ask(number))
+        study.tell(number, Score(reward=suggested[-1]["k"], cost=0.5), 10, stopped=False)
         study.keep()
-        assert straight.ask(number) == asked[-1]
-        straight.tell(number, Score(reward=asked[-1]["k"], cost=0.5), 10, stopped=False)
+        assert straight.ask(number) == suggested[-1]
+        straight.tell(number, Score(reward=suggested[-1]["k"], cost=0.5), 10, stopped=False)
     with local_file(path) as journal:
         trials = load_study(journal, "s").get_trials()
-    assert [trial.params for trial in trials] == asked
-    assert [trial.values for trial in trials] == [[params["k"]] for params in asked]
+    assert [trial.params for trial in trials] == suggested
+    assert [trial.values for trial in trials] == [[params["k"]] for params in suggested]
 
 
-def test_a_policy_file_there_acts(bucket):
+def test_a_policy_file_in_a_bucket_acts(bucket):
     population = make_population()
     population.save(bucket / "p.safetensors", 1, {"task": "T"})
     states = observations(3)
     assert np.array_equal(load_policy(f"{bucket}/p.safetensors").act(states), population.act(states[None])[1])
 
 
-def test_a_run_is_taken_up_or_refused_as_on_a_disk(bucket, tmp_path):
+def test_a_run_in_a_bucket_is_resumed_or_refused_as_on_a_disk(bucket, tmp_path):
     arguments = [f"run.dir={bucket}/run"]
     run = RunDirectory.prepare(tiny_config(tmp_path, *arguments))
     with pytest.raises(UserError, match=r"run\.resume=true"):
@@ -170,7 +170,7 @@ def test_a_run_is_taken_up_or_refused_as_on_a_disk(bucket, tmp_path):
         RunDirectory.prepare(tiny_config(tmp_path, *arguments, "run.resume=true"))
 
 
-def test_a_bucket_that_is_not_there_is_named(bucket, tmp_path):
+def test_a_missing_bucket_is_named(bucket, tmp_path):
     with pytest.raises(UserError, match="s3://no-such-bucket/run: cannot be written"):
         RunDirectory.prepare(tiny_config(tmp_path, "run.dir=s3://no-such-bucket/run"))
 
@@ -178,13 +178,13 @@ def test_a_bucket_that_is_not_there_is_named(bucket, tmp_path):
 @pytest.mark.slow
 @pytest.mark.nightly
 @pytest.mark.parametrize(
-    ("change", "server", "said"),
+    ("change", "server", "message"),
     [
         ("run.storage=s3://bucket/shared", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "no answer within 30 s"),
         ("data.dataset=s3://bucket/file.hdf5", {}, "Unable to locate credentials"),
     ],
 )
-def test_a_store_that_does_not_answer_is_named_in_one_line(tmp_path, change, server, said):
+def test_a_store_that_does_not_answer_is_named_in_one_line(tmp_path, change, server, message):
     credentials = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"} if server else {"AWS_EC2_METADATA_DISABLED": "true"}
     clean = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     command = [sys.executable, "launch/train.py", *tiny_arguments(tmp_path, change)]
@@ -194,16 +194,16 @@ def test_a_store_that_does_not_answer_is_named_in_one_line(tmp_path, change, ser
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: s3://bucket/")
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
 
 
-def test_a_log_is_read_while_it_is_written_anew(bucket):
-    """Fault: look at the file first and then read what one has seen, which is gone; the progress bars stopped by that."""
-    over = threading.Event()
+def test_a_log_is_read_while_it_is_rewritten(bucket):
+    """Fault: request the file's size first and its content second, which fails between rewrites and stopped progress bars."""
+    done = threading.Event()
 
     def write() -> None:
-        while not over.is_set():
+        while not done.is_set():
             append_text(bucket / "notes.txt", "a line\n")
 
     append_text(bucket / "notes.txt", "a line\n")
@@ -212,15 +212,15 @@ def test_a_log_is_read_while_it_is_written_anew(bucket):
     try:
         sizes = [len(read_bytes(bucket / "notes.txt")) for _ in range(50)]
     finally:
-        over.set()
+        done.set()
         writer.join()
     assert sizes == sorted(sizes)
     assert sizes[-1] > sizes[0]
 
 
 @pytest.mark.slow
-def test_a_store_that_is_away_for_a_while_is_waited_for(bucket, s3):
-    """Fault: the driver's own patience, which ends after seven seconds."""
+def test_reads_wait_for_a_store_that_is_unreachable_for_a_while(bucket, s3):
+    """Fault: keep the driver's default, which gives up after seven seconds."""
     (bucket / "file").write_bytes(b"content")
     s3.stop()
     back = threading.Timer(12.0, s3.start)
@@ -229,7 +229,7 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(bucket, s3):
     back.join()
 
 
-def test_locks_hold_on_one_machine(bucket):
+def test_locks_exclude_processes_of_one_machine(bucket):
     with file_lock(bucket / "x.lock"):
         assert not _acquired(bucket / "x.lock")
         assert _acquired(bucket / "y.lock")

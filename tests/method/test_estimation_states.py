@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from drcorl_ray.method.estimation_states import ROWS, STRETCH, EstimationStates, candidate_segments
-from tests.helpers.learners import extract, make_footprints, make_table
+from tests.helpers.learners import extract, make_estimation_states, make_table
 from tests.method.test_learner import MEMBERS, SPEC, start
 
 
@@ -50,7 +50,7 @@ def test_short_episodes_have_short_stretches(lengths, ends, stretch):
 
 def test_a_policy_is_estimated_where_it_would_come_to():
     """Second computation in numpy, a state at a time. Fault: the farthest, its own action, one phase, another's policy."""
-    estimation_states = make_footprints(SPEC, nearest=3)
+    estimation_states = make_estimation_states(SPEC, nearest=3)
     offsets = torch.tensor([0.0, 0.6, -0.6], dtype=torch.float64)[:, None, None]
     chosen = estimation_states.choose(lambda states: states[..., :2].tanh() + offsets, 3)
     assert chosen.shape == (3, 6)
@@ -73,7 +73,7 @@ def test_many_states_are_compared_in_parts():
 
 
 def test_all_candidates_are_estimated_on_if_none_is_nearest():
-    estimation_states = make_footprints(SPEC, nearest=None)
+    estimation_states = make_estimation_states(SPEC, nearest=None)
     assert estimation_states.choose(torch.zeros_like, 2).tolist() == [estimation_states.ends.tolist()] * 2
 
 

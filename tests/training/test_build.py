@@ -1,4 +1,4 @@
-"""A run's stages without Ray: what a store tells the learner, resuming through files, and artifacts."""
+"""A run's stages without Ray: reading a store, building, resuming from files, and pretrained weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.helpers.tiny import start_learner
 
 
 def open_made(folder: Path, columns: dict[str, np.ndarray] | None = None, **kw: Any) -> TaskData:
-    """The store of some made-up columns, opened as a PointCircle data set."""
+    """Write made-up columns to a store and open it as a PointCircle dataset."""
     dataset = make_dataset(make_columns(200) if columns is None else columns)
     convert(dataset, folder, **({"task": "PointCircle", "source": SOURCE} | kw))
     return TaskData.open(folder)
@@ -42,11 +42,11 @@ def full_replay(data: TaskData) -> Replay:
 
 
 def fresh(config: Config, data: TaskData, seeds: list[int]) -> Pretrained:
-    """A pretraining of no steps."""
+    """Return pretrained weights after no steps."""
     return Pretrained(tuple(seeds), build_pretrainer(config.pretrain, data, seeds, Placement()).result())
 
 
-# ---- what is asked of the behaviour ------------------------------------------------------------------------------------
+# ---- the condition of the behaviour model ------------------------------------------------------------------------------
 
 SPEC = make_spec(3, 2, reward_rate_mean=2.0, reward_rate_std=4.0)
 EPISODES = EpisodeTotals(
@@ -66,27 +66,27 @@ RATES = np.arange(30, dtype=np.float32)
         (0.0, 0.5, 6.0),
     ],
 )
-def test_the_rate_asked_for_is_that_of_the_best_episodes_within_the_limit(limit, quantile, rate):
-    """Fault: < for ≤ at the limit, the worst episodes, or the rows of other ones."""
+def test_the_conditions_rate_comes_from_the_best_episodes_within_the_limit(limit, quantile, rate):
+    """Fault: < instead of ≤ at the limit, the worst episodes, or the rows of other episodes."""
     condition = behaviour_condition(SPEC, quantile, limit, EPISODES, RATES)
     assert condition.dtype == np.float32
     assert condition.tolist() == [1.0, 0.0, 1.0, (rate - 2.0) / 4.0]
 
 
-def test_an_unconditioned_member_asks_for_nothing():
+def test_an_unconditioned_members_condition_is_zero():
     assert behaviour_condition(SPEC, None, 10.0, EPISODES, RATES).tolist() == [0.0] * 4
 
 
-def test_where_no_episode_is_within_the_limit_the_tenth_of_lowest_cost_stands_in():
-    """Costs 20 … 1: the 0.1-quantile is 2.9, so episodes 18 and 19, of which 18 earns more (rows 27)."""
-    dear = dataclasses.replace(EPISODES, costs=np.arange(20.0, 0.0, -1.0), returns=np.arange(20.0, 0.0, -1.0))
-    assert behaviour_condition(SPEC, 0.5, 0.0, dear, RATES).tolist() == [1.0, 0.0, 1.0, (27.0 - 2.0) / 4.0]
+def test_without_an_episode_within_the_limit_the_tenth_with_the_lowest_costs_is_used():
+    """Costs 20 … 1: the 0.1-quantile is 2.9, so episodes 18 and 19, of which 18 has the higher return (row 27)."""
+    costly = dataclasses.replace(EPISODES, costs=np.arange(20.0, 0.0, -1.0), returns=np.arange(20.0, 0.0, -1.0))
+    assert behaviour_condition(SPEC, 0.5, 0.0, costly, RATES).tolist() == [1.0, 0.0, 1.0, (27.0 - 2.0) / 4.0]
 
 
 # ---- opening a store ---------------------------------------------------------------------------------------------------
 
 
-def test_a_store_is_opened_with_its_numbers(tmp_path):
+def test_an_opened_store_has_its_statistics(tmp_path):
     columns = make_columns(6)
     columns["rewards"] = np.array([1, 2, 3, 4, 5, 6], np.float32)
     columns["costs"] = np.array([0, 1, 0, 0, 2, 1], np.float32)
@@ -99,7 +99,7 @@ def test_a_store_is_opened_with_its_numbers(tmp_path):
     assert spec.mean_cost == pytest.approx(4 / 6)
     np.testing.assert_allclose(spec.observation_mean, observations.mean(0))
     np.testing.assert_allclose(spec.observation_std, observations.std(0) + 1e-3)
-    assert data.reward_rates[1] == 2.0  # the last row of a cut episode
+    assert data.reward_rates[1] == 2.0  # the last row of a truncated episode
     assert data.reward_rates[0] == pytest.approx((1 + 0.99 * 2) / 1.99)
     assert spec.reward_rate_mean == pytest.approx(data.reward_rates.mean())
 
@@ -114,7 +114,7 @@ def test_equal_returns_cannot_be_normalised(tmp_path):
 
 
 def test_two_workers_draw_the_two_halves_of_one_workers_minibatch(tmp_path):
-    """Fault: first_row from the worker's rank alone, or from the other stage's batch size."""
+    """Fault: compute first_row from the worker's rank only, or from the other stage's batch size."""
     data, config = open_made(tmp_path / "store"), small_config("extract.batch_size=24", "scaling.workers=2")
     members = config.members()
     pretrained = fresh(config, data, [0])
@@ -137,7 +137,7 @@ def test_two_workers_draw_the_two_halves_of_one_workers_minibatch(tmp_path):
 
 
 def test_members_start_from_their_own_seeds_pretraining(tmp_path):
-    """Fault: number the sources by member."""
+    """Fault: number the sources by member instead of by seed."""
     data = open_made(tmp_path / "store")
     config = small_config("population=[{seed: 5}, {seed: 3}, {seed: 5, k: 0.0}]")
     members = config.members()
@@ -152,8 +152,8 @@ def test_members_start_from_their_own_seeds_pretraining(tmp_path):
 
 
 @pytest.mark.parametrize("states", ["nearest", "all"])
-def test_costs_are_estimated_on_the_datas_states_standardised(tmp_path, states):
-    """All: every row of so few. Fault: raw observations."""
+def test_costs_are_estimated_on_the_standardised_states_of_the_data(tmp_path, states):
+    """With "all" every row of this small store is used. Fault: use raw observations."""
     data = open_made(tmp_path / "store", make_columns(200, seed=3))
     config = small_config("population=[{cost_limit: 20}, {cost_limit: 200}]", f"extract.estimate_states={states}")
     learner = start_learner(config, data, config.members(), fresh(config, data, [0]), Placement())
@@ -165,7 +165,7 @@ def test_costs_are_estimated_on_the_datas_states_standardised(tmp_path, states):
     assert states == "nearest" or distance.min(0).max() < 1e-5
 
 
-# ---- saving and going on -----------------------------------------------------------------------------------------------
+# ---- saving and resuming -----------------------------------------------------------------------------------------------
 
 
 def bits(stage: Stage) -> dict[str, bytes]:
@@ -173,8 +173,8 @@ def bits(stage: Stage) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("stop", [1, 4, 5, 9])
-def test_pretraining_goes_on_through_a_file_bitwise(tmp_path, stop):
-    """In each phase and at the phases' borders. Fault: leave an Adam moment or a target out of state_dict."""
+def test_pretraining_resumes_from_a_file_bitwise(tmp_path, stop):
+    """It stops in each phase and between phases. Fault: leave an Adam moment or a target network out of state_dict."""
     data, config = open_made(tmp_path / "store"), small_config()
     replay, rows = full_replay(data), config.pretrain.batch_size
     straight = build_pretrainer(config.pretrain, data, [1, 2], Placement())
@@ -189,8 +189,8 @@ def test_pretraining_goes_on_through_a_file_bitwise(tmp_path, stop):
 
 
 @pytest.mark.parametrize("stop", [1, 2, 6])
-def test_extraction_goes_on_through_a_file_bitwise(tmp_path, stop):
-    """Before, at and after the first policy step; every adaptation rule, so that the multiplier and 0-d counts matter."""
+def test_extraction_resumes_from_a_file_bitwise(tmp_path, stop):
+    """It stops before, at and after the first policy step. All adaptation rules: the multiplier and 0-d counts matter."""
     data = open_made(tmp_path / "store")
     rules = "{adaptation: lagrangian, cost_limit: 0, k: 9}, {adaptation: crpo, policy_class: gaussian}, {cost_limit: 3}"
     config = small_config(f"population=[{rules}]", "extract.update_diffusion=true")
@@ -210,8 +210,8 @@ def test_extraction_goes_on_through_a_file_bitwise(tmp_path, stop):
     }
 
 
-def test_a_users_own_task_is_opened_where_it_is_not_registered(tmp_path):
-    """In another process. Fault: look its name up there."""
+def test_a_users_own_task_is_opened_in_a_process_that_does_not_register_it(tmp_path):
+    """Fault: look up its name in that process."""
     own = dataclasses.replace(get_task("PointCircle"), name="SomebodysTask")
     store = tmp_path / "store"
     convert(make_dataset(make_columns(200)), store, task="SomebodysTask", source=SOURCE)
@@ -220,11 +220,11 @@ def test_a_users_own_task_is_opened_where_it_is_not_registered(tmp_path):
     assert TaskData.open(store, own).task == own
 
 
-# ---- pretrained artifacts ----------------------------------------------------------------------------------------------
+# ---- pretrained weights ------------------------------------------------------------------------------------------------
 
 
 def other(value: Any) -> Any:
-    """A different valid value of a pretraining setting."""
+    """Return a different valid value of a pretraining setting."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
@@ -234,7 +234,7 @@ def other(value: Any) -> Any:
     return [*value, 8] if isinstance(value, list) else {"regression": "score"}[value]
 
 
-def test_an_artifacts_name_follows_every_input(tmp_path):
+def test_the_name_of_pretrained_weights_depends_on_every_input(tmp_path):
     """Fault: leave a key, the seed or the shards out of the identity."""
     data, config = open_made(tmp_path / "a"), small_config().pretrain
     root = tmp_path / "root"
@@ -254,7 +254,7 @@ def test_an_artifacts_name_follows_every_input(tmp_path):
     assert {path.parent for path in paths.values()} == {root / "pretrained"}
 
 
-def test_an_artifacts_name_follows_nothing_else(tmp_path):
+def test_the_name_of_pretrained_weights_depends_on_nothing_else(tmp_path):
     data, config = open_made(tmp_path / "a"), small_config()
     path = pretrained_path(tmp_path, data, config.pretrain, 0)
     renamed = SOURCE.model_copy(update={"file_name": "renamed.hdf5"})
@@ -263,8 +263,8 @@ def test_an_artifacts_name_follows_nothing_else(tmp_path):
     assert pretrained_path(tmp_path, data, others.pretrain, 0) == path
 
 
-def test_artifacts_are_what_pretraining_gave(tmp_path):
-    """Fault: cut an ensemble's rows between the seeds in the wrong place."""
+def test_loaded_pretrained_weights_equal_the_pretrainers_result(tmp_path):
+    """Fault: split an ensemble's rows between the seeds at the wrong row."""
     data, config = open_made(tmp_path / "store"), small_config()
     pretrainer = build_pretrainer(config.pretrain, data, [4, 5], Placement())
     build_runner(pretrainer, full_replay(data), 16, Placement(), config.scaling).advance(0, pretrainer.total_steps)
@@ -276,8 +276,8 @@ def test_artifacts_are_what_pretraining_gave(tmp_path):
     assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in result.items())
 
 
-def test_a_seeds_artifact_is_the_same_whoever_was_pretrained_beside_it(tmp_path):
-    """Fault: a draw that depends on the seed's place in the population."""
+def test_pretrained_weights_do_not_depend_on_the_other_seeds(tmp_path):
+    """Fault: a draw that depends on the seed's index in the population."""
     data, config = open_made(tmp_path / "store"), small_config("pretrain.policy=score", "pretrain.noise_dropout=0.1")
     tensors = []
     for name, seeds in (("pack", [4, 5]), ("alone", [5])):
@@ -288,9 +288,9 @@ def test_a_seeds_artifact_is_the_same_whoever_was_pretrained_beside_it(tmp_path)
     assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())
 
 
-def test_a_damaged_artifact_is_refused(tmp_path):
+def test_damaged_pretrained_weights_are_refused(tmp_path):
     data, config = open_made(tmp_path / "store"), small_config()
-    path = tmp_path / "artifact.safetensors"
+    path = tmp_path / "pretrained.safetensors"
     save_pretrained({0: path}, build_pretrainer(config.pretrain, data, [0], Placement()))
     content = path.read_bytes()
     flipped = bytearray(content)
@@ -305,6 +305,6 @@ def test_a_damaged_artifact_is_refused(tmp_path):
         load_pretrained([tmp_path / "absent.safetensors"])
 
 
-def test_streams_of_the_estimate_do_not_touch_those_of_training():
-    """The estimation states are drawn at step 0 of the pretraining's counters: their stream must be their own."""
+def test_random_streams_are_distinct():
+    """The estimation states are drawn at step 0 of pretraining's counters, so their stream must be their own."""
     assert len({int(stream) for stream in Stream}) == len(Stream)

@@ -1,4 +1,4 @@
-"""The last two states of a training: what is gone on from after damage, a kill between two files, a full disk."""
+"""The last two states of a training: resuming after damage, after a kill between two files, and after a full disk."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from drcorl_ray.training.checkpoint import States, save_state
 
 
 class Counter:
-    """Something that is trained: its state is how far it has come."""
+    """A stage whose state is one number: its step."""
 
     def __init__(self, value: int = -1) -> None:
         self.value = torch.tensor(value)
@@ -44,16 +44,16 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-def test_the_last_two_are_kept(states):
+def test_the_last_two_states_are_kept(states):
     assert load(states) == (0, -1, [])
     for step in (10, 20, 30):
         states.save(Counter(step), step)
     assert load(states) == (30, 30, [])
-    states.folder.state.unlink()  # as a kill leaves it between the two files
+    states.folder.state.unlink()  # as after a kill between the two files
     assert load(states) == (20, 20, [])
 
 
-def test_a_damaged_one_is_passed_over_and_named(states):
+def test_a_damaged_state_is_skipped_and_named(states):
     for step in (10, 20):
         states.save(Counter(step), step)
     flip(states.folder.state)
@@ -67,7 +67,7 @@ def test_a_damaged_one_is_passed_over_and_named(states):
 
 
 @pytest.mark.parametrize("content", [{}, {"value": torch.zeros(3).numpy()}])
-def test_the_state_of_something_else_is_refused(tmp_path, content):
+def test_the_state_of_another_training_is_refused(tmp_path, content):
     states = States(TrainingFolder(tmp_path))
     save_state(states.folder.previous_state, Counter(10), 10)
     save_arrays(states.folder.state, content, {"step": 20})
@@ -76,7 +76,7 @@ def test_the_state_of_something_else_is_refused(tmp_path, content):
     assert "the state of another training" in damage
 
 
-def test_a_full_disk_leaves_the_state_before(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_previous_state(tmp_path, monkeypatch):
     states = States(TrainingFolder(tmp_path))
     states.save(Counter(10), 10)
 

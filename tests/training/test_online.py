@@ -1,4 +1,4 @@
-"""Online evaluation: at which steps, with which policies, at what cost to the budget; killed anywhere and gone on from."""
+"""Online evaluation: its steps, its policies, its budget, and resuming after a kill at any step."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def online_config(*overrides: str) -> Config:
 
 
 class Session:
-    """A learner and its evaluation in a folder, from a saved state or from the start, as a worker process would have them."""
+    """A learner and its online evaluation in a folder, as in a worker process; from a saved state or from the start."""
 
     def __init__(
         self, config: Config, folder: Path, state: Any = None, pool: Any = None, stop: int = 15, members=MODES
@@ -47,7 +47,7 @@ class Session:
         self.evaluation = online_session(config, self.learner, WALK, folder, self.pool, stop)
 
     def go(self, start: int, stop: int) -> dict[str, torch.Tensor]:
-        """The state after steps start … stop − 1."""
+        """Train steps start … stop − 1 and return the state."""
         for step in range(start, stop):
             self.evaluation.before(step)
             take_step(self.learner, sampler(TABLE), 16, step)
@@ -63,8 +63,8 @@ def assert_same_state(one: dict[str, torch.Tensor], other: dict[str, torch.Tenso
     budget=st.integers(0, 12),
     charges=st.lists(st.tuples(st.sets(st.integers(0, 2), min_size=1), st.integers(1, 5), st.booleans(), st.booleans())),
 )
-def test_no_charge_exceeds_the_budget_whoever_dies(tmp_path_factory, budget, charges):
-    """A process may end after any charge, in the middle of writing the next one too; the next process knows all of them."""
+def test_charges_never_exceed_the_budget_after_any_kill(tmp_path_factory, budget, charges):
+    """A process may end after any charge, or while it writes the next one; the next process knows every granted charge."""
     path = tmp_path_factory.mktemp("ledger") / "episodes.jsonl"
     ledger, expected = EpisodeLedger(path, budget, [1, 0, 0]), np.array([1, 0, 0])
     for members, episodes, dies, half_written in charges:
@@ -91,7 +91,7 @@ def test_no_charge_exceeds_the_budget_whoever_dies(tmp_path_factory, budget, cha
     ],
 )
 def test_evaluations_begin_and_take_effect_at_known_steps(tmp_path, critic_steps, interval, staleness, expected):
-    """(begun, in effect), a table by hand; the policies are those of the beginning, the estimate holds from its step on."""
+    """expected: (step of the start, step of the effect), computed by hand. The policies are those of the start."""
     config = online_config(
         f"extract.critic_steps={critic_steps}", f"evaluation.online_interval={interval}",
         f"evaluation.online_staleness={staleness}",
@@ -108,11 +108,11 @@ def test_evaluations_begin_and_take_effect_at_known_steps(tmp_path, critic_steps
     for weights, (begun, _) in zip(session.pool.evaluations, expected, strict=True):
         np.testing.assert_array_equal(weights, averages[begun])
     seeds = [seed for member, seed in session.pool.begun if member == 0]
-    assert len(set(seeds)) == 3 * len(expected)  # every evaluation has episodes of its own
+    assert len(set(seeds)) == 3 * len(expected)  # every evaluation has its own episodes
 
 
 def test_the_estimate_is_the_mean_cost_of_its_episodes(tmp_path):
-    """Against a second evaluation, made here; the offline member and the appended transitions too."""
+    """Compared with separate rollouts, also for the offline member and the appended transitions."""
     session = Session(online_config(), tmp_path)
     policies = session.learner.policies()
     state = session.go(0, 4)
@@ -128,13 +128,15 @@ def test_the_estimate_is_the_mean_cost_of_its_episodes(tmp_path):
         np.testing.assert_array_equal(mine, trajectory[name][:, 0])
     for mine, name in ((reward, "rewards"), (cost, "costs"), (terminal, "terminals")):
         np.testing.assert_array_equal(mine, trajectory[name])
-    discounts = 0.99 ** np.arange(len(rewards))  # of the rest of the episode, as in the dataset; it was cut, not ended
+    discounts = 0.99 ** np.arange(
+        len(rewards)
+    )  # over the rest of the episode, as in the dataset; it was truncated, not terminated
     np.testing.assert_allclose(reward_rate[0], (discounts * rewards).sum() / discounts.sum(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("staleness", [0, 1, 3, 4])
-def test_a_run_killed_between_any_two_steps_ends_as_one_that_was_not(tmp_path, staleness):
-    """Also while an evaluation is under way: its policies are part of the state. No episode is run twice."""
+def test_a_run_killed_between_any_two_steps_has_the_same_result(tmp_path, staleness):
+    """Also while an evaluation runs: its policies are part of the state. No finished evaluation is repeated."""
     config = online_config(f"evaluation.online_staleness={staleness}")
     whole = Session(config, tmp_path / "whole")
     expected = whole.go(0, 15)
@@ -155,8 +157,8 @@ def test_a_run_killed_between_any_two_steps_ends_as_one_that_was_not(tmp_path, s
 
 @pytest.mark.parametrize("staleness", [0, 2, 4])
 @pytest.mark.parametrize("rung", [6, 7, 8])
-def test_a_pack_goes_on_where_another_stopped(tmp_path, staleness, rung):
-    """An evaluation that straddles a rung begins in the next pack, with policies of the one before. Nothing is run twice."""
+def test_a_pack_continues_where_another_stopped(tmp_path, staleness, rung):
+    """An evaluation that spans a rung begins in the next pack, with the previous pack's policies. No episode is repeated."""
     config = online_config(f"evaluation.online_staleness={staleness}")
     expected = Session(config, tmp_path / "whole").go(0, 15)
     first = Session(config, tmp_path / "first", stop=rung)
@@ -169,10 +171,10 @@ def test_a_pack_goes_on_where_another_stopped(tmp_path, staleness, rung):
 def test_a_member_alone_is_the_member_in_a_pack(tmp_path):
     config = online_config("evaluation.online_staleness=2")
     pack = Session(config, tmp_path / "pack").go(0, 15)
-    for place in (1, 2):
-        alone = Session(config, tmp_path / f"alone-{place}", members=[MODES[place]]).go(0, 15)
+    for member in (1, 2):
+        alone = Session(config, tmp_path / f"alone-{member}", members=[MODES[member]]).go(0, 15)
         for name in ("average", "online.estimate", "online.spent", "online.counts", "q_cost.flat"):
-            rows = pack[name].unflatten(0, (4, -1))[place]
+            rows = pack[name].unflatten(0, (4, -1))[member]
             assert torch.equal(rows, alone[name].view(rows.shape)), name
 
 
@@ -182,8 +184,8 @@ def test_a_member_alone_is_the_member_in_a_pack(tmp_path):
     kills=st.lists(st.tuples(st.integers(0, 14), st.integers(0, 8)), max_size=4),
     staleness=st.sampled_from([0, 2]),
 )
-def test_over_random_kills_no_more_than_the_budget_is_spent_and_all_of_it_reported(tmp_path_factory, budget, kills, staleness):
-    """Each session is killed when it has begun so many episodes, or after a step; the next one has its last checkpoint."""
+def test_random_kills_never_exceed_the_budget_and_every_episode_is_reported(tmp_path_factory, budget, kills, staleness):
+    """Each session is killed after a number of episodes or after a step; the next one resumes from its last checkpoint."""
     config = online_config(f"evaluation.online_budget={budget}", f"evaluation.online_staleness={staleness}")
     folder = tmp_path_factory.mktemp("run")
     begun, charged, state, step = 0, 0, None, 0
@@ -193,7 +195,7 @@ def test_over_random_kills_no_more_than_the_budget_is_spent_and_all_of_it_report
             if stop > step:
                 state, step = session.go(step, stop), stop
         except Killed:
-            charged += 1  # granted to an episode that had no time to begin
+            charged += 1  # granted to an episode that did not begin
         begun += len(session.pool.begun)
     assert state is not None
     spent = state["online.spent"].numpy()
@@ -206,8 +208,8 @@ def test_over_random_kills_no_more_than_the_budget_is_spent_and_all_of_it_report
         assert spent[1:].tolist() == [min(budget, 9)] * 3
 
 
-def test_without_a_budget_left_the_offline_estimate_holds(tmp_path):
-    """Four episodes: three, then one, then none; what an estimate rests on is said at every step."""
+def test_the_offline_estimate_is_used_when_the_budget_is_spent(tmp_path):
+    """A budget of four episodes gives three, then one, then none; every step reports the episodes behind its estimate."""
     session = Session(online_config("evaluation.online_budget=4"), tmp_path)
     assert session.go(0, 7)["online.episodes"].tolist() == [0, 3, 3, 3]
     assert session.go(7, 11)["online.episodes"].tolist() == [0, 1, 1, 1]
@@ -216,7 +218,7 @@ def test_without_a_budget_left_the_offline_estimate_holds(tmp_path):
     assert state["online.spent"].tolist() == [0, 4, 4, 4]
 
 
-def test_a_lost_member_is_not_rolled_out(tmp_path):
+def test_a_diverged_member_is_not_rolled_out(tmp_path):
     session = Session(online_config(), tmp_path)
     session.learner.average[1] = torch.nan
     state = session.go(0, 4)
@@ -228,7 +230,7 @@ def test_a_lost_member_is_not_rolled_out(tmp_path):
     "line", [b"\xff\n", b"{}\n", b"[1]\n", b'{"members": [0], "episodes": [-1]}\n', b'{"members": [2], "episodes": [1]}\n']
 )
 def test_a_damaged_ledger_is_named(tmp_path, line):
-    """What was spent is then not known. Fault: a traceback, or a budget that grows."""
+    """The spent episodes are then unknown. Fault: a traceback, or a budget that grows."""
     path = tmp_path / "episodes.jsonl"
     EpisodeLedger(path, 10, [1, 2]).charge([0], 3)
     with path.open("ab") as file:
