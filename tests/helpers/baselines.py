@@ -46,9 +46,9 @@ def make_population(
     episodes = episodes or EpisodeTotals(
         np.array([1.0, 3.0, 2.0, 0.5]), np.array([4.0, 30.0, 8.0, 0.0]), np.array([10, 10, 10, 10])
     )
-    told = Dataset(spec, episodes, starts, states)
+    data = Dataset(spec, episodes, starts, states)
     return make_baseline(
-        algorithm, config, told, [config.member_with(member, algorithm) for member in members], dtype=dtype, **kw
+        algorithm, config, data, [config.member_with(member, algorithm) for member in members], dtype=dtype, **kw
     )
 
 
@@ -62,7 +62,7 @@ def train(
 
 
 def feed(learner: Any, table: dict[str, Tensor], moved: Callable[[Any], Any] = lambda x: x) -> Sampler:
-    """Rows of a table, or windows of its rows as CDT has them; moved: to where the learner will be."""
+    """Return a sampler of a table's rows, or of windows for CDT; moved: moves the table to the learner's device."""
     history = learner.history(table["rewards"], table["costs"]) if isinstance(learner, CDT) else None
     history, table = moved((history, table))
     if history is None:
@@ -72,9 +72,9 @@ def feed(learner: Any, table: dict[str, Tensor], moved: Callable[[Any], Any] = l
 
 
 def bandit(rows: int = 4000, seed: int = 0, spread: float | None = None, cost_from: float = 0.0) -> dict[str, Tensor]:
-    """A state that never matters, episodes of one step: action a earns a and costs max(a − cost_from, 0).
+    """Return the table of a bandit: states have no effect, episodes have one step, reward a and cost max(a − cost_from, 0).
 
-    The data acts uniformly on [−1, 1], or around 0.2 with the given spread.
+    The data's actions are uniform on [−1, 1], or normal around 0.2 with the given std `spread`.
     """
     generator = torch.Generator().manual_seed(seed)
     actions = 2.0 * torch.rand(rows, 1, generator=generator) - 1.0
@@ -99,7 +99,7 @@ def bandit_actions(
     table: dict[str, Tensor] | None = None,
     rows: int = 64,
 ) -> tuple[Baseline, Tensor]:
-    """What each member does in the bandit after training."""
+    """Train a population on the bandit; return it and each member's action."""
     config = baseline_config("baseline.hidden=[32,32]", "baseline.vae_hidden=32", "baseline.target_step=0.02", *overrides)
     table = bandit() if table is None else table
     learner = make_population(algorithm, config, members, BANDIT, torch.float32)

@@ -120,13 +120,13 @@ def make_learner(
         evaluation=config.evaluation,
         sources=[0] * len(members),
         conditions=conditions,
-        estimation_states=make_footprints(spec, dtype),
+        estimation_states=make_estimation_states(spec, dtype),
         dtype=dtype,
         **kw,
     )
 
 
-def make_footprints(spec: DataSpec, dtype: torch.dtype = torch.float64, nearest: int | None = 3) -> EstimationStates:
+def make_estimation_states(spec: DataSpec, dtype: torch.dtype = torch.float64, nearest: int | None = 3) -> EstimationStates:
     """Forty states in two phases, each compared by the four before it."""
     [numbers] = Draws(torch.tensor([0]), 0).normal(Stream.ROWS, 40, spec.observation_size + spec.action_size, dtype=dtype)
     observations, actions = numbers.split([spec.observation_size, spec.action_size], dim=-1)
