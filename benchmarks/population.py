@@ -74,11 +74,11 @@ def make_learner(
         SPEC, settings.pretrain, settings.extract, varied, pretrained,  # pyright: ignore
         evaluation=settings.evaluation, sources=[0] * members,
         conditions=torch.tensor([[1.0, 0.0, 1.0, 0.5]]).repeat(members, 1),
-        estimation_states=make_footprints(estimation_states), device=device, dtype=dtype,
+        estimation_states=make_estimation_states(estimation_states), device=device, dtype=dtype,
     )  # fmt: skip
 
 
-def make_footprints(rows: int) -> EstimationStates:
+def make_estimation_states(rows: int) -> EstimationStates:
     [numbers] = Draws(torch.tensor([0]), 0).normal(Stream.ROWS, rows, OBSERVATIONS + ACTIONS)
     observations, actions = numbers.split([OBSERVATIONS, ACTIONS], dim=-1)
     stretch = STRETCH // HOP

@@ -1,4 +1,4 @@
-"""The benchmarks compare equal work: their eager learner has the same mathematics as the population."""
+"""The benchmarks compare equal work: their eager learner computes the same as a population of one member."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def test_the_benchmarks_measure_the_default_settings():
 
 
 @pytest.mark.parametrize(("region", "cost_limit"), [(0, 500.0), (1, 60.0), (2, 0.0)], ids=REGIONS)
-def test_the_eager_learner_does_what_the_population_does(region, cost_limit):
-    """A second implementation, weight by weight after every step. Fault: another sign, target, schedule or rate in either."""
+def test_the_eager_learner_equals_the_population(region, cost_limit):
+    """All weights agree after every step. Fault: another sign, target, schedule or learning rate in either of them."""
     settings = Settings(**SMALL, member={"cost_limit": cost_limit})
     learner = make_learner(settings, 1, dtype=torch.float64, estimation_states=400)
     replay = make_replay(500, dtype=torch.float64)
@@ -60,12 +60,12 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 for name in ("gpu", "learner", "inference"):
     importlib.import_module(f"benchmarks.{name}")
-assert "torch._dynamo" not in sys.modules, "the compiler, seconds of every worker's start, is imported and not used"
+assert "torch._dynamo" not in sys.modules, "the compiler is imported but not used; it adds seconds to every worker's start"
 """
 
 
-def test_what_runs_on_a_bare_gpu_machine_needs_torch_numpy_and_safetensors_alone():
-    """Faults: import `drcorl_ray.config` where it is not for types alone, or the compiler at the top of a module."""
+def test_the_gpu_benchmarks_need_only_torch_numpy_and_safetensors():
+    """Faults: an import of `drcorl_ray.config` outside TYPE_CHECKING; an import of the compiler at the top of a module."""
     run = subprocess.run([sys.executable, "-c", BARE], cwd=SETTINGS.parents[1], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
 
@@ -85,7 +85,7 @@ def eager_twin(learner: Learner, settings: Settings) -> EagerLearner:
 
 
 def randomness(draws: Draws, states: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What the population draws for its one member in a step: times, noise, rows of the estimation states."""
+    """Return what the population draws for its one member in a step: times, noise, rows of the estimation states."""
     times = spread(draws.uniform(Stream.REGULARISER_TIME, 32, dtype=torch.float64), REGULARISER_TIMES)
     noise = draws.normal(Stream.REGULARISER_NOISE, 32, 6, dtype=torch.float64)
     return times[0], noise[0], draws.integers(Stream.ESTIMATE_ROWS, 32, states)[0]

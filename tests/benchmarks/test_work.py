@@ -1,4 +1,4 @@
-"""What is counted against closed forms and against torch's profiler."""
+"""The counted work of operations against closed forms and torch's profiler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.helpers.learners import make_learner, make_spec, make_table, pretrain
 
 
 def test_a_layer_by_hand():
-    """Fault: leave out the bias, or count what is expanded as often as it is used."""
+    """Fault: the bias is left out, or an expanded tensor is counted as often as it is repeated."""
     weight, x, bias = torch.randn(3, 5, 7), torch.randn(3, 4, 5), torch.randn(3, 1, 7)
     work = count_work(lambda: torch.baddbmm(bias, x, weight).relu())
     assert work.flops == 2 * 3 * 4 * 5 * 7
@@ -40,9 +40,9 @@ def test_a_step_against_the_profiler_and_the_closed_form(members):
 
 
 def flops_by_hand(rows: int, s: int, a: int) -> int:
-    """Of one member with 16 units a layer: noise network forward; critics and policy forward and backward (Algorithm 1).
+    """Return the FLOPs of one member with 16 units a layer: noise network forward; critics and policy forward and backward.
 
-    A last layer of one unit is no matrix product (networks._apply_linear).
+    As in Algorithm 1. A last layer of one unit is not a matrix product (`networks.apply_linear`).
     """
     actor = s * 16 + 16 * 16 + 16 * 2 * a
     critic = (s + a) * 16 + 16 * 16

@@ -74,7 +74,7 @@ def feed(learner: Any, table: dict[str, Tensor], moved: Callable[[Any], Any] = l
 def bandit(rows: int = 4000, seed: int = 0, spread: float | None = None, cost_from: float = 0.0) -> dict[str, Tensor]:
     """Return a table of one-step episodes whose state does not matter: action a earns a and costs max(a − cost_from, 0).
 
-    The data acts uniformly on [−1, 1], or around 0.2 with the given spread.
+    The data's actions are uniform on [−1, 1], or normal around 0.2 with the given std `spread`.
     """
     generator = torch.Generator().manual_seed(seed)
     actions = 2.0 * torch.rand(rows, 1, generator=generator) - 1.0

@@ -1,4 +1,4 @@
-"""Members that use only the first E of the pretrained cost critics, side by side in one population."""
+"""Members of one population that use only the first E of the pretrained cost critics, each with its own E."""
 
 import pytest
 import torch
@@ -32,28 +32,28 @@ def learner_of(members: list[dict], pretrained: dict[str, torch.Tensor], preset:
 
 @pytest.mark.parametrize("preset", ["default", "paper"])
 def test_a_member_equals_a_learner_that_has_only_its_critics(preset):
-    """Policies, critics, every metric and the estimate. Fault: leave the mask out of any one of these places."""
+    """Policies, critics, every metric and the estimate are equal. Fault: the mask is missing in any one of these places."""
     pretrained = pretrained_critics(PRETRAINED, preset)
     population = learner_of(MEMBERS, pretrained, preset)
     metrics = extract(population, TABLE, 0, 10)
     moments = population.offline_estimate()
-    for place, (member, size) in enumerate(zip(MEMBERS, SIZES, strict=True)):
+    for index, (member, size) in enumerate(zip(MEMBERS, SIZES, strict=True)):
         sliced = {name: rows[:size] if name.startswith("q_cost") else rows for name, rows in pretrained.items()}
         alone = learner_of([member | {"cost_ensemble": None}], sliced, preset)
         expected = extract(alone, TABLE, 0, 10)
-        for name, part in alone.networks.items():
-            rows = population.networks[name].flat.unflatten(0, (len(MEMBERS), -1))[place, : part.copies]
-            torch.testing.assert_close(rows, part.flat, **CLOSE, msg=name)
-        torch.testing.assert_close(population.average[place], alone.average[0], **CLOSE)
+        for name, network in alone.networks.items():
+            rows = population.networks[name].flat.unflatten(0, (len(MEMBERS), -1))[index, : network.copies]
+            torch.testing.assert_close(rows, network.flat, **CLOSE, msg=name)
+        torch.testing.assert_close(population.average[index], alone.average[0], **CLOSE)
         for name, value in expected.items():
-            torch.testing.assert_close(metrics[name][place], value[0], **CLOSE, msg=name)
-        for got, wanted in zip(moments, alone.offline_estimate(), strict=True):
-            torch.testing.assert_close(got[place], wanted[0], **CLOSE)
+            torch.testing.assert_close(metrics[name][index], value[0], **CLOSE, msg=name)
+        for moment, expected_moment in zip(moments, alone.offline_estimate(), strict=True):
+            torch.testing.assert_close(moment[index], expected_moment[0], **CLOSE)
     assert (moments[1] > 0).tolist() == [False, True, True, True]
 
 
 def test_the_number_of_critics_matters():
-    """Otherwise the test above could pass without them."""
+    """Members that differ only in E end at different policies; otherwise the test above could pass without any effect of E."""
     members = [{"seed": 1, "cost_ensemble": size, "cost_limit": 0.0} for size in SIZES]
     population = learner_of(members, pretrained_critics(PRETRAINED))
     extract(population, TABLE, 0, 10)
@@ -62,11 +62,11 @@ def test_the_number_of_critics_matters():
 
 def test_a_critic_that_is_not_used_changes_nothing_bitwise():
     pretrained = pretrained_critics(PRETRAINED)
-    spoilt = {name: rows.clone() for name, rows in pretrained.items()}
+    corrupted = {name: rows.clone() for name, rows in pretrained.items()}
     for name in ("q_cost.flat", "q_cost.target"):
-        spoilt[name][2:] *= 100.0
+        corrupted[name][2:] *= 100.0
     policies = []
-    for start in (pretrained, spoilt):
+    for start in (pretrained, corrupted):
         learner = learner_of([MEMBERS[0], MEMBERS[1]], start)
         extract(learner, TABLE, 0, 10)
         policies.append(learner.average)
@@ -74,7 +74,7 @@ def test_a_critic_that_is_not_used_changes_nothing_bitwise():
 
 
 def test_the_first_critics_are_those_of_a_smaller_pretraining():
-    """So one pretraining serves every E of an ablation."""
+    """One pretraining can therefore be used for every E of an ablation."""
     small, large = pretrained_critics(2), pretrained_critics(8)
     for name, rows in small.items():
         torch.testing.assert_close(large[name][: len(rows)], rows, **CLOSE, msg=name)

@@ -1,4 +1,4 @@
-"""The learner as a whole: gradient identity (T1), a toy CMDP (T6), pack invariance, resume and data parallelism (T7)."""
+"""The whole learner: the gradient identity (T1), a toy CMDP (T6), independence of the pack, resuming, workers (T7)."""
 
 import math
 
@@ -54,27 +54,27 @@ def test_a_member_alone_equals_the_member_in_a_pack_bitwise(preset, dtype):
         extract(alone, table, 0, 10)
         regions.add(int(alone.region_counts.argmax()))
         assert_same_member(pack.state_dict(), index, alone.state_dict(), len(MEMBERS))
-    assert len(regions) > 1  # the members really took different branches
+    assert len(regions) > 1  # so the members took different branches
 
 
-def test_a_step_says_its_region():
-    """Means over many steps are then the shares of the regions."""
+def test_a_step_reports_its_region():
+    """Each policy step reports 1 for its region and 0 for the others, so means over steps are shares of the regions."""
     pack, table = start()
-    seen = [extract(pack, table, step, step + 1) for step in range(10)][2:]
-    regions = torch.stack([torch.stack([metrics[f"adaptation/{name}"] for metrics in seen]) for name in REGIONS])
+    reports = [extract(pack, table, step, step + 1) for step in range(10)][2:]
+    regions = torch.stack([torch.stack([metrics[f"adaptation/{name}"] for metrics in reports]) for name in REGIONS])
     assert torch.equal(regions.sum(1).T.long(), pack.region_counts)
     assert (regions.sum(0) == 1).all()
     assert len(pack.region_counts.sum(0).nonzero()) > 1
 
 
-def test_members_differ():
+def test_members_end_at_different_policies():
     pack, table = start()
     extract(pack, table, 0, 10)
     assert len({tuple(row.tolist()) for row in pack.average}) == len(MEMBERS)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_save_load_and_going_on_equals_going_straight_bitwise(preset):
+def test_a_resumed_extraction_equals_an_uninterrupted_one_bitwise(preset):
     straight, table = start(preset)
     extract(straight, table, 0, 10)
     first, _ = start(preset)
@@ -88,7 +88,7 @@ def test_save_load_and_going_on_equals_going_straight_bitwise(preset):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_pretraining_resumes_bitwise_and_shares_a_pack(preset):
+def test_pretraining_resumes_bitwise_and_does_not_depend_on_the_pack(preset):
     config = small_config(f"run.preset={preset}")
     straight = pretrain(config, SPEC, TABLE, [5, 9])
     half = pretrain(config, SPEC, TABLE, [5, 9], steps=7)
@@ -104,7 +104,7 @@ def test_pretraining_resumes_bitwise_and_shares_a_pack(preset):
 
 
 class Lockstep:
-    """Two learners run in threads and average their flat tensors, as two workers do."""
+    """Averages the flat tensors of two learners that run in threads, as an all-reduce of two workers does."""
 
     def __init__(self):
         import threading
@@ -139,7 +139,7 @@ def test_two_workers_with_half_the_batch_equal_one_worker(preset):
 
 
 def test_gradient_identity():
-    """The parts of Eq. 23 equal w(t)(ε − z) and ∇_a Q, chained by hand through the actor; nothing else is touched (T1)."""
+    """The parts of Eq. 23 equal w(t)(ε − z) and ∇_a Q, backpropagated by hand through the actor alone (T1)."""
     learner, table = start(members=[{"seed": 1, "k": 1.5}])
     draws = learner.draws(3)
     batch = sampler(table)(draws, 16)
@@ -147,35 +147,36 @@ def test_gradient_identity():
     actions, std = learner._act(batch.observations, draws, Stream.POLICY_NOISE)
     reward, cost, behaviour, norm_reward, norm_cost = learner._policy_gradients(batch, actions, std, draws)
 
-    at = actions.detach().requires_grad_()
-    inputs = torch.cat([batch.observations, at], -1)[0]
+    leaf = actions.detach().requires_grad_()
+    inputs = torch.cat([batch.observations, leaf], -1)[0]
     q = torch.stack(
         [q_reward.network({k: v[i : i + 1] for k, v in q_reward.target.items()}, inputs[None])[0, :, 0] for i in (0, 1)]
     )
-    (by_reward,) = torch.autograd.grad(q.min(0).values.sum(), at, retain_graph=True)
+    (by_reward,) = torch.autograd.grad(q.min(0).values.sum(), leaf, retain_graph=True)
     q = torch.stack(
         [q_cost.network({k: v[i : i + 1] for k, v in q_cost.target.items()}, inputs[None])[0, :, 0] for i in range(4)]
     )
     bound = q.mean(0) + 1.5 * ((q - q.mean(0)) ** 2).mean(0).sqrt()
-    (by_cost,) = torch.autograd.grad(bound.sum(), at)
+    (by_cost,) = torch.autograd.grad(bound.sum(), leaf)
     low, high = diffusion.REGULARISER_TIMES
     t = low + (high - low) * draws.uniform(Stream.REGULARISER_TIME, 16, dtype=torch.float64)
     z = draws.normal(Stream.REGULARISER_NOISE, 16, 2, dtype=torch.float64)
     log_alpha = -(t**2) * 19.9 / 4 - t * 0.05
     alpha, sigma = log_alpha.exp()[..., None], (1 - (2 * log_alpha).exp()).sqrt()[..., None]
-    asked = learner.conditions[:, None].expand(-1, 16, -1)
-    epsilon = learner.architectures.noise(learner.noise_weights, alpha * at.detach() + sigma * z, t, batch.observations, asked)
+    conditions = learner.conditions[:, None].expand(-1, 16, -1)
+    noisy = alpha * leaf.detach() + sigma * z
+    epsilon = learner.architectures.noise(learner.noise_weights, noisy, t, batch.observations, conditions)
     by_behaviour = -(sigma**2) * (epsilon - z)
     leaves = list(actor.weights.values())
-    for got, direction in ((reward, by_reward), (cost, by_cost), (behaviour, by_behaviour)):
+    for gradient, direction in ((reward, by_reward), (cost, by_cost), (behaviour, by_behaviour)):
         expected = torch.autograd.grad((actions * direction.detach()).sum() / 16, leaves, retain_graph=True)
-        torch.testing.assert_close(got[0], torch.cat([g.flatten() for g in expected]), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(gradient[0], torch.cat([g.flatten() for g in expected]), rtol=1e-9, atol=1e-12)
     assert float(norm_reward) == pytest.approx(float(by_reward.norm(dim=-1).mean()))
     assert float(norm_cost) == pytest.approx(float(by_cost.norm(dim=-1).mean()))
     assert not learner.noise_weights["output.weight"].requires_grad
 
 
-def test_a_critic_loss_does_not_touch_targets_or_policy():
+def test_critic_losses_have_no_gradient_in_the_policy():
     learner, table = start(members=[{"seed": 1, "alpha": 0.3, "policy_class": "gaussian"}])
     draws = learner.draws(0)
     batch = sampler(table)(draws, 16)
@@ -186,24 +187,24 @@ def test_a_critic_loss_does_not_touch_targets_or_policy():
         assert all(g is None for g in torch.autograd.grad(loss.sum(), leaves, allow_unused=True, retain_graph=True))
 
 
-def test_beta_zero_is_cloning_through_the_score_alone():
-    """With β = 0 the critics have no say: members with other k and limits end at the same policy."""
+def test_beta_zero_is_cloning_by_the_score_alone():
+    """With β = 0 the critics have no effect: members with different k and limits end at the same policy."""
     learner, table = start(members=[{"seed": 1, "beta_0": 0.0}, {"seed": 1, "beta_0": 0.0, "k": 9.0, "cost_limit": 0.0}])
     extract(learner, table, 0, 10)
     torch.testing.assert_close(learner.average[0], learner.average[1], rtol=0, atol=1e-12)
 
 
-def test_a_lost_member_leaves_the_others_alone():
-    sick, table = start()
-    sick.networks["actor"].flat[1] = math.nan
-    extract(sick, table, 0, 6)
-    assert sick.finite().tolist() == [True, False, True, True, True]
+def test_a_member_that_diverges_does_not_change_the_others():
+    diverged, table = start()
+    diverged.networks["actor"].flat[1] = math.nan
+    extract(diverged, table, 0, 6)
+    assert diverged.finite().tolist() == [True, False, True, True, True]
     healthy, _ = start()
     extract(healthy, table, 0, 6)
-    assert torch.equal(sick.average[[0, 2, 3, 4]], healthy.average[[0, 2, 3, 4]])
+    assert torch.equal(diverged.average[[0, 2, 3, 4]], healthy.average[[0, 2, 3, 4]])
 
 
-def test_selected_members_go_on_as_before():
+def test_selected_members_train_on_as_before():
     pack, table = start()
     extract(pack, table, 0, 5)
     pack.select([3, 0])
@@ -214,15 +215,17 @@ def test_selected_members_go_on_as_before():
     assert torch.equal(pack.region_counts, whole.region_counts[[3, 0]])
 
 
-def test_joined_members_go_on_as_before():
-    """Survivors of two packs with other needs (pessimism, stochastic policies), each bitwise as in its own pack. Fault: leave
-    a moment, a target or the multiplier out."""
+def test_joined_members_train_on_as_before():
+    """Members of two packs, one with pessimism and stochastic policies, stay bitwise the same after a join.
+
+    Fault: a moment, a target or the multiplier is not joined.
+    """
     whole, table = start()
     extract(whole, table, 0, 10)
     first, second = start()[0], start()[0]
-    for pack, kept in ((first, [3, 0]), (second, [1, 4, 2])):
+    for pack, survivors in ((first, [3, 0]), (second, [1, 4, 2])):
         extract(pack, table, 0, 5)
-        pack.select(kept)
+        pack.select(survivors)
     first.join(second)
     extract(first, table, 5, 10)
     for name, tensor in first.state_dict().items():
@@ -242,7 +245,7 @@ def test_policies_act_as_the_actor_does():
 
 
 def toy_table() -> dict[str, torch.Tensor]:
-    """One state, actions in [-1, 1], reward −(a − 0.8)², cost σ((a − 0.2)/0.25): a softened half space; 100 steps."""
+    """One state, actions in [-1, 1], reward −(a − 0.8)², cost σ((a − 0.2)/0.25), a smooth step."""
     actions = torch.linspace(-0.95, 0.95, 400, dtype=torch.float64)[:, None]
     rows = len(actions)
     zeros = torch.zeros(rows, dtype=torch.float64)
@@ -259,7 +262,7 @@ def toy_table() -> dict[str, torch.Tensor]:
 
 
 def test_toy_constrained_optimum():
-    """The best action with cost ≤ 0.2 a step is 0.2 − 0.25·log 4 ≈ −0.147, for each rule, from a safe and an unsafe start."""
+    """Every rule finds the best action with cost ≤ 0.2 per step, 0.2 − 0.25·log 4 ≈ −0.147, from a safe or unsafe start."""
     table = toy_table()
     spec = make_spec(1, 1, mean_cost=0.3)
     config = small_config(

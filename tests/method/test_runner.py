@@ -1,4 +1,4 @@
-"""A step is a function of tensors on the device alone, so that a CUDA graph of it does what it did."""
+"""A step is a function of tensors on the device only, so a CUDA graph of it repeats it exactly."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ STAGES |= {name: partial(fresh_baseline, name) for name in (algorithm.name for a
 
 
 class Counted:
-    """A stage of two programs that reports its step, and every third step something more."""
+    """A stage of two step kinds that reports its step, and one more metric every third step."""
 
     def __init__(self) -> None:
         self.prepared: list[int] = []
@@ -84,7 +84,7 @@ class Counted:
 
 
 def test_metrics_are_means_over_the_steps_that_reported_them():
-    """Fault: divide every sum by the number of steps, or add one interval's to the next's."""
+    """Fault: every sum is divided by the number of all steps, or sums carry over into the next interval."""
     stage = Counted()
     runner = Runner(stage, lambda draws, rows: None, 4, reduce=lambda flat: 2 * flat)  # pyright: ignore
     for start in (2, 11):
@@ -109,37 +109,37 @@ class Times(Counted):
 
 
 @pytest.mark.nightly
-def test_a_process_compiles_for_one_stage_after_the_other():
-    """As a search trains its packs. Fault: what was compiled for those before counts towards torch's limit."""
+def test_a_process_compiles_for_one_stage_after_another():
+    """A search trains its packs in this way. Fault: the compilations of earlier stages count towards torch's limit."""
     with torch._dynamo.config.patch(recompile_limit=1):
         for factor in (2, 3):
             runner = Runner(Times(factor), lambda draws, rows: None, 4, fused=True)  # pyright: ignore
             assert runner.advance(1, 3)["factor"].tolist() == [factor]
 
 
-def test_what_a_runner_held_is_given_back_with_it():
-    """A pack's memory on a GPU. Fault: keep a function that refers to the runner in the runner."""
+def test_a_stage_is_freed_with_its_runner():
+    """So a pack's GPU memory is free for the next pack. Fault: the runner keeps a function that refers to the runner."""
     stage = fresh_learner()
     Runner(stage, sampler(TABLE), ROWS).advance(0, 1)
-    held = weakref.ref(stage)
+    reference = weakref.ref(stage)
     gc.disable()
     try:
         del stage
-        assert held() is None
+        assert reference() is None
     finally:
         gc.enable()
 
 
 def replayed(step: Step) -> Step:
-    """As a CUDA graph does: three steps of warm-up, then the same operations on the same tensors."""
+    """Run three steps of warm-up, then return the step: the same operations on the same tensors, like a CUDA graph."""
     for _ in range(3):
         step()
     return step
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_warming_up_and_capturing_leave_no_trace(name):
-    """Fault: do not put the state, the clock or the sums back."""
+def test_warm_up_and_capture_do_not_change_the_training(name):
+    """Fault: the state, the clock or the sums are not restored."""
     ends = []
     for capture in (None, replayed):
         stage = STAGES[name]()
@@ -150,26 +150,26 @@ def test_warming_up_and_capturing_leave_no_trace(name):
     assert ends[0] == ends[1]
 
 
-def tensors_of(thing: Any, seen: set[int]) -> Iterator[Tensor]:
-    """Every tensor that an object holds, however deep."""
-    if id(thing) in seen:
+def tensors_of(value: Any, visited: set[int]) -> Iterator[Tensor]:
+    """Yield every tensor that an object holds, at any depth."""
+    if id(value) in visited:
         return
-    seen.add(id(thing))
-    if isinstance(thing, Tensor):
-        yield thing
-    elif isinstance(thing, Mapping):
-        for value in thing.values():
-            yield from tensors_of(value, seen)
-    elif isinstance(thing, list | tuple):
-        for value in thing:
-            yield from tensors_of(value, seen)
-    elif type(thing).__module__.startswith("drcorl_ray"):
-        yield from tensors_of(vars(thing), seen)
+    visited.add(id(value))
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_of(item, visited)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors_of(item, visited)
+    elif type(value).__module__.startswith("drcorl_ray"):
+        yield from tensors_of(vars(value), visited)
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_step_changes_only_what_the_state_names_and_moves_no_tensor(name):
-    """What a graph reads must stay where it was, and what it writes must be saved.
+def test_a_step_changes_only_tensors_of_the_state_and_moves_none(name):
+    """The tensors that a graph reads must keep their address, and those that it writes must be in the saved state.
 
     Fault: `self.estimate = self.estimate.lerp(…)`.
     """
@@ -182,30 +182,30 @@ def test_a_step_changes_only_what_the_state_names_and_moves_no_tensor(name):
         take_step(stage, sample, ROWS, step)
         after = {id(tensor) for tensor in tensors_of(stage, set())}
         assert after == before.keys()
-        for tensor, place, value in before.values():
-            assert tensor.data_ptr() == place
+        for tensor, address, value in before.values():
+            assert tensor.data_ptr() == address
             if tensor.untyped_storage().data_ptr() not in saved:
                 assert torch.equal(tensor, value)
 
 
-def on_meta(thing: Any) -> Any:
-    """A copy whose tensors have shapes alone."""
-    if isinstance(thing, Tensor):
-        return thing.detach().to("meta").requires_grad_(thing.requires_grad)
-    if isinstance(thing, Mapping) and type(thing) is dict:
-        return {key: on_meta(value) for key, value in thing.items()}
-    if isinstance(thing, list | tuple):
-        return type(thing)(on_meta(value) for value in thing)
-    if type(thing).__module__.startswith("drcorl_ray") and hasattr(thing, "__dict__") and not isinstance(thing, type | dict):
-        twin = copy.copy(thing)
-        for key, value in vars(thing).items():
-            object.__setattr__(twin, key, on_meta(value))
+def on_meta(value: Any) -> Any:
+    """Return a copy whose tensors have shapes but no values."""
+    if isinstance(value, Tensor):
+        return value.detach().to("meta").requires_grad_(value.requires_grad)
+    if isinstance(value, Mapping) and type(value) is dict:
+        return {key: on_meta(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(on_meta(item) for item in value)
+    if type(value).__module__.startswith("drcorl_ray") and hasattr(value, "__dict__") and not isinstance(value, type | dict):
+        twin = copy.copy(value)
+        for key, item in vars(value).items():
+            object.__setattr__(twin, key, on_meta(item))
         return twin
-    return thing
+    return value
 
 
 class OnlyOn(TorchDispatchMode):
-    """Refuses a tensor of another device in any operation: its value would be frozen into a graph, or waited for."""
+    """Refuses tensors of another device in any operation: a graph would freeze their value, or a step would wait for it."""
 
     def __init__(self, device: str) -> None:
         super().__init__()
@@ -220,20 +220,20 @@ class OnlyOn(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_step_never_leaves_the_device(name):
-    """On tensors without values whatever asks for one fails. Fault: `.item()`, `torch.tensor(0.5)`, a boolean index."""
+    """On meta tensors every operation that needs a value fails. Fault: `.item()`, `torch.tensor(0.5)`, a boolean index."""
     stage, clock = STAGES[name](), on_meta(torch.tensor(0))
     sample = feed(stage, TABLE, on_meta)
     stage = on_meta(stage)
     for step_kind in {stage.step_kind(step) for step in range(stage.total_steps)}:
-        for guard in (nullcontext(), OnlyOn("meta")):  # the first step may keep constants
+        for guard in (nullcontext(), OnlyOn("meta")):  # the first step may create constants
             with guard:
                 draws = stage.draws(clock)
                 parts, _ = stage.gradients(step_kind, sample(draws, ROWS), draws)
                 stage.update(step_kind, parts, clock)
 
 
-def test_bfloat16_rounds_products_and_nothing_that_is_kept():
-    """Eight bits of mantissa, which networks this small feel most. Fault: round nothing, or cast the weights."""
+def test_bfloat16_rounds_products_and_nothing_that_is_stored():
+    """Gradients deviate as expected of eight bits of mantissa; weights stay float32. Fault: no rounding, or cast weights."""
     gradients = {}
     for precision in ("fp32", "bf16"):
         learner = fresh_learner(dtype=torch.float32)
@@ -254,7 +254,7 @@ def float32(table: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: column.float() for name, column in table.items()}
 
 
-def test_what_leaves_the_device_is_seen():
+def test_the_guard_detects_tensors_of_another_device():
     number = torch.zeros((), device="meta")
     with OnlyOn("meta"), pytest.raises(AssertionError, match="meets the cpu"):
         number + torch.tensor(0.5)
@@ -266,8 +266,8 @@ def test_what_leaves_the_device_is_seen():
 @pytest.mark.parametrize(
     "name", [name if name == "pretrain" else pytest.param(name, marks=pytest.mark.nightly) for name in STAGES]
 )
-def test_a_fused_step_does_what_its_operations_do(name):
-    """On this machine's compiler, in float64, the last step kind of each. Fault: fuse with the number of the first step."""
+def test_a_fused_step_equals_the_eager_step(name):
+    """With this machine's compiler, in float64, for each stage's last step kind. Fault: the step's number is a constant."""
     ends = []
     for fused in (False, True):
         stage = STAGES[name]()
@@ -290,7 +290,7 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"
 @pytest.mark.gpu
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("name", STAGES)
-def test_a_graph_does_what_its_steps_do(name, fused):
+def test_a_cuda_graph_equals_its_steps(name, fused):
     ends = []
     for options in ({}, {"capture": cuda_graphs(), "fused": fused}):
         stage = STAGES[name](device="cuda")

@@ -1,4 +1,4 @@
-"""What holds for every baseline: packs change nothing, nor do restarts, and a policy leaves as it acts."""
+"""Properties of every baseline: independence of the pack, resuming, joining, workers, and exported policies."""
 
 from __future__ import annotations
 
@@ -29,20 +29,23 @@ def states_equal(one, other) -> bool:
 
 
 def test_a_member_alone_is_the_member_in_a_pack(algorithm):
-    """Faults: a draw, a quantile or a softmax over the population; a limit of a neighbour."""
+    """A member trained alone is bitwise the member of a pack.
+
+    Faults: a draw, a quantile or a softmax over the whole population; another member's limit.
+    """
     pack = make_population(algorithm, baseline_config(), MEMBERS)
     train(pack, TABLE, 0, 12)
-    for place, member in enumerate(MEMBERS):
+    for index, member in enumerate(MEMBERS):
         alone = make_population(algorithm, baseline_config(), [member])
         train(alone, TABLE, 0, 12)
-        chosen = make_population(algorithm, baseline_config(), MEMBERS)
-        chosen.load_state_dict(pack.state_dict())
-        chosen.select([place])
-        assert states_equal(alone, chosen)
+        selected = make_population(algorithm, baseline_config(), MEMBERS)
+        selected.load_state_dict(pack.state_dict())
+        selected.select([index])
+        assert states_equal(alone, selected)
 
 
-def test_a_resumed_training_ends_as_one_that_was_not(algorithm):
-    """Fault: a multiplier or a dual weight that is not in the state."""
+def test_a_resumed_training_equals_an_uninterrupted_one(algorithm):
+    """Fault: a multiplier or a dual weight is not in the state."""
     whole, half, rest = (make_population(algorithm, baseline_config(), MEMBERS) for _ in range(3))
     train(whole, TABLE, 0, 12)
     train(half, TABLE, 0, 5)
@@ -51,7 +54,7 @@ def test_a_resumed_training_ends_as_one_that_was_not(algorithm):
     assert states_equal(whole, rest)
 
 
-def test_halves_join_to_the_whole(algorithm):
+def test_two_joined_halves_equal_the_whole_population(algorithm):
     whole = make_population(algorithm, baseline_config(), MEMBERS)
     halves = [make_population(algorithm, baseline_config(), part) for part in (MEMBERS[:2], MEMBERS[2:])]
     for learner in (whole, *halves):
@@ -63,29 +66,29 @@ def test_halves_join_to_the_whole(algorithm):
     assert states_equal(whole, halves[0])
 
 
-def test_a_member_that_diverges_leaves_the_others_alone(algorithm):
-    hurt, sound = (make_population(algorithm, baseline_config(), MEMBERS) for _ in range(2))
-    for part in hurt.networks.values():
-        part.flat[part.copies] = torch.nan  # of member 1
-    for learner in (hurt, sound):
+def test_a_member_that_diverges_does_not_change_the_others(algorithm):
+    diverged, healthy = (make_population(algorithm, baseline_config(), MEMBERS) for _ in range(2))
+    for network in diverged.networks.values():
+        network.flat[network.copies] = torch.nan  # of member 1
+    for learner in (diverged, healthy):
         train(learner, TABLE, 0, 4)
-    assert hurt.finite().tolist() == [True, False, True]
-    for learner in (hurt, sound):
+    assert diverged.finite().tolist() == [True, False, True]
+    for learner in (diverged, healthy):
         learner.select([0, 2])
-    assert states_equal(hurt, sound)
+    assert states_equal(diverged, healthy)
 
 
 @pytest.mark.parametrize("algorithm", [name for name in BASELINES if name not in ("cpq", "coptidice")])
 def test_two_workers_with_half_the_batch_equal_one(algorithm):
-    """What is averaged are gradients and figures. CPQ's quantile and COptiDICE's softmax are over a worker's own part."""
+    """Gradients and statistics are averaged. CPQ's quantile and COptiDICE's softmax are over each worker's rows (left out)."""
     one = make_population(algorithm, baseline_config(), MEMBERS)
     workers = [make_population(algorithm, baseline_config(), MEMBERS, first_row=first) for first in (0, 8)]
     for step in range(6):
         train(one, TABLE, step, step + 1)
-        found = [
+        parts = [
             worker.gradients("step", feed(worker, TABLE)(worker.draws(step), 8), worker.draws(step))[0] for worker in workers
         ]
-        means = [torch.stack(pair).mean(0) for pair in zip(*found, strict=True)]
+        means = [torch.stack(pair).mean(0) for pair in zip(*parts, strict=True)]
         for worker in workers:
             worker.update("step", means, torch.tensor(step))
     for name, tensor in one.state_dict().items():
@@ -93,9 +96,12 @@ def test_two_workers_with_half_the_batch_equal_one(algorithm):
 
 
 def test_policies_act_as_the_learner_does(algorithm, tmp_path):
-    """In numpy, from the population's file and from a member's own. Faults: idle rows of a decoder that act; a lost reach."""
-    own = {"bcq_lag.perturbation": 0.6} if algorithm == "bcq_lag" else {}
-    learner = make_population(algorithm, baseline_config(), [*MEMBERS, own], dtype=torch.float32)
+    """The numpy policies, from a population's file and from a member's file, give the learner's actions.
+
+    Faults: the decoder's weights of the latent are used; Φ is not saved.
+    """
+    fourth = {"bcq_lag.perturbation": 0.6} if algorithm == "bcq_lag" else {}
+    learner = make_population(algorithm, baseline_config(), [*MEMBERS, fourth], dtype=torch.float32)
     train(learner, {name: column.float() for name, column in TABLE.items()}, 0, 6)
     states = torch.randn(4, 20, 3, generator=torch.Generator().manual_seed(2))
     expected = learner.actions(states).detach().numpy()
@@ -110,7 +116,7 @@ def test_policies_act_as_the_learner_does(algorithm, tmp_path):
     np.testing.assert_allclose(alone.act(states[3:].numpy())[0], expected[3], atol=1e-5)
 
 
-def test_settings_that_a_baseline_has_no_use_for_are_refused(algorithm):
+def test_settings_that_a_baseline_does_not_support_are_refused(algorithm):
     with pytest.raises(UserError, match=f"{algorithm} learns offline alone"):
         load_config([f"run.algorithm={algorithm}", "evaluation.mode=online"])
     if algorithm in ("bc", "bc_safe", "bc_reward", "bc_frontier", "cdt"):
@@ -118,7 +124,7 @@ def test_settings_that_a_baseline_has_no_use_for_are_refused(algorithm):
             load_config([f"run.algorithm={algorithm}", "data.window_rows=1000"])
 
 
-def test_heads_that_do_not_share_the_width_are_refused():
-    """Fault: an error of torch in a worker of Ray."""
+def test_heads_that_do_not_divide_the_width_are_refused():
+    """Fault: torch raises an error in a Ray worker."""
     with pytest.raises(UserError, match="embedding 20 is not divisible by heads 8"):
         load_config(["run.algorithm=cdt", "baseline.cdt.embedding=20"])

@@ -1,4 +1,4 @@
-"""CDT: its windows, its transformer, its defining idea (actions follow the cost and the return asked for), and how it acts."""
+"""CDT: its windows, its transformer, its defining idea (actions follow the target cost and return), and its policies."""
 
 from __future__ import annotations
 
@@ -35,42 +35,42 @@ def table(rewards: torch.Tensor, costs: torch.Tensor) -> dict[str, torch.Tensor]
 def windows(episodes: EpisodeTotals, rewards: list[float], costs: list[float], augmented: float, count: int = 400):
     columns = table(*(torch.tensor(x, dtype=torch.float64) for x in (rewards, costs)))
     history = History(episodes, columns["rewards"], columns["costs"], steps=3, augmented=augmented)
-    found = history.sample(lambda rows: Batch(**{name: x[rows] for name, x in columns.items()}), WINDOWS, count)
-    return {name: x.unflatten(1, (-1, 3))[0] for name, x in vars(found).items()}
+    sample = history.sample(lambda rows: Batch(**{name: x[rows] for name, x in columns.items()}), WINDOWS, count)
+    return {name: x.unflatten(1, (-1, 3))[0] for name, x in vars(sample).items()}
 
 
-def test_windows_are_of_one_episode_and_know_what_is_to_come():
-    """By hand: episodes of rows 0-3 and 4-5. Fault: windows over a border; sums that leave out the step's own."""
+def test_a_window_is_of_one_episode_and_has_its_costs_and_returns_to_go():
+    """By hand, with episodes of rows 0-3 and 4-5. Fault: windows across episodes; sums without the step's own reward."""
     episodes = EpisodeTotals(np.array([10.0, 11.0]), np.array([3.0, 1.0]), np.array([4, 2]))
-    found = windows(episodes, [1, 2, 3, 4, 5, 6], [0, 1, 2, 0, 1, 0], augmented=0.0)
+    sample = windows(episodes, [1, 2, 3, 4, 5, 6], [0, 1, 2, 0, 1, 0], augmented=0.0)
     to_go = [[3, 10], [3, 9], [2, 7], [0, 4], [1, 11], [0, 6]]
-    seen = set()
-    for rows, valid, times, asked in zip(*(found[x] for x in ("rewards", "valid", "times", "to_go")), strict=True):
-        last = int(rows[-1]) - 1
+    last_rows = set()
+    for rewards, valid, times, targets in zip(*(sample[x] for x in ("rewards", "valid", "times", "to_go")), strict=True):
+        last = int(rewards[-1]) - 1
         first = 0 if last < 4 else 4
         expected = list(range(max(first, last - 2), last + 1))
-        own = [int(reward) - 1 for reward, true in zip(rows, valid, strict=True) if true]
-        assert own == expected
-        assert valid.tolist() == [False] * (3 - len(own)) + [True] * len(own)
+        rows = [int(reward) - 1 for reward, is_valid in zip(rewards, valid, strict=True) if is_valid]
+        assert rows == expected
+        assert valid.tolist() == [False] * (3 - len(rows)) + [True] * len(rows)
         assert times[valid].tolist() == [row - first for row in expected]
-        assert asked[valid].tolist() == [to_go[row] for row in expected]
-        seen.add(last)
-    assert seen == set(range(6))
+        assert targets[valid].tolist() == [to_go[row] for row in expected]
+        last_rows.add(last)
+    assert last_rows == set(range(6))
 
 
-def test_what_no_episode_reached_is_shown_by_the_best_within_that_cost():
-    """Costs 0, 2, 2, 6 with returns 1, 5, 3, 9: for κ under 2 the first is shown, up to 6 the second, never the third."""
+def test_augmented_targets_are_paired_with_the_best_episode_within_their_cost():
+    """Costs 0, 2, 2, 6 with returns 1, 5, 3, 9: below a cost κ of 2 it is the first, up to 6 the second, never the third."""
     episodes = EpisodeTotals(np.array([1.0, 5.0, 3.0, 9.0]), np.array([0.0, 2.0, 2.0, 6.0]), np.array([2, 2, 2, 2]))
-    found = windows(episodes, [1, 0, 5, 0, 3, 0, 9, 0], [0, 0, 2, 0, 2, 0, 6, 0], augmented=1.0)
-    cost, total = found["to_go"][:, -1].unbind(-1)
-    row = found["observations"][:, -1, 0].long()
+    sample = windows(episodes, [1, 0, 5, 0, 3, 0, 9, 0], [0, 0, 2, 0, 2, 0, 6, 0], augmented=1.0)
+    cost, total = sample["to_go"][:, -1].unbind(-1)
+    row = sample["observations"][:, -1, 0].long()
     episode, rest = row // 2, torch.tensor([[0.0, 1], [0, 0], [2, 5], [0, 0], [2, 3], [0, 0], [6, 9], [0, 0]])[row]
-    asked = torch.tensor(episodes.costs)[episode] + cost - rest[:, 0]
-    earned = torch.tensor(episodes.returns)[episode] + total - rest[:, 1]
-    assert (asked <= 6).all()
-    assert torch.equal(episode, torch.where(asked < 2, 0, 1))
-    assert (earned >= torch.tensor(episodes.returns)[episode]).all()
-    assert 8.5 < float(earned.max()) <= 9
+    target_cost = torch.tensor(episodes.costs)[episode] + cost - rest[:, 0]
+    target_return = torch.tensor(episodes.returns)[episode] + total - rest[:, 1]
+    assert (target_cost <= 6).all()
+    assert torch.equal(episode, torch.where(target_cost < 2, 0, 1))
+    assert (target_return >= torch.tensor(episodes.returns)[episode]).all()
+    assert 8.5 < float(target_return.max()) <= 9
     assert {int(x) for x in episode} == {0, 1}
 
 
@@ -87,8 +87,11 @@ def make_network(members: int = 2) -> tuple[CausalTransformer, dict[str, torch.T
     return network, network.layout.split(flat)
 
 
-def test_no_action_knows_what_comes_behind_it():
-    """Nor itself; and a token before the episode's begin is nobody's. Faults: no causal mask; padding that is attended to."""
+def test_an_output_depends_only_on_earlier_tokens_of_its_episode():
+    """An action's distribution depends neither on that action nor on later tokens, and no output depends on padding.
+
+    Faults: no causal mask; padding is attended to.
+    """
     network, weights = make_network()
     context = make_context(4)
     mean, log_std, logit = network(weights, context)
@@ -96,7 +99,7 @@ def test_no_action_knows_what_comes_behind_it():
     joined = Context(
         *(torch.cat([x[:, :, :2], y[:, :, 2:]], dim=2) for x, y in zip(*map(_parts, (context, later)), strict=True))
     )
-    joined.actions[:, :, 1] = 0.3  # the second step's own
+    joined.actions[:, :, 1] = 0.3  # the second step's action
     again = network(weights, joined)
     torch.testing.assert_close(again[0][:, :, :2], mean[:, :, :2])
     torch.testing.assert_close(again[1][:, :, :2], log_std[:, :, :2])
@@ -116,10 +119,10 @@ def _parts(context: Context):
 
 
 @pytest.mark.parametrize("kind", ["cost", "return"])
-def test_actions_follow_what_is_asked_for(kind):
-    """Half of the episodes do −0.5, half 0.5; they differ in their cost alone, or in their return alone.
+def test_actions_follow_the_targets(kind):
+    """Half of the episodes act −0.5, half 0.5, and they differ only in their cost or only in their return.
 
-    The defining idea. Fault: leave that token out of the network, and both are asked the same: 0.
+    This is CDT's defining idea. Fault: without that token in the network both members act 0.
     """
     generator = torch.Generator().manual_seed(0)
     side = (torch.rand(400, generator=generator) < 0.5).float()
@@ -141,26 +144,26 @@ def test_actions_follow_what_is_asked_for(kind):
 
 
 def test_of_equal_returns_the_cheapest_episode_is_the_best():
-    """By rising cost. Fault: the last one, which costs more for nothing."""
+    """Episodes are in order of cost. Fault: the last of equal returns, which has a higher cost."""
     assert best_so_far(np.array([1.0, 5.0, 5.0, 3.0, 5.0, 6.0])).tolist() == [0, 1, 1, 1, 1, 5]
 
 
-def test_a_context_longer_than_an_episode_is_saved_as_it_can_be_loaded(tmp_path):
-    """Fault: refused on loading, after the training."""
+def test_a_context_longer_than_an_episode_is_saved_in_a_loadable_form(tmp_path):
+    """Fault: the policy file is refused on loading, after the training."""
     trained(length=7, context=10).policies().save(tmp_path / "p.safetensors", 0, {})
     assert load_policy(tmp_path / "p.safetensors").population.context == 7
 
 
-def test_the_return_asked_for_lies_within_the_limit():
+def test_the_target_return_is_one_of_episodes_within_the_limit():
     episodes = EpisodeTotals(np.array([5.0, 9.0, 2.0, 20.0]), np.array([4.0, 10.0, 0.5, 50.0]), np.ones(4, int))
     assert target(episodes, 10.0, 1.0) == (10.0, 9.0)
     assert target(episodes, 9.9, 1.0) == (9.9, 5.0)
     assert target(episodes, 10.0, 0.5) == (10.0, 5.5)
-    assert target(episodes, 0.1, 1.0) == (0.1, 2.0)  # the cheapest there is
+    assert target(episodes, 0.1, 1.0) == (0.1, 2.0)  # of the cheapest episode
 
 
-def test_the_rate_warms_up():
-    """Fault: the full rate at once."""
+def test_the_learning_rate_warms_up():
+    """Fault: the full learning rate at the first step."""
     learner = make_population("cdt", baseline_config("baseline.cdt.warm_up=100"), [{"learning_rate": 1e-2}])
     before = learner.networks["transformer"].flat.clone()
     train(learner, table(torch.ones(40).double(), torch.zeros(40).double()) | _of_spec(40), 0, 1)
@@ -179,33 +182,33 @@ def _of_spec(rows: int) -> dict[str, torch.Tensor]:
 def trained(members: int = 2, observations: int = 3, actions: int = 2, length: int = 7, context: int = 3) -> CDT:
     spec = make_spec(observations, actions, episode_length=length, return_max=30.0)
     config = baseline_config(f"baseline.cdt.context={context}")
-    chosen = [{"seed": seed, "cost_limit": 10.0 * (1 + seed)} for seed in range(members)]
-    learner = make_population("cdt", config, chosen, spec, torch.float32)
+    settings = [{"seed": seed, "cost_limit": 10.0 * (1 + seed)} for seed in range(members)]
+    learner = make_population("cdt", config, settings, spec, torch.float32)
     assert isinstance(learner, CDT)
-    part = learner.networks["transformer"]
-    part.flat.mul_(3.0)  # so that the past matters
+    learner.networks["transformer"].flat.mul_(3.0)  # so that earlier steps have an effect
     return learner
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
-def test_numpy_acts_as_the_network(steps):
-    """Histories of any length, at any time of an episode, for every member."""
+def test_the_numpy_policy_acts_as_the_network(steps):
+    """Histories of several lengths that begin at step 2 of an episode give the network's actions, for every member."""
     learner, first = trained(), 2
     policies, context = learner.policies(), make_context(steps)
-    part = learner.networks["transformer"]
+    transformer = learner.networks["transformer"]
     raw = 5.0 * context.to_go
-    told = Context(scaled(raw, learner.units), context.states, context.actions, context.times + first, context.valid)
+    inputs = Context(scaled(raw, learner.units), context.states, context.actions, context.times + first, context.valid)
+    inputs = Context(*(x.float() if x.is_floating_point() else x for x in _parts(inputs)))
     with torch.no_grad():
-        expected = part.network(part.weights, Context(*(x.float() if x.is_floating_point() else x for x in _parts(told))))[0]
+        expected = transformer.network(transformer.weights, inputs)[0]
     for member in range(2):
-        found = policies.next_actions(
+        actions = policies.next_actions(
             member, *(x[member].float().numpy() for x in (raw, context.states, context.actions[:, :, :-1])), first
         )
-        np.testing.assert_allclose(found, expected[member, :, -1].clamp(-1, 1), atol=2e-5)
+        np.testing.assert_allclose(actions, expected[member, :, -1].clamp(-1, 1), atol=2e-5)
 
 
 def history_actions(policy: Policy, observations: list[np.ndarray], rewards: list[float], costs: list[float]) -> list:
-    """What an episode's actions must be, each from the whole history anew."""
+    """Return an episode's expected actions, each computed from the whole history."""
     population, actions = policy.population, []
     for step in range(len(observations)):
         start = max(0, step - population.context + 1)
@@ -217,28 +220,31 @@ def history_actions(policy: Policy, observations: list[np.ndarray], rewards: lis
     return actions
 
 
-def test_an_episode_is_acted_from_its_own_history(tmp_path):
-    """Longer than the context. Faults: targets that stay; a window that does not move; last actions that are lost."""
+def test_an_episode_acts_on_its_own_history(tmp_path):
+    """The episode is longer than the context.
+
+    Faults: the targets stay constant; the window does not move; previous actions are lost.
+    """
     trained().policies().save(tmp_path / "p.safetensors", 1, {})
     policy = load_policy(tmp_path / "p.safetensors")
     rng = np.random.default_rng(0)
     observations, rewards, costs = list(rng.normal(size=(6, 3))), list(rng.normal(size=6)), list(rng.random(6))
-    acting, acted = policy.episode(), []
+    episode, actions = policy.episode(), []
     for observation, reward, cost in zip(observations, rewards, costs, strict=True):
-        acted.append(acting.act(observation))
-        acting.note(reward, cost)
+        actions.append(episode.act(observation))
+        episode.note(reward, cost)
     expected = history_actions(policy, observations, rewards, costs)
-    assert np.stack(acted).tobytes() == np.stack(expected).tobytes()
-    frozen = history_actions(policy, observations, [0.0] * 6, [0.0] * 6)
-    assert np.abs(np.stack(frozen) - np.stack(expected)).max() > 1e-3
+    assert np.stack(actions).tobytes() == np.stack(expected).tobytes()
+    constant_targets = history_actions(policy, observations, [0.0] * 6, [0.0] * 6)
+    assert np.abs(np.stack(constant_targets) - np.stack(expected)).max() > 1e-3
     with pytest.warns(UserWarning, match=r"ignores this policy's memory; call policy\.episode"):
         first = policy.act(np.stack(observations))
-    assert first[0].tobytes() == acted[0].tobytes()
+    assert first[0].tobytes() == actions[0].tobytes()
     assert first[3].tobytes() == policy.episode().act(observations[3]).tobytes()
 
 
-def test_episodes_side_by_side_are_the_bare_loop():
-    """Of different lengths; to the last bit. Fault: one matrix product for all episodes."""
+def test_batched_episodes_equal_single_episodes_bitwise():
+    """The episodes have different lengths. Fault: one matrix product for all episodes, which rounds differently."""
     from drcorl_ray.tasks.envs import make_env
 
     env = make_env(WALK)
@@ -246,47 +252,47 @@ def test_episodes_side_by_side_are_the_bare_loop():
     policies, seeds = trained(3, *sizes).policies(), [11, 4, 7, 2]
     stats = evaluate(policies, WALK, seeds)
     for member in range(3):
-        for place, seed in enumerate(seeds):
-            acting, (observation, _), total, cost, length, done = (
+        for index, seed in enumerate(seeds):
+            episode, (observation, _), total, cost, length, done = (
                 Policy(policies.select([member]), {}).episode(), env.reset(seed=seed), 0.0, 0.0, 0, False,
             )  # fmt: skip
             while not done:
-                observation, reward, terminated, truncated, info = env.step(acting.act(observation))
-                acting.note(float(reward), info["cost"])
+                observation, reward, terminated, truncated, info = env.step(episode.act(observation))
+                episode.note(float(reward), info["cost"])
                 total, cost, length = total + float(reward), cost + info["cost"], length + 1
                 done = terminated or truncated
-            found = (stats.returns[member, place], stats.costs[member, place], stats.lengths[member, place])
-            assert found == (total, cost, length)
+            batched = (stats.returns[member, index], stats.costs[member, index], stats.lengths[member, index])
+            assert batched == (total, cost, length)
 
 
 @pytest.mark.parametrize(
     "fault",
     [
         "heads",
-        "true heads",
+        "boolean heads",
         "context",
         "units",
         "no units",
-        "lost array",
+        "missing array",
         "extra array",
         "width",
         "target",
         "huge context",
-        "unit of nothing",
+        "unit of zero",
     ],
 )
-def test_hostile_files_are_refused(fault, tmp_path):
+def test_invalid_policy_files_are_refused(fault, tmp_path):
     from drcorl_ray.io.files import load_arrays, save_arrays
 
     path = tmp_path / "p.safetensors"
     trained().policies().save(path, 0, {})
     arrays, meta = load_arrays(path)
     changes = {
-        "heads": {"heads": 3}, "true heads": {"heads": True},
+        "heads": {"heads": 3}, "boolean heads": {"heads": True},
         "context": {"context": 0}, "units": {"units": [1.0]}, "no units": {"units": None},
-        "huge context": {"context": 2**62}, "unit of nothing": {"units": [1.0, 0.0]},
+        "huge context": {"context": 2**62}, "unit of zero": {"units": [1.0, 0.0]},
     }  # fmt: skip
-    if fault == "lost array":
+    if fault == "missing array":
         del arrays["blocks.1.0.bias"]
     elif fault == "extra array":
         arrays["extra"] = arrays["target"]

@@ -1,4 +1,4 @@
-"""Which episodes a clone imitates, and that it does."""
+"""Behaviour cloning: the episodes that each kind imitates, and the comparison that trains it beside a run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SAFE_ACTION, BOLD_ACTION = np.array([0.5, -0.25]), np.array([-0.3, 0.55])
 
 @pytest.fixture(scope="module")
 def two_styles(tmp_path_factory) -> TaskData:
-    """Episodes of 10 steps on the same states: a quarter costs 2 and takes one action, the rest costs 10 and takes another."""
+    """Episodes of 10 steps on the same states: a quarter has cost 2 and one action, the rest cost 10 and another action."""
     columns = make_columns(400)
     safe = np.repeat(np.arange(40) % 4 == 0, 10)
     columns["actions"] = np.where(safe[:, None], SAFE_ACTION, BOLD_ACTION).astype(np.float32)
@@ -54,7 +54,7 @@ def actions_of(population: PopulationPolicy, data: TaskData) -> np.ndarray:
 
 
 def test_bc_imitates_all_and_bc_safe_the_safe_episodes(two_styles):
-    """Fault: compare the step's cost with the limit, or ignore the limit. A limit of 2 is kept by an episode cost of 2."""
+    """An episode cost of 2 is within a limit of 2. Fault: a step's cost is compared with the limit, or no limit is used."""
     [everything] = actions_of(clone(two_styles, "bc", [{}]), two_styles)
     safe, loose = actions_of(clone(two_styles, "bc_safe", [{"cost_limit": 2.0 + 1e-5}, {"cost_limit": 10.01}]), two_styles)
     mixture = 0.25 * SAFE_ACTION + 0.75 * BOLD_ACTION
@@ -63,13 +63,13 @@ def test_bc_imitates_all_and_bc_safe_the_safe_episodes(two_styles):
     assert loose.tobytes() == everything.tobytes()  # the same rows and seed: the same policy
 
 
-def test_no_episode_within_the_limit_is_refused(two_styles):
+def test_a_limit_without_episodes_is_refused(two_styles):
     with pytest.raises(UserError, match="member 1 has no rows"):
         clone(two_styles, "bc_safe", [{}, {"cost_limit": 1.0}])
 
 
 def test_the_episodes_of_each_kind():
-    """By hand. The best tenth of ten is one. The frontier at costs 0, 2, 5, 9 is 10, 12, 12, 30; a tenth of the range is 3."""
+    """By hand: the best tenth of ten episodes is one; the frontier at costs 0, 2, 5, 9 is 10, 12, 12, 30, its width 3."""
     returns = np.array([10.0, 0.0, 12.0, 8.5, 11.0, 9.5, 30.0, 28.0, 26.9, 3.0])
     costs = np.array([0.0, 0.0, 2.0, 2.0, 5.0, 5.0, 9.0, 9.0, 9.0, 9.0])
     episodes = EpisodeTotals(returns, costs, np.full(10, 7))
@@ -80,7 +80,7 @@ def test_the_episodes_of_each_kind():
 
 
 def test_bc_is_trained_once_for_all_limits(two_styles):
-    """And shown at each; a limit that no episode keeps has no bc_safe. Fault: a bc per limit."""
+    """It has a row at each limit; bc_safe has none at a limit without episodes. Fault: bc is trained once per limit."""
     members = [MemberConfig(cost_limit=limit, seed=seed) for seed in (0, 4) for limit in (1.0, 5.0, 20.0)]
     everything, safe = comparison.plan(Config(), two_styles, members)
     assert [member.seed for member in everything.members] == [0, 4]
@@ -95,7 +95,7 @@ def test_bc_is_trained_once_for_all_limits(two_styles):
     assert safe.infos[0].config == {"seed": 0, "cost_limit": 5.0, "learning_rate": 1e-3}
 
 
-def test_a_learner_that_knows_limits_is_trained_at_each(two_styles):
+def test_an_algorithm_that_uses_the_limit_is_trained_at_each(two_styles):
     config = Config.model_validate({"evaluation": {"baselines": ["cpq"]}})
     members = [MemberConfig(cost_limit=limit, seed=2) for limit in (1.0, 20.0)]
     [compared] = comparison.plan(config, two_styles, members)
@@ -106,13 +106,13 @@ def test_a_learner_that_knows_limits_is_trained_at_each(two_styles):
 
 
 def test_a_runs_own_algorithm_is_not_trained_beside_it(two_styles):
-    """Fault: twice in the results, with other settings, and in Table 1 not at all."""
+    """Fault: it is in the results twice, with different settings, and missing in Table 1."""
     config = baseline_config("run.algorithm=bc", "evaluation.baselines=[bc, bc_safe]")
-    assert [each.algorithm for each in comparison.plan(config, two_styles, config.members())] == ["bc_safe"]
+    assert [plan.algorithm for plan in comparison.plan(config, two_styles, config.members())] == ["bc_safe"]
 
 
-def test_cdt_is_trained_once_and_asked_for_each_limit(two_styles, tmp_path):
-    """Its row of each limit acts on that limit and on the best return within it. Fault: the first limit's target for all."""
+def test_cdt_is_trained_once_and_evaluated_at_each_limit(two_styles, tmp_path):
+    """At each limit its targets are that limit and the best return within it. Fault: the first limit's target for all."""
     config = baseline_config("evaluation.baselines=[cdt]", "baseline.steps=3")
     [compared] = comparison.plan(config, two_styles, [MemberConfig(cost_limit=limit, seed=2) for limit in (5.0, 20.0)])
     assert (len(compared.members), compared.places) == (1, (0, 0))
@@ -121,12 +121,12 @@ def test_cdt_is_trained_once_and_asked_for_each_limit(two_styles, tmp_path):
     folder = run.baseline(two_styles.task.name, "cdt")
     save_last(folder.population, learner)
 
-    class Seen:
+    class RecordingPool:
         def evaluate(self, policies, task, seeds):
             self.policies = policies
             return Rollouts.empty(policies.members, seeds).stats
 
-    pool = Seen()
+    pool = RecordingPool()
     comparison._rows(two_styles, run, compared, folder.population, pool, [1])  # type: ignore[arg-type]
     returns, costs = two_styles.episodes.returns, two_styles.episodes.costs
     expected = [[limit, returns[costs <= limit].max()] for limit in (5.0, 20.0)]

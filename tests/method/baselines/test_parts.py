@@ -1,4 +1,4 @@
-"""The baselines' common losses against closed forms and second implementations."""
+"""The networks and losses that baselines share, against closed forms and second implementations."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_mmd_is_the_double_sum_over_samples():
-    """Fault: σ of another member, a kernel of the distance instead of its square."""
+    """Fault: another member's σ; a kernel of the distance instead of its square."""
     one, other, sigma = normal(2, 3, 4, 2), normal(2, 3, 5, 2, seed=1), torch.tensor([0.7, 20.0], dtype=torch.float64)
-    found = mmd(one, other, sigma)
+    distance = mmd(one, other, sigma)
     for member in range(2):
         for row in range(3):
 
@@ -30,14 +30,14 @@ def test_mmd_is_the_double_sum_over_samples():
 
             x, y = one[member, row], other[member, row]
             squared = mean(x, x) + mean(y, y) - 2 * mean(x, y)
-            assert math.isclose(float(found[member, row]), math.sqrt(squared + 1e-6), rel_tol=1e-9)
+            assert math.isclose(float(distance[member, row]), math.sqrt(squared + 1e-6), rel_tol=1e-9)
 
 
-def test_mmd_of_a_sample_to_itself_is_nothing_and_has_a_gradient():
+def test_mmd_of_a_sample_to_itself_is_zero_up_to_its_floor_and_has_a_gradient():
     same = normal(1, 2, 4, 2).requires_grad_()
-    found = mmd(same, same, torch.ones(1, dtype=torch.float64))
-    torch.testing.assert_close(found, torch.full_like(found, 1e-3))
-    found.sum().backward()
+    distance = mmd(same, same, torch.ones(1, dtype=torch.float64))
+    torch.testing.assert_close(distance, torch.full_like(distance, 1e-3))
+    distance.sum().backward()
     assert same.grad is not None
     assert same.grad.isfinite().all()
 
@@ -66,7 +66,7 @@ def test_soft_clipping_by_hand():
 
 
 def test_a_vae_learns_the_behaviours_actions():
-    """And its divergence tells them from others: what CPQ needs."""
+    """Its divergence is smaller for the behaviour's actions than for others, which CPQ relies on."""
     vae = VAE(3, 2, 32)
     seeds, table = torch.tensor([0, 1]), make_table(500, 3, 2, torch.float32)
     table["actions"] = 0.8 * torch.tanh(table["observations"][:, :2])
@@ -88,8 +88,7 @@ def test_a_vae_learns_the_behaviours_actions():
     states, rows = table["observations"].expand(2, -1, -1), table["actions"].expand(2, -1, -1)
     decoded = vae.decode(parts["decoder"].weights, states, torch.zeros(2, 500, vae.latent)).tanh()
     assert ((decoded - rows).square().mean((1, 2)) < 0.02).all()
-    encoded = (divergence(*vae.encode(parts["encoder"].weights, states, actions)) for actions in (rows, -rows.sign()))
-    near, far = encoded
+    near, far = (divergence(*vae.encode(parts["encoder"].weights, states, actions)) for actions in (rows, -rows.sign()))
     assert (near.mean(1) < 0.5 * far.mean(1)).all()
 
 
