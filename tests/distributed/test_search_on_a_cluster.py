@@ -102,7 +102,7 @@ main.start()
 while main.is_alive() and not joined.wait(0.1):
     pass
 if main.is_alive():
-    nodes["second learner"] = cluster.add_node(num_cpus=1, resources={"learner": 1}, **small)  # only the main thread may add nodes
+    nodes["second learner"] = cluster.add_node(num_cpus=1, resources={"learner": 1}, **small)  # in the main thread
 main.join()
 finished.set()
 searching.join()
