@@ -50,6 +50,7 @@ def test_an_example_runs(name, tmp_path, monkeypatch):
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_examples_of_a_run_run(tmp_path, monkeypatch, ray_cluster):
     monkeypatch.chdir(tmp_path)
     tree = load_config(tiny_arguments(tmp_path, "evaluation.baselines=[]")).model_dump(exclude_unset=True)

@@ -50,6 +50,7 @@ def users_environment() -> dict[str, str]:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_script_with_its_own_environment_trains_and_searches(tmp_path):
     """Fault: leave the environment to the command line. Workers then have no `my_car`, and Tune prints its box."""
     folder, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
@@ -61,7 +62,7 @@ def test_a_script_with_its_own_environment_trains_and_searches(tmp_path):
     settings = tiny_arguments(tmp_path, "task.name=MyCar", "evaluation.baselines=[]", "search.configurations=2")
     done = subprocess.run(
         [*python(), str(folder / "script.py"), *settings],
-        cwd=elsewhere, env=users_environment(), text=True, timeout=280, check=False, capture_output=True,
+        cwd=elsewhere, env=users_environment(), text=True, timeout=800, check=False, capture_output=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     last = done.stdout.splitlines()[-1]
