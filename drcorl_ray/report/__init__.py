@@ -1,6 +1,6 @@
-"""The report of a run: report.html, report.md and its pictures, and a table on the terminal, all made from results.json.
+"""The report of a run: report.html, report.md with its pictures, and tables on the terminal, all made from results.json.
 
-A search adds what lies beside it: Optuna's studies and the packs' metrics logs; where they are missing it is said.
+For a search it also reads Optuna's studies and the metrics logs of the packs; the report says where they are missing.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ __all__ = ["print_table", "rebuild", "write_report"]
 
 
 def rebuild(run: Path) -> None:
-    """launch/report.py: write the report of a finished run again; UserError where there is none."""
+    """Write the report of a finished run again (launch/report.py); raise UserError if the run has no results.json."""
     write_report(RunDirectory(run), read_results(run))
 
 
 def write_report(run: RunDirectory, results: Results) -> None:
-    """Write the report's files and print its table. results: what results.json holds, or will."""
+    """Write the files of the report and print its tables. results: the content of results.json (written or not)."""
     from drcorl_ray.report.build import write_files  # matplotlib, plotly and Optuna take seconds to import
 
     for name, content in write_files(run, results).items():

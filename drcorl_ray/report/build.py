@@ -1,4 +1,4 @@
-"""Puts a report together: the pictures, the Markdown text, the page."""
+"""Assemble a report: the pictures, the Markdown text, the HTML page and the LaTeX table."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from drcorl_ray.report.optuna_views import StudyView, importances, judged, offli
 from drcorl_ray.report.page import Page
 from drcorl_ray.report.tables import adaptation, calibration, paper, seeds, speed
 from drcorl_ray.report.tables.core import (
+    COST_TITLE,
     LEGEND,
     cost_rows,
     markdown_table,
@@ -29,7 +30,7 @@ Shares = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
 def write_files(run: RunDirectory, results: Results) -> dict[str, str]:
-    """Write the pictures; the texts {file name: content} are returned."""
+    """Write the pictures into the run directory and return the texts {file name: content}."""
     page = read_page(run, results)
     shares = {name: by_score for name, by_score in page.shares.items() if by_score}
     drawn = _pictures(run.path, results, page.studies, shares, page.times)
@@ -42,7 +43,7 @@ def write_files(run: RunDirectory, results: Results) -> dict[str, str]:
 
 
 def read_page(run: RunDirectory, results: Results) -> Page:
-    """The page of a run, with all that lies beside its results."""
+    """Collect the inputs of the page: the results, the studies and the metrics logs."""
     studies = read_studies(run, results)
     shares = {study.name: importances(study) for study in studies}
     return Page(run.path.name, results, studies, shares, offline_curves(run, results), speed.inference_times(results))
@@ -51,10 +52,10 @@ def read_page(run: RunDirectory, results: Results) -> Page:
 def _pictures(
     folder: Path, results: Results, studies: Sequence[StudyView], shares: Shares, times: Sequence[speed.InferenceTime]
 ) -> list[tuple[str, Path]]:
-    """(title, file) of every picture that this run has something for; an older one that it has nothing for is removed."""
-    about = results["run"]
-    curves = [curve for curve in about.get("curves", []) if curve["steps"]]
-    several = [study for study in studies if any(trial.params for trial in study.finished())]
+    """Draw the pictures that the run has data for, as (title, file); remove those of an older report first."""
+    run = results["run"]
+    curves = [curve for curve in run.get("curves", []) if curve["steps"]]
+    with_params = [study for study in studies if any(trial.params for trial in study.finished())]
     names = ("curves", "scatter", "frontier", "importances", "parallel", "pareto", "calibration", "speed")
     path = {name: folder / f"{name}.png" for name in names}
     for file in path.values():
@@ -62,10 +63,12 @@ def _pictures(
     drawn = []
     if curves:
         drawn.append(
-            ("Learning curves", pictures.curves(path["curves"], curves, seeds.curves(results), paper.printed_scores(results)))
+            ("Learning curves", pictures.curves(path["curves"], curves, seeds.curves(results), paper.paper_scores(results)))
         )
-    known = about.get("references", [])
-    drawn.append(("Reward against cost", pictures.scatter(path["scatter"], task_names(results), results["rows"], known)))
+    best_episodes = run.get("references", [])
+    drawn.append(
+        ("Reward against cost", pictures.scatter(path["scatter"], task_names(results), results["rows"], best_episodes))
+    )
     if times:
         drawn.append((speed.TITLE, pictures.speed(path["speed"], times)))
     if panels := frontier.panels(results):
@@ -75,11 +78,10 @@ def _pictures(
         drawn.append(("Pareto front", pictures.pareto(path["pareto"], fronts)))
     if shares:
         drawn.append(("Which hyper-parameters matter", pictures.importances(path["importances"], shares)))
-    if several:
-        drawn.append(("Parallel coordinates", pictures.parallel(path["parallel"], several)))
-    measured = calibration.by_task(results)
-    if measured:
-        drawn.append((calibration.TITLE, calibration_png.calibration(path["calibration"], measured)))
+    if with_params:
+        drawn.append(("Parallel coordinates", pictures.parallel(path["parallel"], with_params)))
+    if entries := calibration.by_task(results):
+        drawn.append((calibration.TITLE, calibration_png.calibration(path["calibration"], entries)))
     return drawn
 
 
@@ -93,12 +95,18 @@ def _markdown(
     sentence, by_task = verdict(results)
     lines = [f"# {plain(name)}", "", sentence, "", *(f"- {plain(line)}" for line in by_task), ""]
     lines += [*markdown_table(top_columns(results), top_rows(results)), ""]
-    lines += [*(f"- {plain(line)}" for line in references(results)), "", LEGEND, "", "Everything, to look into: report.html"]
-    if over_seeds := seeds.groups(results):
-        lines += ["", f"## {seeds.TITLE}", "", *markdown_table(seeds.columns(over_seeds), over_seeds), "", seeds.NOTE]
+    lines += [
+        *(f"- {plain(line)}" for line in references(results)),
+        "",
+        LEGEND,
+        "",
+        "Interactive version with all details: report.html",
+    ]
+    if groups := seeds.groups(results):
+        lines += ["", f"## {seeds.TITLE}", "", *markdown_table(seeds.columns(groups), groups), "", seeds.NOTE]
     for table in (tables := paper.tables(results)):
         lines += ["", f"## {table.title}", "", *markdown_table(table.columns(), table.lines)]
-    lines += ["", f"{paper.NOTE} In LaTeX: table1.tex"] if tables else []
+    lines += ["", f"{paper.NOTE} LaTeX version: table1.tex"] if tables else []
     for title, path in drawn:
         lines += ["", f"## {title}", "", f"![{title}]({path.name})"]
         lines += ["", *markdown_table(speed.COLUMNS, times), "", speed.NOTE] if title == speed.TITLE else []
@@ -107,18 +115,18 @@ def _markdown(
     lines += _calibration(results)
     search = search_of(results)
     if search and (cost := search.get("cost")):
-        lines += ["", "## What the search cost", "", "| what | how much |", "| --- | --- |"]
-        lines += [f"| {what} | {much} |" for what, much in cost_rows(cost)]
+        lines += ["", f"## {COST_TITLE}", "", "| resource | amount |", "| --- | --- |"]
+        lines += [f"| {resource} | {amount} |" for resource, amount in cost_rows(cost)]
     return "\n".join(lines) + "\n"
 
 
 def _calibration(results: Results) -> list[str]:
-    """What goes below the calibration's picture."""
-    measured = calibration.by_task(results)
-    if not measured:
+    """Return the verdicts and the table that follow the picture of the calibration."""
+    by_task = calibration.by_task(results)
+    if not by_task:
         return []
     lines, rows = [""], []
-    for task, entries in measured.items():
+    for task, entries in by_task.items():
         verdict = calibration.verdict(task, entries)
         lines.append(f"- {plain(task)}: **{verdict.word}**. {plain(verdict.reason)}")
         rows += calibration.table(task, entries)

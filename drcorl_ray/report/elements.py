@@ -1,4 +1,4 @@
-"""The HTML elements of a report's page; every text from a run is escaped here, except in `section`, whose parts are HTML."""
+"""HTML elements of the page. They escape every text that comes from a run, except `section`, whose parts are HTML."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from plotly.io.json import to_json_plotly
 
 from drcorl_ray.report.tables.core import Column
 
-SHOWN_AT_ONCE = 6  # tasks; with more, the page opens with the first one
+SHOWN_AT_ONCE = 6  # with more tasks, the page opens with the first one only
 
 
 def asset(name: str) -> str:
+    """Return the text of a file beside this module (page.css, page.js)."""
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 def script(content: Any, identity: str = "") -> str:
-    """A plotly object as JSON inside the page; plotly escapes every <, so that no text can end the element."""
+    """Embed a plotly object as JSON. Plotly escapes every <, so no text can end the element."""
     return f'<script type="application/json"{f" id={identity!r}" if identity else ""}>{to_json_plotly(content)}</script>'
 
 
@@ -41,7 +42,7 @@ def bullets(lines: Sequence[str]) -> str:
 
 
 def table(columns: Sequence[Column], rows: Sequence[Any], style: str, tagged: Callable[[Any], str] | None = None) -> str:
-    """tagged: the tasks of a row, for the chooser."""
+    """Return a table with the CSS class `style`. tagged: returns the indices of a row's tasks, by which the page filters."""
     head = "".join(f"<th>{escape(column.title)}</th>" for column in columns)
     marks = [f' data-tasks="{tagged(row)}"' if tagged else "" for row in rows]
     lines = ["".join(_cell(column, row) for column in columns) for row in rows]

@@ -1,6 +1,6 @@
-"""What a report reads beside results.json: Optuna's studies and the metrics logs.
+"""The inputs of a report besides results.json: Optuna's studies and the metrics logs.
 
-A run that was copied without them has less to show.
+If they are missing, for example after copying results.json alone, the report omits the sections that need them.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from drcorl_ray.runs.schema import Results, Row, Search, StudyEntry
 
 FEWEST_FINISHED = 4
 OFFLINE = {
-    "adaptation/cost_estimate": "estimated episode cost, by which it adapts",
-    "critic/q_reward": "mean Q of the reward (offline)",
+    "adaptation/cost_estimate": "cost estimate used for adaptation",
+    "critic/q_reward": "mean Q value of the reward (offline)",
 }
 SHARES = {
     "adaptation/safe": "reward steps",
-    "adaptation/band": "both",
+    "adaptation/band": "both gradients",
     "adaptation/unsafe": "cost steps",
     "adaptation/conflict": "conflict",
 }
@@ -45,7 +45,7 @@ _SERIES = (*OFFLINE, *SHARES)
 
 @dataclass(frozen=True)
 class StudyView:
-    """A study of the run as results.json names it, and as Optuna reads it from its journal, if that file exists."""
+    """A study that results.json names, with its content as Optuna reads it from the journal (None: missing or damaged)."""
 
     name: str
     tasks: Sequence[str]
@@ -56,13 +56,14 @@ class StudyView:
 
 
 def read_studies(run: RunDirectory, results: Results) -> list[StudyView]:
+    """Load the studies of a search, sorted by name; a training run has none."""
     search = search_of(results)
     entries = sorted(search.get("studies", []) if search else [], key=lambda entry: entry["name"])
     return [StudyView(entry["name"], entry["tasks"], _load(run, entry)) for entry in entries]
 
 
 def _load(run: RunDirectory, entry: StudyEntry) -> optuna.Study | None:
-    """A copy in memory, so that drawing cannot change the study; None where the journal is absent or damaged."""
+    """Return an in-memory copy, so that drawing cannot change the study; None if the journal is missing or damaged."""
     path = named_file(run.results, entry["journal"])
     if not path.is_file():
         return None
@@ -92,9 +93,10 @@ def quiet() -> Iterator[None]:
 
 
 def importances(study: StudyView) -> dict[str, dict[str, float]]:
-    """Shares, of sum 1, {"reward" | "cost": {key: share}}, by PED-ANOVA; of a score that enough trials have, not all alike.
+    """Return the PED-ANOVA importances {"reward" | "cost": {key: share}}; the shares of a score sum to 1.
 
-    The share of a key says how much it tells the best configurations from the others; Optuna advises five or more of those.
+    A share says how much the key distinguishes the best configurations from the others; Optuna advises at least five best
+    ones. A score is omitted if fewer than FEWEST_FINISHED trials have it or if all its values are equal.
     """
     trials = study.finished()
     if study.optuna is None or len(trials) < FEWEST_FINISHED or not any(trial.params for trial in trials):
@@ -110,13 +112,13 @@ def importances(study: StudyView) -> dict[str, dict[str, float]]:
 
 
 def ranked_keys(shares: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """The keys of `importances`, the one that tells most of the reward last."""
+    """Return the keys of `importances`, sorted by their share for the reward, the largest last."""
     by_reward = shares.get("reward", {})
     return sorted({key for by_key in shares.values() for key in by_key}, key=lambda key: by_reward.get(key, 0.0))
 
 
 def _varies(scores: Sequence[float]) -> bool:
-    """Whether there are enough scores, and not all the same: then every key would get the same share."""
+    """Whether there are enough finite scores and they differ; with equal scores every key would get the same share."""
     finite = [score for score in scores if math.isfinite(score)]
     return len(finite) >= FEWEST_FINISHED and len(set(finite)) > 1
 
@@ -128,7 +130,7 @@ def _cost(trial: FrozenTrial) -> float:
 
 @dataclass(frozen=True)
 class JudgedConfiguration:
-    """A configuration's search score over its study's tasks: mean reward, worst cost."""
+    """The search score of a configuration over the tasks of its study: mean reward and largest cost, both normalised."""
 
     number: int
     state: str
@@ -138,6 +140,7 @@ class JudgedConfiguration:
 
 
 def judged(results: Results, study: str) -> list[JudgedConfiguration]:
+    """Return the configurations of a study that the search evaluated, sorted by number."""
     rows: dict[int, list[Row]] = {}
     for row in results["rows"]:
         if is_judged(row) and row.get("study") == study:
@@ -155,14 +158,17 @@ def judged(results: Results, study: str) -> list[JudgedConfiguration]:
 
 
 def policies(results: Results, task: str) -> dict[int, Row]:
-    """A task's policies by configuration, or member: a winner's fresh row for its judged one; no online_best, no baselines."""
+    """Return a task's rows by configuration or member number, without online_best rows and baselines.
+
+    A winner is represented by its row of fresh episodes instead of the one that the search judged.
+    """
     rows = [row for row in results["rows"] if row["task"] == task and not is_baseline(row)]
     rows = [row for row in rows if row["selection"] != "online_best"]
     return {number(row): row for row in sorted(rows, key=is_winner)}
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices, by rising cost, of the (reward, cost) that no other point beats in one and equals or beats in the other."""
+    """Return the indices of the non-dominated (reward, cost) points, sorted by increasing cost."""
     front: list[int] = []
     for index in sorted(range(len(points)), key=lambda i: (points[i][1], -points[i][0])):
         if not front or points[index][0] > points[front[-1]][0] or points[index] == points[front[-1]]:
@@ -172,20 +178,20 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 @dataclass(frozen=True)
 class Series:
-    """An offline metric along a training: steps [K], values {metric: [K]}, NaN where the log has none."""
+    """The offline metrics along a training: steps [K], values {metric: [K]}, NaN where the log has no value."""
 
     steps: np.ndarray
     values: Mapping[str, np.ndarray]
 
 
 def offline_curves(run: RunDirectory, results: Results) -> dict[str, dict[int, Series]]:
-    """{task: {configuration, or member of a training run: series}}, at most 100 points each."""
+    """Return {task: {number: series}} with at most 100 points each; the number is a configuration's or a member's."""
     points: dict[tuple[str, int], dict[int, list[float]]] = {}
     search = search_of(results)
     logs = _pack_logs(run, search) if search else _training_log(run)
     for task, numbers, line in logs:
-        for place, policy in enumerate(numbers):
-            values = [_at(line["metrics"].get(metric), place) for metric in _SERIES]
+        for index, policy in enumerate(numbers):
+            values = [_at(line["metrics"].get(metric), index) for metric in _SERIES]
             points.setdefault((task, policy), {})[line["step"]] = values
     curves: dict[str, dict[int, Series]] = {}
     for (task, policy), by_step in sorted(points.items()):
@@ -193,8 +199,8 @@ def offline_curves(run: RunDirectory, results: Results) -> dict[str, dict[int, S
     return curves
 
 
-def _at(values: Sequence[float | None] | None, place: int) -> float:
-    value = values[place] if values is not None and place < len(values) else None
+def _at(values: Sequence[float | None] | None, index: int) -> float:
+    value = values[index] if values is not None and index < len(values) else None
     return math.nan if value is None else value
 
 
@@ -211,7 +217,7 @@ def _training_log(run: RunDirectory) -> Iterator[tuple[str, Sequence[int], Mappi
 
 
 def _pack_logs(run: RunDirectory, search: Search) -> Iterator[tuple[str, Sequence[int], Mapping[str, Any]]]:
-    """RUN/packs/STUDY-0003/TASK: the log, and the trial numbers of its members from result.json."""
+    """Yield (task, trial numbers of the members, log line) for every pack directory RUN/packs/STUDY-0003/TASK."""
     names = {entry["name"] for entry in search["studies"]}
     for path in sorted((run.path / "packs").glob("*/*/result.json")):
         if path.parent.parent.name.rsplit("-", 1)[0] not in names:
@@ -225,7 +231,7 @@ def _pack_logs(run: RunDirectory, search: Search) -> Iterator[tuple[str, Sequenc
 
 
 def _extraction(log: Path) -> list[dict[str, Any]]:
-    """Return no lines for a damaged log; the report omits that section."""
+    """Return the lines of the extraction stage; none for a damaged log, whose section the report then omits."""
     try:
         return [line for line in read_log(log) if "adaptation/cost_estimate" in line["metrics"]]
     except (UserError, OSError):

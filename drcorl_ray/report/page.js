@@ -1,9 +1,9 @@
 "use strict";
 
 const theme = JSON.parse(document.getElementById("theme").textContent);
-const config = { responsive: true, displaylogo: false, showSendToCloud: false };  // nothing leaves the page
+const config = { responsive: true, displaylogo: false, showSendToCloud: false };  // no data leaves the page
 
-// A figure is drawn when it comes near the screen: a page of forty tasks opens at once.
+// Draw a figure only when it scrolls near the screen, so that a page of forty tasks opens without delay.
 function draw(box) {
   const source = box.querySelector("script");
   if (!source) return;

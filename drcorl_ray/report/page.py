@@ -1,4 +1,4 @@
-"""RUN/report.html: one page with everything inside it, that opens from a file, without a server or a network."""
+"""RUN/report.html: one self-contained page that opens from a file, without a server or a network."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from drcorl_ray.report.figures import plotly as figures
 from drcorl_ray.report.optuna_views import FEWEST_FINISHED, Series, StudyView, judged, policies
 from drcorl_ray.report.tables import adaptation, calibration, paper, seeds, speed
 from drcorl_ray.report.tables.core import (
+    COST_TITLE,
     LEGEND,
     Column,
     cost_rows,
@@ -36,12 +37,12 @@ from drcorl_ray.report.tables.core import (
 )
 from drcorl_ray.runs.schema import Results, Row
 
-# The browser itself keeps the page from loading anything.
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+# This policy makes the browser refuse to load anything.
+_CONTENT_SECURITY_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
 class Page:
-    """The parts of the page; each is HTML, empty where the run has nothing to show."""
+    """The page of a run. Each part is HTML, empty if the run has nothing to show in it."""
 
     def __init__(
         self,
@@ -52,12 +53,13 @@ class Page:
         offline: Mapping[str, Mapping[int, Series]],
         times: Sequence[speed.InferenceTime],
     ) -> None:
-        """shares: `importances` of each study; offline: `optuna_views.offline_curves`; times: `speed.inference_times`."""
-        self._name, self._results, self._about = name, results, results["run"]
+        """shares: {study: `importances`}; offline: from `optuna_views.offline_curves`; times: from `speed.inference_times`."""
+        self._name, self._results, self._run = name, results, results["run"]
         self.studies, self.shares, self.offline, self.times = studies, shares, offline, times
         self._tasks, self._keys = task_names(results), varied_keys(results["rows"])
 
     def html(self) -> str:
+        """Return the whole page."""
         parts = [
             self._headline(),
             self._winners(),
@@ -77,7 +79,7 @@ class Page:
         ]
         head = (
             '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+            f'<meta http-equiv="Content-Security-Policy" content="{_CONTENT_SECURITY_POLICY}">'
             f"<title>{escape(self._name)}</title><style>{elements.asset('page.css')}</style>"
         )
         scripts = [
@@ -89,14 +91,14 @@ class Page:
         return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
     def _headline(self) -> str:
-        about, machine = self._about, self._about.get("machine", {})
+        run, machine = self._run, self._run.get("machine", {})
         hardware = f"{machine.get('cpus')} CPUs ({machine.get('processor')})"
-        versions = about.get("versions", {})
+        versions = run.get("versions", {})
         facts = {
-            "command": " ".join(about.get("argv", [])),
-            "commit": about.get("commit"),
+            "command": " ".join(run.get("argv", [])),
+            "commit": run.get("commit"),
             "machine": ", ".join([hardware, *machine.get("gpus", [])]) if machine else None,
-            "wall time": duration(about["wall_s"]) if "wall_s" in about else None,
+            "wall time": duration(run["wall_s"]) if "wall_s" in run else None,
             "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         }
         if search := search_of(self._results):
@@ -112,17 +114,16 @@ class Page:
     def _winners(self) -> str:
         rows, columns = top_rows(self._results), top_columns(self._results)
         if self._keys:
-            chosen = Column("hyper-parameters", lambda row: ", ".join(_chosen(row, self._keys)))
-            columns = [*columns, chosen]
+            columns = [*columns, Column("hyper-parameters", lambda row: ", ".join(_varied_settings(row, self._keys)))]
         title = "Winners" if is_search(self._results) else "Policies"
         table = elements.table(columns, rows, "") if rows else elements.note("no policy was evaluated")
         return elements.section(title, table, f'<p class="legend">{LEGEND}</p>', elements.bullets(references(self._results)))
 
     def _over_seeds(self) -> str:
-        found = seeds.groups(self._results)
-        if not found:
+        groups = seeds.groups(self._results)
+        if not groups:
             return ""
-        table = elements.table(seeds.columns(found), found, "", lambda group: self._tagged([group.first["task"]]))
+        table = elements.table(seeds.columns(groups), groups, "", lambda group: self._tagged([group.first["task"]]))
         return elements.section(seeds.TITLE, table, elements.note(seeds.NOTE))
 
     def _paper(self) -> str:
@@ -147,19 +148,20 @@ class Page:
         return f'<nav><label>Show <select id="task">{items}</select></label></nav>'
 
     def _tagged(self, tasks: Iterable[str]) -> str:
+        """Return the indices of the tasks, by which the page filters its parts."""
         return " ".join(str(self._tasks.index(task)) for task in tasks if task in self._tasks)
 
     def _plot(self, figure: go.Figure | dict[str, Any], tasks: Iterable[str], style: str = "") -> str:
         content = figure if isinstance(figure, dict) else figure.to_dict()
-        content["layout"].pop("template", None)  # the same for all: once in the page
+        content["layout"].pop("template", None)  # it is the same for all figures and is stored once in the page
         height = content["layout"]["height"]
         head = f'<div class="plot {style}" style="height:{height}px" data-tasks="{self._tagged(tasks)}">'
         return f"{head}{elements.script(content)}</div>"
 
     def _scatter(self) -> str:
-        rows, known = self._results["rows"], self._about.get("references", [])
+        rows, best_episodes = self._results["rows"], self._run.get("references", [])
         plots = [
-            self._plot(figures.scatter(task, [row for row in rows if row["task"] == task], known, self._keys), [task])
+            self._plot(figures.scatter(task, [row for row in rows if row["task"] == task], best_episodes, self._keys), [task])
             for task in self._tasks
         ]
         return elements.section("Reward against cost", elements.grid(plots)) if plots else ""
@@ -177,7 +179,9 @@ class Page:
             self._plot(figures.pareto(study.name, judged(self._results, study.name), self._keys), study.tasks)
             for study in self.studies
         ]
-        note = elements.note("Of these configurations none has both more reward and less cost (search scores).")
+        note = elements.note(
+            "No other configuration has both at least the reward and at most the cost of one on the front (search scores)."
+        )
         return elements.section("Pareto front", note, elements.grid(plots))
 
     def _importances(self) -> str:
@@ -189,11 +193,13 @@ class Page:
                 plots.append(self._plot(figures.importances(study.name, self.shares[study.name]), study.tasks))
             else:
                 few = len(study.finished()) < FEWEST_FINISHED
-                reason = f"too few finished configurations (fewer than {FEWEST_FINISHED})" if few else "no score differs"
+                reason = f"too few finished configurations (fewer than {FEWEST_FINISHED})" if few else "all scores are equal"
                 plots.append(self._missing(study, reason))
         finished = [len(study.finished()) for study in self.studies if study.optuna]
-        note = "Share of each key in telling the best configurations from the others (PED-ANOVA, finished configurations only)"
-        hint = f"; with few of them ({min(finished)} here) it is noisy." if finished and min(finished) < 30 else "."
+        note = (
+            "How much each key distinguishes the best configurations from the others (PED-ANOVA; finished configurations only)"
+        )
+        hint = f". With few of them (here {min(finished)}) the shares are noisy." if finished and min(finished) < 30 else "."
         return elements.section("Which hyper-parameters matter", elements.note(note + hint), elements.grid(plots))
 
     def _parallel(self) -> str:
@@ -205,27 +211,33 @@ class Page:
             else self._missing(study, "no finished configuration")
             for study in self.studies
         ]
-        note = elements.note("A line a finished configuration; dotted: not safe; None: the key was not asked for.")
+        note = elements.note("One line per finished configuration; dotted: not safe; None: the configuration lacks this key.")
         return elements.section("Parallel coordinates", note, *plots)
 
     def _missing(self, study: StudyView, reason: str) -> str:
-        why = reason if study.optuna else "its Optuna study is not beside this report"
+        why = reason if study.optuna else "its Optuna study is missing or damaged"
         return f'<p class="note" data-tasks="{self._tagged(study.tasks)}">{escape(study.name)}: {why}</p>'
 
     def _curves(self) -> str:
-        parts, known = [], paper.printed_scores(self._results)
+        parts, paper_scores = [], paper.paper_scores(self._results)
         for task in self._tasks:
-            true = [curve for curve in self._about.get("curves", []) if curve["task"] == task and curve["steps"]]
+            true = [curve for curve in self._run.get("curves", []) if curve["task"] == task and curve["steps"]]
             if true:
-                parts.append(self._plot(figures.true_curves(f"{task}: rolled out", true, known.get(task)), [task], "wide"))
+                parts.append(
+                    self._plot(
+                        figures.true_curves(f"{task}: true scores (rollouts)", true, paper_scores.get(task)), [task], "wide"
+                    )
+                )
             if task in self.offline:
-                title, rows = f"{task}: what training saw", policies(self._results, task)
+                title, rows = f"{task}: offline metrics of the training", policies(self._results, task)
                 plot = figures.offline_curves(title, self.offline[task], rows, self._keys)
                 parts.append(self._plot(plot, [task], "wide"))
             elif is_search(self._results):
-                note = f"{escape(task)}: its packs' metrics logs are not beside this report"
+                note = f"{escape(task)}: the metrics logs of its packs are missing or damaged"
                 parts.append(f'<p class="note" data-tasks="{self._tagged([task])}">{note}</p>')
-        note = "A line a member or configuration; gold: winner, blue: safe, red: not safe, grey: stopped early."
+        note = (
+            "One line per member or configuration. Offline metrics: gold is the winner, blue safe, red not safe, grey stopped."
+        )
         return elements.section("Learning curves", elements.note(note), *parts) if parts else ""
 
     def _adaptation(self) -> str:
@@ -236,11 +248,11 @@ class Page:
         return elements.section(adaptation.TITLE, table, elements.note(adaptation.NOTE))
 
     def _calibration(self) -> str:
-        known = calibration.by_task(self._results)
-        if not known:
+        by_task = calibration.by_task(self._results)
+        if not by_task:
             return ""
         answers, plots, rows = [], [], []
-        for task, entries in known.items():
+        for task, entries in by_task.items():
             verdict = calibration.verdict(task, entries)
             answer = f"{escape(task)}: <b>{verdict.word}</b></td><td>{escape(verdict.reason)}"
             answers.append(f'<tr data-tasks="{self._tagged([task])}"><td class="answer {verdict.style}">{answer}</td></tr>')
@@ -261,19 +273,19 @@ class Page:
         if not (search and search.get("cost")):
             return ""
         cost = search["cost"]
-        cells = "".join(f"<tr><td>{escape(what)}</td><td>{escape(much)}</td></tr>" for what, much in cost_rows(cost))
-        return elements.section(
-            "What the search cost", self._plot(figures.wall_time(cost), self._tasks), f"<table>{cells}</table>"
+        cells = "".join(
+            f"<tr><td>{escape(resource)}</td><td>{escape(amount)}</td></tr>" for resource, amount in cost_rows(cost)
         )
+        return elements.section(COST_TITLE, self._plot(figures.wall_time(cost), self._tasks), f"<table>{cells}</table>")
 
     def _configurations(self) -> str:
         rows = judged_rows(self._results)
         if not rows:
             return ""
         table = elements.table(judged_columns(varied_keys(rows)), rows, "sortable", lambda row: self._tagged([row["task"]]))
-        summary = f"<summary>{len(rows)} judged by the search's own episodes; click a heading to sort</summary>"
+        summary = f"<summary>{len(rows)} configurations by their search score; click a heading to sort</summary>"
         return elements.section("All configurations", f"<details>{summary}{table}</details>")
 
 
-def _chosen(row: Row, keys: Sequence[str]) -> list[str]:
+def _varied_settings(row: Row, keys: Sequence[str]) -> list[str]:
     return [] if is_baseline(row) else settings(row, keys)

@@ -1,4 +1,4 @@
-"""Made-up run directories of searches: rows, a real Optuna study in its journal, the packs' logs."""
+"""Hand-made results and run directories: rows, real Optuna studies in their journals, metrics logs of packs."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ Rows = list[dict[str, Any]]
 
 
 def make_row(**changes: Any) -> dict[str, Any]:
+    """A row of results.json with the given fields changed."""
     return {
         "task": "PointCircle",
         "algorithm": "drcorl",
@@ -46,16 +47,14 @@ def make_row(**changes: Any) -> dict[str, Any]:
 
 
 def make_curve(**changes: Any) -> dict[str, Any]:
+    """A learning curve of two members with gaps, with the given fields changed."""
     curve = {"task": "PointCircle", "steps": [10, 20, 30]}
     curve |= {"normalized_reward": [[0.1, None, 0.5], [None, None, None]], "normalized_cost": [[2.0, 1.0, 0.5]] * 2}
     return curve | changes
 
 
 def make_calibration(**changes: Any) -> dict[str, Any]:
-    """Return the calibration of two members with different limits and k.
-
-    By the members' own k, three of the five policies with a true cost are estimated safe; one of them is not safe.
-    """
+    """Two members with different limits and k. With the training k, three of five policies are estimated safe; one is not."""
     entry = {"task": "PointCircle", "steps": [10, 20, 30], "cost_limits": [10.0, 20.0], "members": ["0 offline", "1 hybrid"]}
     entry |= {"k": [0.0, 2.0], "member_k": [2.0, 1.0], "episodes": 10}
     entry["estimates"] = [[[12.0, 4.0, 4.0], [15.0, 8.0, 10.1]], [[18.0, 20.0, None], [22.0, 30.0, 3.0]]]
@@ -87,7 +86,7 @@ def markdown_table(text: str) -> list[list[str]]:
 
 
 def suggest(trial: optuna.Trial) -> dict[str, Any]:
-    """Suggest four keys, one of them categorical and one conditional; only `k` decides the score."""
+    """Suggest continuous keys, a categorical key and a conditional one."""
     trial.suggest_float("k", 0.0, 4.0)
     trial.suggest_float("beta_0", 1e-3, 1e-1, log=True)
     if trial.suggest_categorical("beta_schedule", ["constant", "linear"]) != "constant":
@@ -101,7 +100,7 @@ def planted_score(params: dict[str, Any]) -> tuple[float, float]:
 
 
 class MadeSearch:
-    """A search's run directory and its results; one study per task, or one for all tasks (`shared`)."""
+    """The run directory and results of a search, with one study per task or one for all tasks (`shared`)."""
 
     def __init__(
         self,
@@ -120,8 +119,8 @@ class MadeSearch:
         self.rows: Rows = []
         self.curves: list[dict[str, Any]] = []
         self.studies = [
-            {"name": name, "tasks": list(judged), "journal": f"studies/{name}.journal"}
-            for name, judged in ([("shared", tasks)] if shared else [(task, (task,)) for task in tasks])
+            {"name": name, "tasks": list(study_tasks), "journal": f"studies/{name}.journal"}
+            for name, study_tasks in ([("shared", tasks)] if shared else [(task, (task,)) for task in tasks])
         ]
         for entry in self.studies:
             self._search(entry, configurations)
@@ -224,18 +223,18 @@ class MadeSearch:
 def log_line(
     metrics: dict[str, list], step: int, total_steps: int, task: str = "PointCircle", stage: str = "extraction"
 ) -> str:
-    """Return one report of a metrics log."""
+    """Return one line of a metrics log."""
     head = {"task": task, "stage": stage, "step": step, "total_steps": total_steps, "seconds": 0.1}
     return json.dumps(head | {"metrics": metrics}) + "\n"
 
 
 class Parsed(HTMLParser):
-    """A parsed page: its tables as cell texts, figures, text, links, and everything that a browser would load."""
+    """The content of a page: its tables as cell texts, figures, plain text, links, and the URLs that it would load."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
         self.tables: list[list[list[str]]] = []
-        self.classes: list[list[list[str]]] = []  # of the tables' cells
+        self.classes: list[list[list[str]]] = []  # CSS classes of the cells
         self.figures: list[dict[str, Any]] = []
         self.loads: list[str] = []
         self.links: list[str] = []
@@ -247,7 +246,7 @@ class Parsed(HTMLParser):
         assert self._open == [], "elements that are not closed"
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
+        attributes = dict(attrs)
         if tag not in ("meta", "br", "input"):
             self._open.append(tag)
         self.loads += [value or "" for name, value in attrs if name == "src" or (name == "href" and tag != "a")]
@@ -260,8 +259,8 @@ class Parsed(HTMLParser):
             self.classes[-1].append([])
         elif tag in ("td", "th"):
             self.tables[-1][-1].append("")
-            self.classes[-1][-1].append(given.get("class") or "")
-        self._script = given if tag == "script" else None
+            self.classes[-1][-1].append(attributes.get("class") or "")
+        self._script = attributes if tag == "script" else None
 
     def handle_endtag(self, tag: str) -> None:
         assert self._open.pop() == tag
@@ -278,6 +277,6 @@ class Parsed(HTMLParser):
                 self.tables[-1][-1][-1] += data
 
     def titled(self, title: str) -> dict[str, Any]:
-        """Return the figure with that title."""
+        """Return the only figure with that title."""
         [figure] = [figure for figure in self.figures if figure["layout"]["title"]["text"] == title]
         return figure

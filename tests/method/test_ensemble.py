@@ -82,6 +82,6 @@ def test_the_first_critics_are_those_of_a_smaller_pretraining():
 
 def test_more_critics_than_were_pretrained_are_refused():
     with pytest.raises(
-        UserError, match=r"^member\.cost_ensemble=5: pretrain\.cost_ensemble=4 cost critics are pretrained; ask"
+        UserError, match=r"^member\.cost_ensemble=5: pretrain\.cost_ensemble=4 cost critics are pretrained; lower"
     ):
         learner_of([{}, {"cost_ensemble": 5}], pretrained_critics(PRETRAINED, steps=0))

@@ -1,4 +1,4 @@
-"""report.html in a real headless browser, from file://: everything is drawn, nothing is complained about."""
+"""Tests of report.html in a headless browser, from file://: everything is drawn and the console stays empty."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def browser():
 
 @pytest.fixture
 def opened(browser):
-    """Opens a file, without any network: (page, what its console said and which errors its scripts raised, so far)."""
+    """Return a function that opens a file without network as (page, its console messages and script errors so far)."""
 
     def open_page(path):
         page, complaints = browser.new_page(viewport={"width": 1366, "height": 12000}), []
@@ -62,8 +62,8 @@ def test_the_page_draws_everything_and_the_console_is_silent(opened, tmp_path, k
     assert complaints == []
 
 
-def test_what_the_page_would_load_is_refused_and_seen(opened, tmp_path):
-    """The check above can fail: a script from elsewhere, and an error of a script."""
+def test_external_scripts_and_script_errors_are_noticed(opened, tmp_path):
+    """This shows that the test above can fail. Faults: a script from another site; an error in a script."""
     text = report(tmp_path, make_results([make_row()]))["report.html"]
     faulty = tmp_path / "faulty.html"
     faulty.write_text(
@@ -74,8 +74,8 @@ def test_what_the_page_would_load_is_refused_and_seen(opened, tmp_path):
     assert any("gone is not defined" in line for line in complaints)
 
 
-def test_a_task_is_chosen_and_the_table_sorted(opened, tmp_path):
-    """Choose the second task, sort by reward twice. Fault: sort as text (-0.5 after -0.1), or hide the wrong task."""
+def test_the_page_filters_by_task_and_sorts_its_table(opened, tmp_path):
+    """Choose the second task and sort by reward twice. Faults: sort as text (-0.5 after -0.1); hide the wrong task."""
     made = MadeSearch(tmp_path, ("A", "B"), 12, score=lambda params: (params["k"] * 5 - 8, 0.5))
     report(tmp_path, made.results)
     page, complaints = opened(tmp_path / "report.html")

@@ -1,4 +1,4 @@
-"""Importances, Pareto fronts and curves read from real Optuna journals and logs, against planted answers and brute force."""
+"""Tests of importances, Pareto fronts and curves from real Optuna journals and logs, against planted answers."""
 
 from __future__ import annotations
 
@@ -19,52 +19,52 @@ from tests.helpers.results import MadeSearch, log_line, make_results, make_row
 
 
 def only_study(made: MadeSearch) -> study.StudyView:
-    [found] = study.read_studies(RunDirectory(made.path), made.results)
-    return found
+    [view] = study.read_studies(RunDirectory(made.path), made.results)
+    return view
 
 
 @pytest.mark.parametrize("multi_objective", [False, True])
 def test_the_planted_key_is_the_most_important(tmp_path, multi_objective):
-    """Whether it is told from one objective and its constraint, or from two objectives."""
-    found = study.importances(only_study(MadeSearch(tmp_path, configurations=80, multi_objective=multi_objective)))
-    assert found.keys() == {"reward", "cost"}
-    for shares in found.values():
+    """This holds for one objective with a constraint and for two objectives."""
+    by_score = study.importances(only_study(MadeSearch(tmp_path, configurations=80, multi_objective=multi_objective)))
+    assert by_score.keys() == {"reward", "cost"}
+    for shares in by_score.values():
         assert max(shares, key=shares.__getitem__) == "k"
         assert sum(shares.values()) == pytest.approx(1.0)
-    assert set(found["reward"]) == {"k", "beta_0", "beta_schedule", "beta_1"}
+    assert set(by_score["reward"]) == {"k", "beta_0", "beta_schedule", "beta_1"}
 
 
-def test_what_matters_is_what_makes_the_best_ones(tmp_path):
-    """Here k makes the best, beta_0 the worst. Fault: the sign of the reward."""
+def test_the_important_key_is_the_one_that_makes_the_best_configurations(tmp_path):
+    """k decides the best configurations, beta_0 the worst. Fault: the wrong sign of the reward."""
     made = MadeSearch(tmp_path, configurations=80, score=lambda params: ((params["k"] > 3.5) - (params["beta_0"] > 0.05), 0.5))
     shares = study.importances(only_study(made))["reward"]
     assert shares["k"] > 2 * shares["beta_0"]
 
 
 def test_reward_and_cost_have_importances_of_their_own(tmp_path):
-    """Fault: the importances of the reward shown for the cost too. Here another key decides each."""
+    """A different key decides each score. Fault: show the importances for the reward also for the cost."""
     made = MadeSearch(tmp_path, configurations=80, score=lambda params: (params["k"], params["beta_0"] * 10))
-    found = study.importances(only_study(made))
-    assert max(found["reward"], key=found["reward"].__getitem__) == "k"
-    assert max(found["cost"], key=found["cost"].__getitem__) == "beta_0"
+    by_score = study.importances(only_study(made))
+    assert max(by_score["reward"], key=by_score["reward"].__getitem__) == "k"
+    assert max(by_score["cost"], key=by_score["cost"].__getitem__) == "beta_0"
 
 
 @pytest.mark.parametrize(("configurations", "known"), [(1, False), (4, False), (5, True)])
 def test_too_few_finished_configurations_have_no_importances(tmp_path, configurations, known):
-    """One in four is stopped: of five, four have finished."""
+    """Every fourth configuration is stopped, so four of five finish."""
     assert bool(study.importances(only_study(MadeSearch(tmp_path, configurations=configurations)))) is known
 
 
 def test_a_score_that_never_differs_has_no_importances(tmp_path):
-    """Optuna would give every key the same share. The figures still stand, with the other score alone."""
+    """Optuna would give every key the same share. The figures are still drawn, with the other score only."""
     made = MadeSearch(tmp_path, configurations=20, score=lambda params: (0.5, params["k"]))
-    found = study.importances(only_study(made))
-    assert found.keys() == {"cost"}
-    assert len(figures.importances("TaskA", found)["data"]) == 1
-    pictures.importances(tmp_path / "importances.png", {"TaskA": found})
+    by_score = study.importances(only_study(made))
+    assert by_score.keys() == {"cost"}
+    assert len(figures.importances("TaskA", by_score)["data"]) == 1
+    pictures.importances(tmp_path / "importances.png", {"TaskA": by_score})
 
 
-def test_reading_leaves_the_study_as_it_was(tmp_path):
+def test_reading_does_not_change_the_study(tmp_path):
     made = MadeSearch(tmp_path, configurations=8, multi_objective=True)
     journal = tmp_path / made.studies[0]["journal"]
     before, level = journal.read_bytes(), optuna.logging.get_verbosity()
@@ -74,7 +74,7 @@ def test_reading_leaves_the_study_as_it_was(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["absent", "another study", "broken"])
-def test_a_study_that_cannot_be_read_is_none(tmp_path, damage):
+def test_an_unreadable_study_is_none(tmp_path, damage):
     made = MadeSearch(tmp_path, configurations=4)
     journal = tmp_path / made.studies[0]["journal"]
     if damage == "absent":
@@ -83,9 +83,9 @@ def test_a_study_that_cannot_be_read_is_none(tmp_path, damage):
         journal.write_text("{}\nnot json\n")
     else:
         made.studies[0]["name"] = "Another"
-    found = only_study(made)
-    assert found.optuna is None
-    assert study.importances(found) == {}
+    view = only_study(made)
+    assert view.optuna is None
+    assert study.importances(view) == {}
     assert journal.exists() == (damage != "absent")
 
 
@@ -93,12 +93,12 @@ POINTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=25)
 
 
 @given(POINTS)
-def test_the_front_is_what_brute_force_finds(points):
-    def beaten(reward: int, cost: int) -> bool:
+def test_the_front_equals_brute_force(points):
+    def dominated(reward: int, cost: int) -> bool:
         return any(r >= reward and c <= cost and (r, c) != (reward, cost) for r, c in points)
 
     front = study.pareto_front(points)
-    assert sorted(front) == [index for index, point in enumerate(points) if not beaten(*point)]
+    assert sorted(front) == [index for index, point in enumerate(points) if not dominated(*point)]
     assert [points[index][1] for index in front] == sorted(points[index][1] for index in front)
 
 
@@ -123,8 +123,8 @@ def write_pack(folder, numbers, steps, value):
     (folder / "metrics.jsonl").write_text("".join(lines) + '{"half')
 
 
-def test_a_configurations_curve_goes_on_in_a_later_pack(tmp_path):
-    """In another place of the pack there. Fault: read the members by their place in the first pack."""
+def test_a_curve_continues_in_a_later_pack(tmp_path):
+    """The configuration has a different index there. Fault: use its index in the first pack."""
     results = make_results([], search={"studies": [{"name": "My-Study", "tasks": ["A"], "journal": "j"}]})
     write_pack(tmp_path / "packs" / "My-Study-0000" / "A", [0, 1, 2], [1, 2], lambda number, step: 10.0 * number + step)
     later = tmp_path / "packs" / "My-Study-0003" / "A"
@@ -140,7 +140,7 @@ def test_a_configurations_curve_goes_on_in_a_later_pack(tmp_path):
     assert np.isnan(series.values["critic/q_reward"]).all()
 
 
-def test_a_training_runs_curves_are_its_members(tmp_path):
+def test_the_curves_of_a_training_run_are_those_of_its_members(tmp_path):
     run = RunDirectory(tmp_path)
     metrics = {"adaptation/cost_estimate": [3.0, 4.0], "critic/q_reward": [1.0, None]}
     run.metrics.write_text("".join(log_line(metrics, step, 1000, task="A") for step in range(1, 1001)))
@@ -150,7 +150,7 @@ def test_a_training_runs_curves_are_its_members(tmp_path):
     assert (curves[0].steps[0], curves[0].steps[-1], len(curves[0].steps)) == (1, 1000, 100)
 
 
-def test_damaged_logs_are_no_curves(tmp_path):
+def test_damaged_logs_yield_no_curves(tmp_path):
     made = MadeSearch(tmp_path, configurations=4)
     [log] = tmp_path.glob("packs/*/*/metrics.jsonl")
     log.write_text("not json\n")

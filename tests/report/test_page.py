@@ -1,4 +1,4 @@
-"""report.html, read by an HTML parser: its numbers are the rows', it loads nothing, it shows every text as it is."""
+"""Tests of report.html with an HTML parser: its numbers are those of the rows, it loads nothing, it escapes every text."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 from drcorl_ray.report.build import read_page
 from drcorl_ray.report.optuna_views import StudyView
 from drcorl_ray.report.page import Page
+from drcorl_ray.report.tables.core import COST_TITLE
 from drcorl_ray.runs.directory import RunDirectory
 from tests.helpers.results import MadeSearch, Parsed, log_line, make_curve, make_results, make_row
 
@@ -22,7 +23,7 @@ NASTY = "</script><img src=x onerror=alert(1)>\"'&amp;<b>"
 
 
 def html_of(folder: Path, results: dict[str, Any]) -> str:
-    """The page alone, without its run's pictures; a warning on the way is an error."""
+    """Return the page without drawing the pictures; a warning is an error."""
     folder.mkdir(exist_ok=True, parents=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -54,7 +55,7 @@ def test_the_winners_table_has_both_scores_and_marks_each_by_its_own_cost(tmp_pa
     marks = dict(zip(parsed.tables[0][0], parsed.classes[0][1], strict=True))
     assert [marks[f"{score} cost"] for score in ("search", "fresh")] == ["safe", "unsafe"]
     assert parsed.links[0] == winner["config_file"]
-    assert "A safe winner on 0 of 1 task." in parsed.text
+    assert "A safe winner was found on 0 of 1 task." in parsed.text
 
 
 def test_all_configurations_are_in_the_last_table(tmp_path):
@@ -71,7 +72,7 @@ def test_all_configurations_are_in_the_last_table(tmp_path):
     assert not judged
 
 
-def test_the_facts_and_the_cost_are_said(tmp_path):
+def test_the_page_shows_the_facts_of_the_run_and_its_resources(tmp_path):
     parsed = page(tmp_path, MadeSearch(tmp_path, configurations=8).results)
     for text in (
         "launch/tune.py tune_configs/velocity.yaml",
@@ -81,17 +82,17 @@ def test_the_facts_and_the_cost_are_said(tmp_path):
         "sampler tpe",
     ):
         assert text in parsed.text
-    cost = dict(row for table in parsed.tables for row in table if len(row) == 2)
-    assert cost["member-steps of extraction"] == "123,456"
-    assert cost["CPU seconds: packs"] == "98"
-    assert cost["online episodes"] == "777"
+    amounts = dict(row for table in parsed.tables for row in table if len(row) == 2)
+    assert amounts["member-steps of extraction"] == "123,456"
+    assert amounts["CPU seconds: packs"] == "98"
+    assert amounts["online episodes"] == "777"
     parts = parsed.titled("")["data"]
     assert [trace["x"] for trace in parts] == [[30.0], [50.0], [15.0], [5.0]]
 
 
 @pytest.mark.parametrize("kind", ["search", "training"])
-def test_nothing_is_loaded(tmp_path, kind):
-    """No script, style, picture or font from anywhere, and the browser is told so too."""
+def test_the_page_loads_nothing(tmp_path, kind):
+    """It refers to no external script, style, picture or font, and its security policy forbids them."""
     made = MadeSearch(tmp_path, configurations=8) if kind == "search" else None
     text = html_of(tmp_path, made.results if made else make_results([make_row()], curves=[make_curve()]))
     parsed = Parsed(text)
@@ -103,8 +104,8 @@ def test_nothing_is_loaded(tmp_path, kind):
     assert "url(" not in text.split("</style>")[0]
 
 
-def test_texts_are_shown_as_they_are(tmp_path):
-    """Fault: leave out any one `escape`; also in the labels of the figures, where plotly reads HTML too."""
+def test_every_text_is_escaped(tmp_path):
+    """This includes the labels of figures, where plotly interprets HTML. Fault: omit one `escape`."""
     folder = tmp_path / "run <i>"
     row = make_row(
         task=NASTY, config={NASTY: NASTY}, selection="search_winner", configuration=1, study="S", config_file=f"m/{NASTY}",
@@ -130,8 +131,8 @@ def test_texts_are_shown_as_they_are(tmp_path):
     assert "<img" not in figures
 
 
-def test_a_choice_of_the_study_cannot_end_its_script(tmp_path):
-    """Optuna draws the study's own names and choices. Fault: JSON in the page with a bare <."""
+def test_a_categorical_choice_cannot_end_its_script_element(tmp_path):
+    """Optuna draws the names and choices of the study. Fault: embed JSON with an unescaped <."""
     study = optuna.create_study()
     for value in (0.0, 1.0):
         trial = study.ask()
@@ -143,7 +144,7 @@ def test_a_choice_of_the_study_cannot_end_its_script(tmp_path):
     assert "img" not in parsed.text
 
 
-def test_the_scatter_has_every_row_its_hover_and_the_edge(tmp_path):
+def test_the_scatter_shows_every_row_with_its_hover_text(tmp_path):
     rows = [
         make_row(configuration=0, study="A", config={"k": 1.5, "same": 1}, normalized_cost=0.25, normalized_reward=0.5),
         make_row(configuration=1, study="A", config={"k": 2.5, "same": 1}, normalized_cost=9.0, state="stopped"),
@@ -169,18 +170,18 @@ def test_the_scatter_has_every_row_its_hover_and_the_edge(tmp_path):
 
 
 def test_a_run_without_its_studies_and_logs_still_has_a_page(tmp_path):
-    """A copy of results.json alone. The notes say what is missing."""
+    """The run directory holds results.json only; notes say what is missing."""
     made = MadeSearch(tmp_path / "whole", configurations=12, multi_objective=True)
     parsed = page(tmp_path / "copy", made.results)
-    assert parsed.text.count("its Optuna study is not beside this report") == 2
-    assert "packs' metrics logs are not beside this report" in parsed.text
-    assert parsed.titled("TaskA: rolled out")["data"]
+    assert parsed.text.count("its Optuna study is missing or damaged") == 2
+    assert "the metrics logs of its packs are missing or damaged" in parsed.text
+    assert parsed.titled("TaskA: true scores (rollouts)")["data"]
     assert len(shown(parsed, -1)) == 12
     assert any(trace.get("name") == "Pareto front" for figure in parsed.figures for trace in figure["data"])
     assert not (tmp_path / "copy" / "studies").exists()
 
 
-def test_too_few_finished_configurations_are_said(tmp_path):
+def test_a_note_says_that_too_few_configurations_finished(tmp_path):
     parsed = page(tmp_path, MadeSearch(tmp_path, configurations=3).results)
     assert "TaskA: too few finished configurations (fewer than 4)" in parsed.text
 
@@ -198,8 +199,8 @@ def test_conditional_and_stopped_configurations_are_in_the_parallel_coordinates(
     assert "None" in [note["text"] for note in figure["layout"]["annotations"]]
 
 
-def test_the_front_of_the_page_is_the_brute_force_one(tmp_path):
-    """Among finished configurations: a stopped one is on no front."""
+def test_the_front_of_the_page_equals_brute_force(tmp_path):
+    """Only finished configurations count. Fault: put a stopped one on the front."""
     made = MadeSearch(tmp_path, configurations=24, multi_objective=True)
     rows = [row for row in made.rows if row["selection"] == "last" and row.get("state") == "complete"]
     points = [(row["normalized_cost"], row["normalized_reward"]) for row in rows]
@@ -210,24 +211,24 @@ def test_the_front_of_the_page_is_the_brute_force_one(tmp_path):
     assert 1 < len(best) < len(points)
 
 
-def test_curves_of_training_say_which_member(tmp_path):
-    """The page of a training run: every row, true curves with gaps, no section of a search."""
+def test_the_page_of_a_training_run_names_the_member_of_each_curve(tmp_path):
+    """It shows every row and true curves with gaps, and has no section of a search."""
     rows = [make_row(member=0, config={"k": 1.0}), make_row(member=1, config={"k": 2.0}, normalized_cost=3.0)]
     metrics = {"adaptation/cost_estimate": [3.0, None], "critic/q_reward": [1.0, 2.0]}
     (tmp_path / "metrics.jsonl").write_text(log_line(metrics, step=5, total_steps=5))
     parsed = page(tmp_path, make_results(rows, curves=[make_curve()]))
     assert [line["cost"] for line in shown(parsed, 0)] == ["0.50", "3.00"]
-    true = parsed.titled("PointCircle: rolled out")["data"]
+    true = parsed.titled("PointCircle: true scores (rollouts)")["data"]
     assert true[0]["y"] == [0.1, None, 0.5]
     assert "member 0" in true[0]["hovertemplate"]
-    offline = parsed.titled("PointCircle: what training saw")["data"]
+    offline = parsed.titled("PointCircle: offline metrics of the training")["data"]
     texts = {trace["hovertemplate"].split("<br>")[0]: trace["y"] for trace in offline if trace["yaxis"] == "y"}
     assert texts == {"member 0": [3.0], "member 1": [None]}
-    for absent in ("Pareto", "importance", "What the search cost", "All configurations"):
+    for absent in ("Pareto", "importance", COST_TITLE, "All configurations"):
         assert absent not in parsed.text
 
 
-def test_the_chooser_lists_the_tasks_and_every_part_knows_its_own(tmp_path):
+def test_the_chooser_lists_the_tasks_and_every_part_is_tagged_with_its_own(tmp_path):
     made = MadeSearch(tmp_path, ("A", "B"), 5, shared=True)
     text = html_of(tmp_path, made.results)
     assert '<option value="" selected>all tasks</option><option value="0">A</option><option value="1">B</option>' in text
@@ -238,7 +239,7 @@ def test_the_chooser_lists_the_tasks_and_every_part_knows_its_own(tmp_path):
 
 
 def test_a_page_of_many_configurations_is_small_enough(tmp_path):
-    """A configuration of 40 reports takes at most 4 kB: 38 tasks × 64 stay below 15 MB."""
+    """A configuration with 40 reports takes at most 4 kB, so 38 tasks × 64 configurations stay below 15 MB."""
     made = MadeSearch(tmp_path, ("TaskA", "TaskB"), 60, steps=40)
     base = len(html_of(tmp_path / "base", make_results([make_row()])))
     assert base < 5_500_000

@@ -110,7 +110,7 @@ def test_a_resumed_training_ends_as_one_that_ran_through(tmp_path, damage):
         [(line["step"], line["metrics"]) for line in lines[1]]
     ]
     notes = run.notes.read_text() if run.notes.exists() else ""
-    assert ("T, sum: " in notes and "going on from step 20" in notes) == damage
+    assert ("T, sum: " in notes and "resuming from step 20" in notes) == damage
 
 
 def test_other_workers_write_nothing(tmp_path):

@@ -1,4 +1,4 @@
-"""What the PNGs share: figures of several panels, their files, and the unsafe side of a panel."""
+"""Helpers of the PNG figures: a grid of panels, saving a figure, and shading the unsafe side of a panel."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _MOST_COLUMNS = 4
 
 
 def grid(panels: int, width: float = 4.8, height: float = 3.8) -> tuple[Figure, list[Axes]]:
-    """A figure of that many panels, at most four side by side."""
+    """Return a figure with that many panels (at least one), at most four in a row. width, height: of a panel, in inches."""
     columns = max(1, min(panels, _MOST_COLUMNS))
     rows = max(1, -(-panels // columns))
     figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained")
-    shown = list(axes.flat)
-    for axis in shown[max(panels, 1) :]:
+    cells = list(axes.flat)
+    for axis in cells[max(panels, 1) :]:
         axis.set_axis_off()
-    return figure, shown[: max(panels, 1)]
+    return figure, cells[: max(panels, 1)]
 
 
 def save(figure: Figure, path: Path) -> Path:

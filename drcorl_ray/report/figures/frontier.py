@@ -1,6 +1,7 @@
-"""The frontier of a task: reward against undiscounted episode cost of its policies, and of the data's episodes behind them.
+"""The frontier of a task: reward against undiscounted episode cost of its policies, over the data's own episodes.
 
-Policies that cost more than three times the largest limit are drawn on that edge; the data's episodes beyond it are counted.
+The cost axis ends at three times the largest limit. Policies with larger costs are drawn at its end; episodes of the data with
+larger costs are only counted.
 """
 
 from __future__ import annotations
@@ -20,12 +21,11 @@ from drcorl_ray.runs.schema import Results, Row
 
 TITLE = "Frontier: reward against episode cost"
 NOTE = (
-    "Each policy at its mean undiscounted episode cost (a search's winners by their fresh score), in the colour of its cost "
-    "limit: safe where it is left of the dashed line of its colour. Small points: the data's own episodes, at most 1,000, "
-    "evenly chosen."
+    "Each policy at its mean undiscounted episode cost (winners of a search: their fresh score), in the colour of its cost "
+    "limit. A policy is safe if it is left of the dashed line of its colour. Small points: the data's own episodes, an evenly "
+    "spaced selection of at most 1,000."
 )
-BEST = "best episode of the data within the limit"
-
+BEST = "best safe episode of the data"
 
 FAR = Marker(">", "triangle-right")
 _SHAPES = (
@@ -35,12 +35,12 @@ _SHAPES = (
     Marker("v", "triangle-down"),
     Marker("P", "cross"),
 )
-_MOST_KEYS = 2  # in a legend's line
-_LEAST_LIMIT = 0.1  # a limit of zero has an edge too
+_MOST_KEYS = 2  # in one entry of the legend
+_LEAST_LIMIT = 0.1  # keeps the axis from being empty at a limit of zero
 
 
 class Mark(NamedTuple):
-    """A policy as it is drawn; its episode cost is at most the edge."""
+    """A policy as it is drawn; its episode cost is clipped to the edge."""
 
     row: Row
     cost: float
@@ -51,11 +51,12 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True)
 class Panel:
-    """What is drawn of one task.
+    """The content of one task's panel.
 
-    edge: an undiscounted episode cost, the right end of the picture; colors: by cost limit, rising; shapes: the policies', by
-    what the legend calls them; costs and rewards, undiscounted and normalised: of the data's episodes up to the edge, [E];
-    beyond: how many are not; best: normalised reward of the data's best episode, by cost limit.
+    edge: the undiscounted episode cost at the right end of the axis. colors: {cost limit: color}, by increasing limit. shapes:
+    {name in the legend: marker of the policies}. costs, rewards: [E], undiscounted cost and normalised reward of the data's
+    episodes up to the edge. beyond: the number of episodes above it. best: {cost limit: normalised reward of the best safe
+    episode of the data}.
     """
 
     task: str
@@ -71,7 +72,7 @@ class Panel:
 
     @property
     def algorithms(self) -> list[str]:
-        """The baselines' names, the registered ones first, in their order."""
+        """The names of the baselines: registered ones in the order of the registry, then the others."""
         names = {mark.row["algorithm"] for mark in self.baselines}
         registered = [algorithm.name for algorithm in algorithms() if algorithm.name in names]
         return [*registered, *sorted(names - {*registered})]
@@ -82,13 +83,13 @@ class Panel:
 
     @property
     def backdrop(self) -> str:
-        return f"{len(self.costs):,} episodes of the data" + (f" ({self.beyond:,} more beyond)" if self.beyond else "")
+        return f"{len(self.costs):,} episodes of the data" + (f" ({self.beyond:,} more at higher cost)" if self.beyond else "")
 
 
 def panels(results: Results) -> list[Panel]:
-    """Of each task that has several policies, or several cost limits; what a rung stopped is left out."""
-    found = [_panel(results, task) for task in task_names(results)]
-    return [panel for panel in found if len(panel.policies) > 1 or len(panel.colors) > 1]
+    """Return a panel for each task with several policies or cost limits; configurations stopped at a rung are left out."""
+    by_task = [_panel(results, task) for task in task_names(results)]
+    return [panel for panel in by_task if len(panel.policies) > 1 or len(panel.colors) > 1]
 
 
 def _panel(results: Results, task: str) -> Panel:
@@ -125,24 +126,24 @@ def _panel(results: Results, task: str) -> Panel:
 
 
 def _colors(count: int) -> list[str]:
-    return [to_hex(colormaps["turbo"](0.05 + 0.9 * place / max(1, count - 1))) for place in range(count)]
+    return [to_hex(colormaps["turbo"](0.05 + 0.9 * index / max(1, count - 1))) for index in range(count)]
 
 
 def _baseline_color(row: Row, colors: Mapping[float, str]) -> str:
-    """Black for a policy that acts alike at every limit."""
+    """Return the colour of the limit; black for a policy that acts the same at every limit."""
     return "black" if shown_algorithm(row["algorithm"]).limit_blind else colors[row["cost_limit"]]
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
-    """Of each policy what it differs in beside the limit, if that is little; else they are all alike."""
+    """Name each policy by the settings that differ, apart from the limit; with many of them all share one name."""
     keys = [key for key in varied_keys(rows) if key != "cost_limit"]
     names = [", ".join(settings(row, keys)) for row in rows]
-    few = 0 < len(keys) <= _MOST_KEYS and len(set(names)) <= len(_SHAPES)
-    return names if few else ["policy"] * len(rows)
+    distinguishable = 0 < len(keys) <= _MOST_KEYS and len(set(names)) <= len(_SHAPES)
+    return names if distinguishable else ["policy"] * len(rows)
 
 
 def _episodes(results: Results, task: str) -> tuple[np.ndarray, np.ndarray]:
-    """Costs and normalised rewards of the data's episodes, none in the results of older versions."""
-    own = [entry for entry in results["run"].get("data_episodes", []) if entry["task"] == task]
-    costs, rewards = (np.array([x for entry in own for x in entry[name]], float) for name in ("cost", "normalized_reward"))
+    """Return costs and normalised rewards of the data's episodes, [E] each; results of older versions have none."""
+    entries = [entry for entry in results["run"].get("data_episodes", []) if entry["task"] == task]
+    costs, rewards = (np.array([x for entry in entries for x in entry[name]], float) for name in ("cost", "normalized_reward"))
     return costs, rewards

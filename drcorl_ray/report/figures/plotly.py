@@ -1,4 +1,4 @@
-"""The figures of the HTML page, by plotly. Every text from a run is escaped: plotly.js reads a little HTML in its labels."""
+"""Plotly figures of the HTML page. Every text from a run is escaped, because plotly.js interprets some HTML in labels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MARGIN = {"l": 60, "r": 20, "t": 44, "b": 50}
 
 
 def hover(row: Row, keys: Sequence[str], *extra: str) -> str:
-    """Lines of a row's hover: its name, its hyper-parameters."""
+    """Return the hover text of a row: its name, the extra lines, its hyper-parameters."""
     return "<br>".join(escape(line) for line in (row_name(row), *extra, *settings(row, keys)))
 
 
@@ -33,15 +33,15 @@ def _scored(row: Row, keys: Sequence[str]) -> str:
     return hover(row, keys, score, f"episode cost {row['cost_mean']:.1f}, limit {row['cost_limit']:g}")
 
 
-def layout(title: str, height: int, **more: Any) -> dict[str, Any]:
-    return {"title": {"text": escape(title), "x": 0.02}, "height": height, "margin": _MARGIN, "hovermode": "closest"} | more
+def layout(title: str, height: int, **options: Any) -> dict[str, Any]:
+    return {"title": {"text": escape(title), "x": 0.02}, "height": height, "margin": _MARGIN, "hovermode": "closest"} | options
 
 
 BELOW = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top"}
 
 
 def _plane(figure: go.Figure) -> None:
-    """Cost to the right, reward upward, the unsafe side shaded."""
+    """Set up the axes (cost to the right, reward upwards) and shade the unsafe side."""
     figure.add_vrect(x0=1, x1=EDGE * 1.04, fillcolor=RED, opacity=0.06, line_width=0, layer="below")
     figure.add_vline(x=1, line={"dash": "dash", "width": 1, "color": "black"}, annotation_text="cost limit")
     figure.update_xaxes(title_text=f"normalised cost (▸: over {EDGE:g})", range=[-0.08, EDGE * 1.04])
@@ -49,7 +49,7 @@ def _plane(figure: go.Figure) -> None:
 
 
 def scatter(task: str, rows: Sequence[Row], references: Sequence[Reference], keys: Sequence[str]) -> go.Figure:
-    """Every evaluated policy of a task; hollow: stopped early; stars: winners' fresh scores, joined to their search scores."""
+    """Draw every evaluated policy of a task; hollow: stopped early; stars: winners' fresh scores, joined to search scores."""
     figure = go.Figure(layout=layout(task, 420, legend=BELOW))
     for name, group, marker in _groups(rows):
         figure.add_trace(_points(name, group, marker, keys))
@@ -70,13 +70,13 @@ def scatter(task: str, rows: Sequence[Row], references: Sequence[Reference], key
 
 
 def _groups(rows: Sequence[Row]) -> Iterable[tuple[str, list[Row], dict[str, Any]]]:
-    """(legend, rows, marker) in the order of drawing."""
+    """Yield (legend, rows, marker) in drawing order."""
     policies = [row for row in rows if not is_baseline(row) and not is_winner(row)]
     stopped = [row for row in policies if row.get("state") == "stopped"]
     finished = [row for row in policies if row.get("state") != "stopped"]
-    what = "configuration" if any(map(is_judged, policies)) else "policy"
+    noun = "configuration" if any(map(is_judged, policies)) else "policy"
     yield "stopped early", stopped, {"symbol": "circle-open", "color": GREY, "size": 8}
-    yield what, finished, {"color": BLUE, "size": 9, "opacity": 0.75}
+    yield noun, finished, {"color": BLUE, "size": 9, "opacity": 0.75}
     for name in sorted({row["algorithm"] for row in filter(is_baseline, rows)}):
         group = [row for row in rows if is_baseline(row) and row["algorithm"] == name]
         yield name, group, {"color": shown_algorithm(name).color, "symbol": "diamond", "size": 10}
@@ -102,8 +102,8 @@ def _points(name: str, rows: Sequence[Row], marker: dict[str, Any], keys: Sequen
 
 
 def frontier(panel: Panel, keys: Sequence[str]) -> go.Figure:
-    """The policies before the data's own episodes; a click on a limit in the legend hides its policies. Hollow: baselines."""
-    figure = go.Figure(layout=layout(f"{panel.task}: by episode cost", 520, legend=BELOW))
+    """Draw the policies over the data's own episodes; hollow: baselines. A click on a limit's legend hides its policies."""
+    figure = go.Figure(layout=layout(f"{panel.task}: reward against episode cost", 520, legend=BELOW))
     faint = {"color": GREY, "size": 4, "opacity": 0.5}
     figure.add_trace(_plain(panel.backdrop, panel.costs.tolist(), np.round(panel.rewards, 4).tolist(), faint))
     dash = {"symbol": "line-ew", "size": 7, "line": {"width": 3, "color": [panel.colors[limit] for limit in panel.best]}}
@@ -111,10 +111,10 @@ def frontier(panel: Panel, keys: Sequence[str]) -> go.Figure:
     for name in panel.algorithms:
         figure.add_trace(_marks(name, [mark for mark in panel.baselines if mark.row["algorithm"] == name], keys, "-open"))
     for limit, color in panel.colors.items():
-        name, own = f"limit {limit:g}", [mark for mark in panel.policies if mark.row["cost_limit"] == limit]
-        together: dict[str, Any] = {"name": name, "legendgroup": name}
-        figure.add_vline(x=limit, line={"dash": "dash", "width": 1, "color": color}, showlegend=True, **together)
-        figure.add_trace(_marks(name, own, keys).update(showlegend=False, **together))
+        name, marks = f"limit {limit:g}", [mark for mark in panel.policies if mark.row["cost_limit"] == limit]
+        legend: dict[str, Any] = {"name": name, "legendgroup": name}
+        figure.add_vline(x=limit, line={"dash": "dash", "width": 1, "color": color}, showlegend=True, **legend)
+        figure.add_trace(_marks(name, marks, keys).update(showlegend=False, **legend))
     for name, shape in panel.shapes.items():
         figure.add_trace(_plain(escape(name), [None], [None], {"symbol": shape.page, "size": 11, "color": GREY}))
     figure.update_xaxes(title_text=panel.axis, range=[-0.02 * panel.edge, 1.03 * panel.edge])
@@ -141,7 +141,7 @@ def _marks(name: str, marks: Sequence[Mark], keys: Sequence[str], suffix: str = 
 
 
 def pareto(study: str, configurations: Sequence[JudgedConfiguration], keys: Sequence[str]) -> go.Figure:
-    """The judged configurations of a study, the front among its finished ones."""
+    """Draw the finished configurations of a study and their Pareto front."""
     finished = [point for point in configurations if point.state == "complete"]
     front = [finished[index] for index in pareto_front([(point.reward, point.cost) for point in finished])]
     figure = go.Figure(layout=layout(study, 420, legend=BELOW))
@@ -158,6 +158,7 @@ def pareto(study: str, configurations: Sequence[JudgedConfiguration], keys: Sequ
 
 
 def importances(study: str, shares: Mapping[str, Mapping[str, float]]) -> go.Figure:
+    """Draw a pair of bars per key. shares: {"reward" | "cost": {key: share}}."""
     keys = ranked_keys(shares)
     figure = go.Figure(layout=layout(study, 130 + 34 * len(keys), legend=BELOW | {"y": -0.35}, barmode="group"))
     for score, color in (("cost", ORANGE), ("reward", BLUE)):
@@ -171,7 +172,7 @@ def importances(study: str, shares: Mapping[str, Mapping[str, float]]) -> go.Fig
 
 
 def parallel(study: StudyView) -> go.Figure:
-    """Optuna's own figure: a line a finished configuration, dotted where it is not safe."""
+    """Return Optuna's own figure: one line per finished configuration, dotted if it is not safe."""
     from optuna.visualization import plot_parallel_coordinate
 
     assert study.optuna is not None
@@ -180,16 +181,16 @@ def parallel(study: StudyView) -> go.Figure:
     return figure.update_layout(**layout(study.name, 420, margin=_MARGIN | {"t": 70}))
 
 
-def true_curves(task: str, curves: Sequence[Curve], printed: Cell | None = None) -> go.Figure:
-    """True reward and cost along the training, a line a member. printed: what the paper's Table 1 says."""
+def true_curves(task: str, curves: Sequence[Curve], paper_score: Cell | None = None) -> go.Figure:
+    """Draw true reward and cost along the training, one line per member. paper_score: DRCORL's in the paper's Table 1."""
     figure = _two_panels(task, "normalised reward", "normalised cost")
     lines = [
         (str(curve.get("label", f"member {member}")), curve, member)
         for curve in curves
         for member in range(len(curve["normalized_reward"]))
     ]
-    for place, (label, curve, member) in enumerate(lines):
-        color, name = PALETTE[place % len(PALETTE)], escape(label)
+    for index, (label, curve, member) in enumerate(lines):
+        color, name = PALETTE[index % len(PALETTE)], escape(label)
         for column, score in enumerate(("normalized_reward", "normalized_cost"), 1):
             figure.add_scatter(
                 x=curve["steps"], y=curve[score][member], name=name, legendgroup=name, row=1, col=column, line_color=color,
@@ -197,15 +198,15 @@ def true_curves(task: str, curves: Sequence[Curve], printed: Cell | None = None)
                 hovertemplate=f"{name}<br>step %{{x}}: %{{y:.3f}}<extra></extra>",
             )  # fmt: skip
     _limit(figure, 1, column=2)
-    for column, value in enumerate((printed.reward, printed.cost) if printed else (), 1):
+    for column, value in enumerate((paper_score.reward, paper_score.cost) if paper_score else (), 1):
         _horizontal(figure, value, column, "paper, limit 10", "dot")
     return figure
 
 
 def offline_curves(task: str, series: Mapping[int, Series], rows: Mapping[int, Row], keys: Sequence[str]) -> dict[str, Any]:
-    """What training itself saw of every configuration (or member); rows: those that were judged.
+    """Draw the offline metrics of every configuration (or member). rows: {number: row} of the judged ones.
 
-    The figure as plotly's dict: a thousand lines take seconds as graph objects.
+    Returns plotly's dict, because a thousand lines take seconds as graph objects.
     """
     figure = _two_panels(task, *OFFLINE.values())
     for limit in {row["cost_limit"] for row in rows.values()}:
@@ -226,7 +227,7 @@ def offline_curves(task: str, series: Mapping[int, Series], rows: Mapping[int, R
 
 
 def _status(row: Row | None) -> tuple[str, float, str]:
-    """Colour, line width and word."""
+    """Return colour, line width and word for the state of a configuration or member."""
     if row is None:
         return GREY, 0.8, "not judged"
     if row.get("state") == "stopped":
@@ -255,7 +256,7 @@ def _horizontal(figure: go.Figure, value: float, column: int, text: str, dash: s
 
 
 def wall_time(cost: SearchCost) -> go.Figure:
-    """One stacked bar: where the wall time went."""
+    """Draw the parts of the wall time as one stacked bar."""
     margin = {"l": 10, "r": 10, "t": 10, "b": 40}
     figure = go.Figure(
         layout=layout("", 150, barmode="stack", margin=margin, legend=BELOW | {"y": -0.6, "traceorder": "normal"})

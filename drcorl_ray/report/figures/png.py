@@ -1,4 +1,4 @@
-"""A report's PNGs, by matplotlib: curves, speed, scatter, frontier, importances, parallel coordinates, Pareto fronts."""
+"""PNG figures of a report with matplotlib: curves, speed, scatter, frontier, importances, parallel coordinates, Pareto."""
 
 from __future__ import annotations
 
@@ -24,27 +24,28 @@ from drcorl_ray.runs.schema import Curve, Reference, Row
 
 _MOST_COLUMNS = 4
 _MOST_STUDIES = 6
-_MOST_LINES = 10  # that are named
+_MOST_LINES = 10  # with a legend
 
 
-def curves(path: Path, lines: Sequence[Curve], groups: Sequence[SeedCurves], printed: Mapping[str, Cell]) -> Path:
-    """True normalised reward and cost along the training, two panels a task, the limit and the paper's own result drawn.
+def curves(path: Path, lines: Sequence[Curve], groups: Sequence[SeedCurves], paper_scores: Mapping[str, Cell]) -> Path:
+    """Draw true normalised reward and cost along the training, two panels per task, with the limit and the paper's result.
 
-    A line for the runs that differ in nothing but the seed, with a band from the lowest to the highest of several; where
-    `groups` are not known, a line a member. printed: DRCORL's score in the paper's Table 1, by task.
+    Runs that differ only in the seed share one line of their mean, with a band from the lowest to the highest value. Tasks
+    without `groups` have one line per member. paper_scores: {task: DRCORL's score in the paper's Table 1}.
     """
     tasks = list(dict.fromkeys([*(group.task for group in groups), *(line["task"] for line in lines)]))
     figure, axes = grid(2 * len(tasks))
     for task, pair in zip(tasks, zip(axes[::2], axes[1::2], strict=True), strict=True):
-        own = [group for group in groups if group.task == task]
-        shown = _seed_lines(pair, own) if own else _member_lines(pair, [line for line in lines if line["task"] == task])
-        _explain_curves(pair, task, printed.get(task))
-        if shown <= _MOST_LINES:
+        by_method = [group for group in groups if group.task == task]
+        by_member = [line for line in lines if line["task"] == task]
+        num_lines = _seed_lines(pair, by_method) if by_method else _member_lines(pair, by_member)
+        _explain_curves(pair, task, paper_scores.get(task))
+        if num_lines <= _MOST_LINES:
             pair[0].legend(fontsize=8, loc="lower right")
     return save(figure, path)
 
 
-def _explain_curves(pair: Sequence[Axes], task: str, printed: Cell | None) -> None:
+def _explain_curves(pair: Sequence[Axes], task: str, paper_score: Cell | None) -> None:
     reward, cost = pair
     for axis, label in zip(pair, ("normalised reward", "normalised cost"), strict=True):
         axis.set(xlabel="extraction step", ylabel=label, title=task)
@@ -53,8 +54,8 @@ def _explain_curves(pair: Sequence[Axes], task: str, printed: Cell | None) -> No
     reward.set_ylim(min(low, 0.0), max(high, 1.0))
     cost.axhline(1.0, color="black", linestyle="--", linewidth=1)
     cost.annotate("cost limit", (0.02, 1.0), xycoords=("axes fraction", "data"), va="bottom")
-    if printed:
-        for axis, value in zip(pair, (printed.reward, printed.cost), strict=True):
+    if paper_score:
+        for axis, value in zip(pair, (paper_score.reward, paper_score.cost), strict=True):
             axis.axhline(value, color="grey", linestyle=":", linewidth=1)
             axis.annotate(
                 "paper, limit 10", (0.98, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="grey"
@@ -63,6 +64,7 @@ def _explain_curves(pair: Sequence[Axes], task: str, printed: Cell | None) -> No
 
 
 def _member_lines(axes: Sequence[Axes], lines: Sequence[Curve]) -> int:
+    """Draw one line per member and return their number."""
     for curve in lines:
         for axis, name in zip(axes, ("normalized_reward", "normalized_cost"), strict=True):
             for member, values in enumerate(curve[name]):
@@ -73,6 +75,7 @@ def _member_lines(axes: Sequence[Axes], lines: Sequence[Curve]) -> int:
 
 
 def _seed_lines(axes: Sequence[Axes], groups: Sequence[SeedCurves]) -> int:
+    """Draw one line per method and return their number."""
     for group in groups:
         for axis, values in zip(axes, (group.reward, group.cost), strict=True):
             [line] = axis.plot(group.steps, values.mean(0), marker="o", markersize=3, label=group.label)
@@ -81,7 +84,7 @@ def _seed_lines(axes: Sequence[Axes], groups: Sequence[SeedCurves]) -> int:
 
 
 def speed(path: Path, times: Sequence[InferenceTime]) -> Path:
-    """The paper's Fig. 2: reward against the time for 1,000 actions; hollow: not safe; lines: what is timed alone."""
+    """Draw the paper's Fig. 2: reward against the time for 1,000 actions; hollow: unsafe; vertical lines: without a score."""
     figure, [axis] = grid(1, width=7.0, height=4.4)
     for entry in times:
         if entry.score is None:
@@ -96,14 +99,14 @@ def speed(path: Path, times: Sequence[InferenceTime]) -> Path:
             markerfacecolor=color if entry.score.safe else "none",
         )  # fmt: skip
         axis.annotate(entry.name, (entry.seconds, entry.score.reward), xytext=(7, 4), textcoords="offset points", fontsize=9)
-    axis.set(xscale="log", xlabel="seconds for 1,000 actions", ylabel="normalised reward (filled: safe, hollow: not)")
+    axis.set(xscale="log", xlabel="seconds for 1,000 actions", ylabel="normalised reward (hollow: unsafe)")
     axis.margins(x=0.15, y=0.15)
     axis.grid(alpha=0.3)
     return save(figure, path)
 
 
 def scatter(path: Path, tasks: Sequence[str], rows: Sequence[Row], references: Sequence[Reference]) -> Path:
-    """Every evaluated policy, reward against cost, a panel a task, the unsafe side shaded; hollow: stopped early."""
+    """Draw reward against cost of every evaluated policy, one panel per task; hollow: stopped early."""
     figure, axes = grid(len(tasks))
     for axis, task in zip(axes, tasks, strict=False):
         shown = [row for row in rows if row["task"] == task]
@@ -114,13 +117,11 @@ def scatter(path: Path, tasks: Sequence[str], rows: Sequence[Row], references: S
         winners = [row for row in shown if is_winner(row)]
         axis.scatter(
             [min(row["normalized_cost"], EDGE) for row in winners], [row["normalized_reward"] for row in winners],
-            marker="*", s=180, color="gold", edgecolor="black", label="winner, fresh" if winners else None, zorder=3,
+            marker="*", s=180, color="gold", edgecolor="black", label="winner, fresh score" if winners else None, zorder=3,
         )  # fmt: skip
         for value in {reference["normalized_reward"] for reference in references if reference["task"] == task}:
             axis.axhline(value, color="tab:green", linestyle=":", linewidth=1)
-            axis.annotate(
-                "best safe episode of the data", (EDGE, value), ha="right", va="bottom", fontsize=8, color="tab:green"
-            )
+            axis.annotate(BEST, (EDGE, value), ha="right", va="bottom", fontsize=8, color="tab:green")
         unsafe_side(axis)
         axis.set(xlabel=f"normalised cost (▸: over {EDGE:g})", ylabel="normalised reward", title=task)
         if shown:
@@ -135,12 +136,12 @@ def _points(axis: Axes, rows: Sequence[Row], algorithm: str, *, hollow: bool) ->
     rewards = np.array([row["normalized_reward"] for row in rows])
     beyond, color = costs > EDGE, shown_algorithm(algorithm).color
     style = {"edgecolor": color, "facecolor": "none" if hollow else color, "alpha": 0.8}
-    axis.scatter(costs[~beyond], rewards[~beyond], label=f"{algorithm}, stopped" if hollow else algorithm, **style)
+    axis.scatter(costs[~beyond], rewards[~beyond], label=f"{algorithm}, stopped early" if hollow else algorithm, **style)
     axis.scatter(np.full(beyond.sum(), EDGE), rewards[beyond], marker=">", **style)
 
 
 def frontier(path: Path, panels: Sequence[Panel]) -> Path:
-    """The policies before the data's own episodes, in the colours of their cost limits; hollow: baselines."""
+    """Draw the policies over the data's own episodes, in the colours of their cost limits; hollow: baselines."""
     figure, axes = grid(len(panels), width=8.0, height=6.4)
     for axis, panel in zip(axes, panels, strict=True):
         if len(panel.costs):
@@ -166,7 +167,7 @@ def _marks(axis: Axes, marks: Sequence[Mark], *, hollow: bool) -> None:
 
 
 def _explain(axis: Axes, panel: Panel) -> None:
-    """Lines of the legend for what has many colours."""
+    """Add legend entries for the marks that occur in several colours."""
     style: dict[str, Any] = {"linestyle": "", "color": "grey"}
     for name, shape in panel.shapes.items():
         axis.plot([], [], marker=shape.png, label=name, **style)
@@ -177,22 +178,22 @@ def _explain(axis: Axes, panel: Panel) -> None:
 
 
 def importances(path: Path, shares: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Path:
-    """shares: {study: {"reward" | "cost": {key: share}}}; a panel a study, a pair of bars a key."""
+    """Draw one panel per study, a pair of bars per key. shares: {study: {"reward" | "cost": {key: share}}}."""
     figure, axes = grid(len(shares))
     for axis, (study, by_score) in zip(axes, shares.items(), strict=False):
         keys = ranked_keys(by_score)
-        places = np.arange(len(keys))
-        for offset, (score, found) in zip((0.2, -0.2), by_score.items(), strict=False):
+        heights = np.arange(len(keys))
+        for offset, (score, by_key) in zip((0.2, -0.2), by_score.items(), strict=False):
             color = {"reward": "tab:blue", "cost": "tab:orange"}[score]
-            axis.barh(places + offset, [found.get(key, 0.0) for key in keys], 0.4, color=color, label=f"for the {score}")
-        axis.set_yticks(places, keys)
+            axis.barh(heights + offset, [by_key.get(key, 0.0) for key in keys], 0.4, color=color, label=f"for the {score}")
+        axis.set_yticks(heights, keys)
         axis.set(xlabel="importance (PED-ANOVA)", title=study, xlim=(0, 1))
         axis.legend(fontsize=8, loc="lower right")
     return save(figure, path)
 
 
 def parallel(path: Path, studies: Sequence[StudyView]) -> Path:
-    """Optuna's own picture of each study, one below the other (the first six)."""
+    """Stack Optuna's own picture of each study, at most six."""
     with quiet():
         rows = [_parallel(study) for study in studies[:_MOST_STUDIES]]
     width = max(row.shape[1] for row in rows)
@@ -204,7 +205,7 @@ def parallel(path: Path, studies: Sequence[StudyView]) -> Path:
 
 
 def _parallel(study: StudyView) -> np.ndarray:
-    """Pixels [H, W, 4]."""
+    """Return the picture of one study as RGBA pixels [H, W, 4]."""
     from optuna.visualization.matplotlib import plot_parallel_coordinate
 
     assert study.optuna is not None
@@ -221,7 +222,7 @@ def _parallel(study: StudyView) -> np.ndarray:
 
 
 def pareto(path: Path, studies: Mapping[str, Sequence[JudgedConfiguration]]) -> Path:
-    """studies: {name: judged configurations}; the front among the finished ones."""
+    """Draw the finished configurations of each study and their Pareto front. studies: {name: judged configurations}."""
     figure, axes = grid(len(studies))
     for axis, (name, configurations) in zip(axes, studies.items(), strict=False):
         finished = [point for point in configurations if point.state == "complete"]
@@ -232,6 +233,6 @@ def pareto(path: Path, studies: Mapping[str, Sequence[JudgedConfiguration]]) -> 
             drawstyle="steps-post", marker="o", color="tab:purple", label="Pareto front",
         )  # fmt: skip
         unsafe_side(axis)
-        axis.set(xlabel="normalised cost", ylabel="normalised reward", title=name)
+        axis.set(xlabel=f"normalised cost (capped at {EDGE:g})", ylabel="normalised reward", title=name)
         axis.legend(fontsize=8)
     return save(figure, path)

@@ -1,4 +1,4 @@
-"""How each policy was adapted: which gradients it followed, and what it was believed to cost in the end."""
+"""The table of adaptation: which gradients each policy followed, and its last cost estimate beside its true cost."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ from drcorl_ray.runs.schema import Results, Row
 
 TITLE = "How the policies were adapted"
 NOTE = (
-    "Shares of the policy steps: those that followed the reward (estimate under the band), both gradients (in the band), the "
-    "cost (over it; by default with half of the reward's gradient); and those at which the two gradients conflict. CRPO has "
-    "no band, and the Lagrangian follows both at every step. estimate: the cost that the adaptation went by, mean over the "
-    "last report's steps (offline: mean + k deviations of the critics), beside the true cost of the last policy."
+    "Shares of the policy steps. reward steps: the cost estimate was below the band. both gradients: it was in the band. cost "
+    "steps: it was above the band (by default such a step adds half of the reward gradient). conflict: the two gradients "
+    "conflicted. CRPO has no band; the Lagrangian follows both gradients at every step. estimate: the cost estimate that the "
+    "adaptation used, averaged over the steps of the last report (offline: mean + k standard deviations of the critics). true "
+    "cost: the mean episode cost of the last policy."
 )
 _CONFLICT = "adaptation/conflict"
 
 
 @dataclass(frozen=True)
 class AdaptationShares:
-    """A policy's row, the shares of its policy steps by metric, and the last estimate of its episode cost."""
+    """The row of a policy, the shares of its policy steps by metric, and the last estimate of its episode cost."""
 
     row: Row
     shares: Mapping[str, float]
     estimate: float
 
     def share(self, name: str) -> str:
-        by_regions = self.row["config"].get("adaptation") != "lagrangian" or name == _CONFLICT
-        return f"{100 * self.shares[name]:.0f} %" if by_regions and not math.isnan(self.shares[name]) else "–"
+        """Return a share in percent; a dash if it is unknown, or a region of the Lagrangian, which has none."""
+        has_regions = self.row["config"].get("adaptation") != "lagrangian" or name == _CONFLICT
+        return f"{100 * self.shares[name]:.0f} %" if has_regions and not math.isnan(self.shares[name]) else "–"
 
 
 def columns(policies: Sequence[AdaptationShares]) -> list[Column]:
-    """The table's columns, one for each hyper-parameter in which the policies differ beside limit and seed."""
+    """Return the columns, among them one for each hyper-parameter (limit and seed aside) that differs."""
     keys = [key for key in varied_keys(entry.row for entry in policies) if key not in ("seed", "cost_limit")]
     return [
         Column("task", lambda entry: entry.row["task"]),
@@ -52,19 +54,19 @@ def columns(policies: Sequence[AdaptationShares]) -> list[Column]:
 
 
 def adaptation_shares(results: Results, curves: Mapping[str, Mapping[int, Series]]) -> list[AdaptationShares]:
-    """The policies of a training run, the winners of a search; curves: `optuna_views.offline_curves`."""
-    adapted = []
+    """Return the policies of a training run or the winners of a search. curves: from `optuna_views.offline_curves`."""
+    entries = []
     for task in task_names(results):
         for policy, row in sorted(policies_of(results, task).items()):
             if policy in curves.get(task, {}) and not (is_search(results) and is_judged(row)):
                 series = curves[task][policy]
                 shares = {name: _over_all_steps(series, name) for name in SHARES}
-                adapted.append(AdaptationShares(row, shares, float(series.values["adaptation/cost_estimate"][-1])))
-    return adapted
+                entries.append(AdaptationShares(row, shares, float(series.values["adaptation/cost_estimate"][-1])))
+    return entries
 
 
 def _over_all_steps(series: Series, name: str) -> float:
-    """Mean of a metric that is logged as means between reports, the first of them as long as the second."""
+    """Average a metric over all steps. The log holds means between reports; the first interval is as long as the second."""
     lengths = np.diff(series.steps)
     weights = np.concatenate([lengths[:1], lengths]) if len(lengths) else None
     return float(np.average(series.values[name], weights=weights))

@@ -1,6 +1,7 @@
-"""A report's words and numbers: which rows are shown, their cells, the verdict, what the search cost.
+"""The main tables of a report and its verdict: which rows are shown, their cells, the resources that a search used.
 
-`results` is what results.json holds; a row with a `configuration` and selection `last` is one that a search judged.
+`results` is the content of results.json. A row with a `configuration` and selection `last` is the search score of a
+configuration: the search judged it.
 """
 
 from __future__ import annotations
@@ -17,18 +18,20 @@ from drcorl_ray.io.console import wide_console
 from drcorl_ray.runs.schema import Results, Row, Search, SearchCost
 
 _MOST_COLUMNS = 10  # of a table on the terminal
-EDGE = 3.0  # normalised costs beyond it are drawn on it
+EDGE = 3.0  # figures draw a larger normalised cost at this value
+COST_TITLE = "Resources used by the search"
 LEGEND = (
-    "Reward and cost are normalised (Eq. 26): the dataset's extreme returns are 0 and 1, the cost limit is 1; safe cells are "
-    "marked. last: the policy at the end of training, chosen by nobody. online_best: the one along its training that "
-    "online evaluations (of a search: its curve's) found best, then evaluated on fresh episodes. search_winner: chosen "
-    "among the search's configurations by online episodes (search score), then evaluated on fresh ones (fresh score)."
+    "Reward and cost are normalised (Eq. 26): the rewards 0 and 1 are the dataset's extreme returns, the cost 1 is the cost "
+    "limit. Safe scores are marked. last: the policy at the end of training, without selection. online_best: the best policy "
+    "along a training by its online evaluations (in a search: by the winner's learning curve), evaluated again on fresh "
+    "episodes. search_winner: the configuration that the search selected by online episodes (search score), evaluated again "
+    "on fresh episodes (fresh score)."
 )
 
 
 @dataclass(frozen=True)
 class Column:
-    """safe: whether the row's cell shows a safe score; None where it shows no score. A row is whatever the table is of."""
+    """A column of any table. text: returns a row's cell; safe: whether it shows a safe score, None if it shows no score."""
 
     title: str
     text: Callable[[Any], str]
@@ -73,12 +76,12 @@ _JUDGED = [
 
 
 def is_baseline(row: Row) -> bool:
-    """Whether a row is of an algorithm that the run was compared with (results of early releases do not say so)."""
+    """Whether the row belongs to a baseline. Results of early releases lack the field; their baselines are clones."""
     return row.get("baseline", row["algorithm"] in ("bc", "bc_safe"))
 
 
 def search_of(results: Results) -> Search | None:
-    """What the results say of their search; None in those of a training run."""
+    """Return the description of the search; None for a training run."""
     return results["run"].get("search") or None
 
 
@@ -95,19 +98,19 @@ def is_winner(row: Row) -> bool:
 
 
 def number(row: Row) -> int:
-    """A policy's number: of its configuration in a search, of its member in a training run."""
+    """Return the number of a policy's configuration (search) or member (training run)."""
     return row.get("configuration", row["member"])
 
 
 def task_names(results: Results) -> list[str]:
-    """Every task with a row or a study, in the order of the alphabet."""
+    """Return every task with a row or a study, sorted by name."""
     search = search_of(results)
     studies = search.get("studies", []) if search else []
     return sorted({row["task"] for row in results["rows"]} | {task for study in studies for task in study["tasks"]})
 
 
 def top_rows(results: Results) -> list[Row]:
-    """Rows of the first table: winners, their best points and baselines of a search, everything of a training run."""
+    """Return the rows of the first table: all rows of a training run; winners, online_best and baselines of a search."""
     rows = [row for row in results["rows"] if not (is_search(results) and is_judged(row))]
     return sorted(rows, key=_order)
 
@@ -117,7 +120,7 @@ def top_columns(results: Results) -> list[Column]:
 
 
 def _modes(rows: Sequence[Row]) -> list[Column]:
-    """Where the cost estimates came from and what that took, where any was more than offline."""
+    """Return columns for the source of the cost estimates and its simulator use; none if every estimate was offline."""
     columns = []
     if any(row["evaluation_mode"] != "offline" for row in rows):
         columns += [_of_policies("mode", "evaluation_mode"), _of_policies("online episodes", "online_episodes")]
@@ -136,7 +139,7 @@ def judged_rows(results: Results) -> list[Row]:
 
 
 def judged_columns(keys: Sequence[str]) -> list[Column]:
-    """keys: the hyper-parameters to show, a column each."""
+    """Return the columns of the judged rows. keys: the hyper-parameters to show, one column each."""
     return [*_JUDGED, *(Column(key, lambda row, key=key: setting(row["config"].get(key))) for key in keys)]
 
 
@@ -145,7 +148,7 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 
 def varied_keys(rows: Iterable[Row]) -> list[str]:
-    """Hyper-parameters whose value is not the same in all these rows, baselines left out."""
+    """Return the hyper-parameters whose value differs between these rows; baselines are ignored."""
     seen: dict[str, set[str]] = {}
     for row in rows:
         if not is_baseline(row):
@@ -170,7 +173,7 @@ def row_name(row: Row) -> str:
 
 
 def verdict(results: Results) -> tuple[str, list[str]]:
-    """One sentence for the run, one for each task and cost limit: is there a safe policy, by the fresh score?"""
+    """Say whether there is a safe policy by the fresh score: one sentence for the run, one for each task and cost limit."""
     tasks, verdicts = task_names(results), []
     for task in tasks:
         rows = [row for row in results["rows"] if row["task"] == task and not is_baseline(row)]
@@ -181,14 +184,15 @@ def verdict(results: Results) -> tuple[str, list[str]]:
             verdicts.append(_verdict(task, rows, results))
         for limit in limits if len(limits) > 1 else []:
             verdicts.append(_verdict(f"{task}, limit {limit:g}", [row for row in rows if row["cost_limit"] == limit], results))
-    safe, what = sum(ok for ok, _ in verdicts), "winner" if is_search(results) else "policy"
-    over = f"task{'s' if len(verdicts) != 1 else ''}" if len(verdicts) == len(tasks) else "pairs of task and cost limit"
-    return f"A safe {what} on {safe} of {len(verdicts)} {over}.", [sentence for _, sentence in verdicts]
+    num_safe, what = sum(ok for ok, _ in verdicts), "winner" if is_search(results) else "policy"
+    unit = f"task{'s' if len(verdicts) != 1 else ''}" if len(verdicts) == len(tasks) else "pairs of task and cost limit"
+    headline = f"A safe {what} was found on {num_safe} of {len(verdicts)} {unit}."
+    return headline, [sentence for _, sentence in verdicts]
 
 
 def _verdict(name: str, rows: Sequence[Row], results: Results) -> tuple[bool, str]:
     if is_search(results):
-        rows = rows[:1]  # the selected one comes first; choosing by fresh score would bias the estimate
+        rows = rows[:1]  # the selected row comes first; choosing by fresh score would bias the estimate
     if not rows:
         return False, f"{name}: no policy finished"
     safe = [row for row in rows if row["normalized_cost"] <= 1]
@@ -200,7 +204,7 @@ def _verdict(name: str, rows: Sequence[Row], results: Results) -> tuple[bool, st
 
 def references(results: Results) -> list[str]:
     return [
-        f"{reference['task']}: the data's best episode within the limit {reference['cost_limit']:g} "
+        f"{reference['task']}, limit {reference['cost_limit']:g}: the best safe episode of the data "
         f"has normalised reward {reference['normalized_reward']:.3f}"
         for reference in results["run"].get("references", [])
     ]
@@ -213,38 +217,38 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-WALL_PARTS = {"pretraining_s": "pretraining", "packs_s": "packs", "evaluation_s": "evaluation", "overhead_s": "the rest"}
+WALL_PARTS = {"pretraining_s": "pretraining", "packs_s": "packs", "evaluation_s": "evaluation", "overhead_s": "overhead"}
 
 
 def cost_rows(cost: SearchCost) -> list[tuple[str, str]]:
-    """What a search cost, (what, how much); a figure that the run does not know has no row."""
+    """Return the resources that a search used as (resource, amount); a quantity that the results lack has no row."""
     device = cost.get("device", "device")
     entries: list[tuple[str, str, Callable[[Any], str]]] = [
         ("wall_s", "wall time", duration),
         *((key, f"wall time: {label}", duration) for key, label in WALL_PARTS.items()),
         ("pretraining_device_s", f"{device} seconds: pretraining", "{:,.0f}".format),
         ("packs_device_s", f"{device} seconds: packs", "{:,.0f}".format),
-        ("slots", "packs side by side", str),
+        ("slots", "concurrent packs", str),
         ("member_steps", "member-steps of extraction", "{:,}".format),
         ("online_episodes", "online episodes", "{:,}".format),
         ("packs", "packs", "{:,}".format),
         ("configurations", "configurations judged", "{:,}".format),
-        ("stopped", "of them stopped early", "{:,}".format),
+        ("stopped", "configurations stopped early", "{:,}".format),
     ]
     return [(label, form(cost[key])) for key, label, form in entries if cost.get(key) is not None]
 
 
 def print_table(results: Results) -> None:
-    """The first table on the terminal, safe rows green."""
+    """Print the first table on the terminal; a wide one without its least important columns."""
     columns = top_columns(results)
-    if len(columns) > _MOST_COLUMNS:  # the terminal is narrow
+    if len(columns) > _MOST_COLUMNS:
         columns = [column for column in columns if column.title not in ("length", "episodes", "safe")]
     table = terminal_table(columns, top_rows(results), lambda row: row["normalized_cost"] <= 1)
     wide_console().print(table, *map(escape, references(results)), sep="\n", highlight=False)
 
 
 def terminal_table(columns: Sequence[Column], rows: Iterable[Any], safe: Callable[[Any], bool]) -> Table:
-    """Safe rows are green, the others red."""
+    """Return a table for the terminal: safe rows are green, the others red."""
     table = Table(*(column.title.replace(" ", "\n") for column in columns))
     for row in rows:
         table.add_row(*(escape(column.text(row)) for column in columns), style="green" if safe(row) else "red")
@@ -252,7 +256,7 @@ def terminal_table(columns: Sequence[Column], rows: Iterable[Any], safe: Callabl
 
 
 def markdown_table(columns: Sequence[Column], rows: Iterable[Any]) -> list[str]:
-    """Safe scores are bold."""
+    """Return the lines of a Markdown table; safe scores are bold."""
     lines = ["| " + " | ".join(column.title for column in columns) + " |", "|" + " --- |" * len(columns)]
     for row in rows:
         cells = (f"**{column.text(row)}**" if column.safe(row) else plain(column.text(row)) for column in columns)
@@ -261,5 +265,5 @@ def markdown_table(columns: Sequence[Column], rows: Iterable[Any]) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Escape a text for Markdown."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""The paper's own layout: Table 1 (tasks down, algorithms across) as columns, Markdown and LaTeX, its numbers below ours."""
+"""Table 1 in the layout of the paper (a row per task, a column per algorithm), with the paper's numbers below ours."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from drcorl_ray.runs.schema import Results, Row
 
 TITLE = "Table 1"
 NOTE = (
-    "Normalised reward (normalised cost), means over the seeds of the policies at the end of training; safe cells are marked. "
-    "Of several configurations the search's winner is shown, on fresh episodes, and none where there was no search. paper: "
-    "its own Table 1, on DSRL's data at the limit 10."
+    "Normalised reward (normalised cost): means over the seeds, of the policies at the end of training. Safe scores are "
+    "marked. An algorithm with several configurations is represented by the search's winner on fresh episodes; without a "
+    "search its cell has a dash. paper: Table 1 of the paper, on DSRL's data at the limit 10."
 )
 
-_FAMILIAR = {"bc", "bc_safe", "drcorl"}  # are in every report's first table
-_ORDER = ("bc", "bcq_lag", "bear_lag", "cdt", "cpq", "coptidice", "drcorl")
+_FAMILIAR = {"bc", "bc_safe", "drcorl"}  # the first table of a report suffices for these
+_PAPER_ORDER = ("bc", "bcq_lag", "bear_lag", "cdt", "cpq", "coptidice", "drcorl")
 _PAPER_LIMIT = 10.0
-_PRINTED = {
+_PAPER_SCORES = {  # (reward, cost) in that order
     "AntVelocity": ((0.99, 4.36), (0.99, 8.40), (-1.01, 0.0), (0.91, 6.04), (-1.01, 0.0), (0.992, 11.41), (0.88, 0.89)),
     "HalfCheetahVelocity": (
         (0.976, 19.04), (1.06, 63.94), (0.947, 104.45), (0.48, 3.65), (0.71, 14.7), (0.61, 0.0), (0.86, 0.0),
@@ -36,7 +36,7 @@ _PRINTED = {
 
 @dataclass(frozen=True)
 class Cell:
-    """A method's mean normalised reward and cost on a task at a limit."""
+    """The mean normalised reward and cost of a method on a task at a cost limit."""
 
     reward: float
     cost: float
@@ -49,12 +49,15 @@ class Cell:
         return f"{self.reward:.2f} ({self.cost:.2f})"
 
 
-PAPER = {task: {name: Cell(*numbers) for name, numbers in zip(_ORDER, cells, strict=True)} for task, cells in _PRINTED.items()}
+PAPER = {
+    task: {name: Cell(*scores) for name, scores in zip(_PAPER_ORDER, cells, strict=True)}
+    for task, cells in _PAPER_SCORES.items()
+}
 
 
 @dataclass(frozen=True)
 class Line:
-    """A task's cells {algorithm: cell}, measured, or printed in the paper."""
+    """The cells of a task {algorithm: cell}; `measured` is False for the numbers of the paper."""
 
     head: str
     cells: Mapping[str, Cell]
@@ -63,7 +66,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """Of one cost limit; algorithms in the paper's order, others behind its baselines, DRCORL last."""
+    """The table of one cost limit. Algorithms: the paper's baselines in its order, other ones, DRCORL."""
 
     limit: float
     algorithms: Sequence[str]
@@ -87,44 +90,48 @@ class Table:
         ]
 
 
-def printed(task: str, limit: float) -> Mapping[str, Cell]:
-    """The paper's Table 1 {algorithm: cell}, empty where it has no such task or limit."""
+def paper_cells(task: str, limit: float) -> Mapping[str, Cell]:
+    """Return a line of the paper's Table 1 {algorithm: cell}; empty for a task or limit that it lacks."""
     return PAPER.get(task, {}) if limit == _PAPER_LIMIT else {}
 
 
-def printed_scores(results: Results) -> dict[str, Cell]:
-    """What the paper's DRCORL scored, by task, where a run has its tasks at its limit."""
+def paper_scores(results: Results) -> dict[str, Cell]:
+    """Return DRCORL's scores in the paper {task: cell}, for the tasks that this run has at the paper's limit."""
     tasks = {row["task"] for row in results["rows"] if row["cost_limit"] == _PAPER_LIMIT}
     return {task: PAPER[task]["drcorl"] for task in sorted(tasks & {*PAPER})}
 
 
 def tables(results: Results) -> list[Table]:
-    """One of each cost limit, where a task or an algorithm is the paper's beyond what every report has."""
-    found = []
+    """Return one table for each cost limit at which several algorithms are compared.
+
+    Clones and DRCORL alone get a table only on the tasks of the paper; elsewhere the first table of the report suffices.
+    """
+    by_limit = []
     for limit in sorted({row["cost_limit"] for row in results["rows"]}):
         rows = [row for row in results["rows"] if row["cost_limit"] == limit]
         names = _in_order({row["algorithm"] for row in rows})
         tasks = sorted({row["task"] for row in rows})
         if len(names) > 1 and ({*names} - _FAMILIAR or {*tasks} & {*PAPER}):
-            found.append(Table(limit, names, [line for task in tasks for line in _lines(task, limit, names, rows)]))
-    return found
+            by_limit.append(Table(limit, names, [line for task in tasks for line in _lines(task, limit, names, rows)]))
+    return by_limit
 
 
 def _in_order(names: Collection[str]) -> list[str]:
-    """The registered baselines in their order, those that are not registered here, DRCORL."""
+    """Sort algorithms: registered baselines in the order of the registry, unregistered ones by name, DRCORL."""
     registered = [algorithm.name for algorithm in sorted(algorithms(), key=lambda algorithm: algorithm.pretrained)]
     others = sorted({*names} - {*registered})
     return [name for name in (*registered[:-1], *others, registered[-1]) if name in names]
 
 
 def _lines(task: str, limit: float, names: Sequence[str], rows: Sequence[Row]) -> list[Line]:
-    own = {name: _cell([row for row in rows if (row["task"], row["algorithm"]) == (task, name)]) for name in names}
-    lines = [Line(task, {name: cell for name, cell in own.items() if cell is not None}, measured=True)]
-    known = {name: cell for name, cell in printed(task, limit).items() if name in names}
-    return [*lines, Line("paper", known, measured=False)] if known else lines
+    cells = {name: _cell([row for row in rows if (row["task"], row["algorithm"]) == (task, name)]) for name in names}
+    lines = [Line(task, {name: cell for name, cell in cells.items() if cell is not None}, measured=True)]
+    in_paper = {name: cell for name, cell in paper_cells(task, limit).items() if name in names}
+    return [*lines, Line("paper", in_paper, measured=False)] if in_paper else lines
 
 
 def _cell(rows: Sequence[Row]) -> Cell | None:
+    """Average the last policies over the seeds; of several configurations take the search's winner, if there is one."""
     last = [row for row in rows if row["selection"] == "last" and row.get("state") != "stopped"]
     methods = {json.dumps({key: x for key, x in row["config"].items() if key != "seed"}, sort_keys=True) for row in last}
     chosen = last if len(methods) == 1 else list(filter(is_winner, rows))[:1]
@@ -135,19 +142,19 @@ def _cell(rows: Sequence[Row]) -> Cell | None:
 
 
 def print_tables(results: Results) -> None:
-    """On the terminal, if there are any; a line is green where DRCORL (or the run's own algorithm, the last) is safe."""
+    """Print the tables on the terminal. A line is green if its last algorithm (DRCORL, if the run has it) is safe."""
     for table in tables(results):
         last = table.algorithms[-1]
-        shown = terminal_table(
+        text = terminal_table(
             table.columns(), table.lines, lambda line, last=last: last in line.cells and line.cells[last].safe
         )
-        wide_console().print(f"{table.title}:", shown, sep="\n", highlight=False)
+        wide_console().print(f"{table.title}:", text, sep="\n", highlight=False)
 
 
-def latex(found: Sequence[Table]) -> str:
-    """A tabular for each limit; safe cells blue, the others grey, as the paper has them (needs xcolor and booktabs)."""
+def latex(by_limit: Sequence[Table]) -> str:
+    """Return a tabular for each limit, with safe cells in blue and others in grey as in the paper (xcolor, booktabs)."""
     texts = ["% \\usepackage{booktabs,xcolor}"]
-    for table in found:
+    for table in by_limit:
         texts += [
             f"% cost limit {table.limit:g}",
             "\\begin{tabular}{l" + "c" * len(table.algorithms) + "}",

@@ -1,6 +1,6 @@
-"""Figure 2: what a policy scores against how long it takes for 1,000 actions, beside sampling from a diffusion model.
+"""Figure 2: the score of a policy against its time for 1,000 actions, compared with sampling from a diffusion model.
 
-The seconds are those of `run.inference_times` in results.json; results without them have no such section.
+The times are `run.inference_times` of results.json; without them a report has no such section.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from drcorl_ray.runs.schema import Results
 
 TITLE = "Score against inference time"
 NOTE = (
-    "Seconds for 1,000 single-state actions of one policy of each algorithm, one thread, on the machine that finished the "
-    "run (our policies in numpy; diffusion: this run's noise network sampled in torch, timed and not scored)."
+    "Seconds for 1,000 single-state actions of one policy of each algorithm, on one thread of the machine that finished the "
+    "run. Our policies run in numpy. diffusion: this run's noise network, sampled in torch; it is timed but not scored."
 )
 
 
 @dataclass(frozen=True)
 class InferenceTime:
-    """A method's seconds for 1,000 actions, and its mean score over the tasks; None where it has no score."""
+    """The seconds of a method for 1,000 actions, and its mean score over the tasks (None: it has no score)."""
 
     name: str
     seconds: float
@@ -39,14 +39,17 @@ COLUMNS = [
 
 
 def inference_times(results: Results) -> list[InferenceTime]:
-    """Algorithms in the order of Table 1, then diffusion models; scores are those of the first table with a true baseline."""
+    """Return the algorithms in the order of Table 1, then the diffusion models.
+
+    The scores are those of the first table with a baseline that is more than a clone; without one no algorithm is returned.
+    """
     measured = results["run"].get("inference_times", [])
-    compared = [table for table in tables(results) if any(map(_is_heavy, table.algorithms))]
+    comparisons = [table for table in tables(results) if any(map(_is_heavy, table.algorithms))]
     seconds = {entry["algorithm"]: entry["seconds"] for entry in measured}
     return [
         *(
             InferenceTime(shown_algorithm(name).title, seconds[name], _mean(_cells(table, name)))
-            for table in compared[:1]
+            for table in comparisons[:1]
             for name in table.algorithms
             if name in seconds
         ),

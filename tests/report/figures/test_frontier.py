@@ -1,4 +1,4 @@
-"""The frontier by hand: which policies are drawn, where, in what colour and shape, and what lies behind them."""
+"""Tests of the frontier by hand: which policies are drawn, their positions, colours and shapes, and the data behind them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REFERENCES = [
 
 
 def policy(number: int, limit: float, cost: float, reward: float, **changes: Any) -> dict[str, Any]:
-    """A configuration of a search, of k = 0 if its number is even, else of k = 2."""
+    """A configuration of a search, with k = 0 for an even number, else k = 2."""
     config = {"cost_limit": limit, "k": 2.0 * (number % 2), "seed": 0} | changes.pop("config", {})
     row = make_row(configuration=number, cost_limit=limit, config=config, cost_mean=cost, normalized_reward=reward)
     return row | {"normalized_cost": cost / (limit + 0.1), "state": "complete"} | changes
@@ -51,29 +51,29 @@ ROWS = [
 
 
 def panel(rows: Sequence[dict[str, Any]], **about: Any) -> Panel:
-    [found] = panels(make_results(list(rows), **about))
-    return found
+    [only] = panels(make_results(list(rows), **about))
+    return only
 
 
-def places(marks: Sequence[Mark]) -> list[tuple[float, float, str]]:
+def positions(marks: Sequence[Mark]) -> list[tuple[float, float, str]]:
     return [(mark.cost, mark.reward, mark.shape.png) for mark in marks]
 
 
-def test_what_is_drawn_by_hand():
-    """Faults: a winner's judged score, a stopped or an online_best row; a cost over the edge as it is; the data's own edge."""
-    found = panel(ROWS, data_episodes=[EPISODES, EPISODES | {"task": "Other"}], references=REFERENCES)
-    assert found.edge == 60.0
-    assert sorted(places(found.policies)) == [(4.0, 0.6, "s"), (7.0, 0.65, "o"), (60.0, 0.8, ">"), (60.0, 0.9, "o")]
-    assert {name: shape.png for name, shape in found.shapes.items()} == {"k = 0": "o", "k = 2": "s"}
-    low, high = found.colors[10.0], found.colors[20.0]
-    assert list(found.colors) == [10.0, 20.0]
+def test_the_panel_has_the_policies_and_episodes_found_by_hand():
+    """Faults: draw a winner's search score, a stopped or an online_best row; do not clip costs; set the edge by the data."""
+    drawn = panel(ROWS, data_episodes=[EPISODES, EPISODES | {"task": "Other"}], references=REFERENCES)
+    assert drawn.edge == 60.0
+    assert sorted(positions(drawn.policies)) == [(4.0, 0.6, "s"), (7.0, 0.65, "o"), (60.0, 0.8, ">"), (60.0, 0.9, "o")]
+    assert {name: shape.png for name, shape in drawn.shapes.items()} == {"k = 0": "o", "k = 2": "s"}
+    low, high = drawn.colors[10.0], drawn.colors[20.0]
+    assert list(drawn.colors) == [10.0, 20.0]
     assert low != high
-    assert {(mark.row["cost_limit"], mark.color) for mark in found.policies} == {(10.0, low), (20.0, high)}
-    assert places(found.baselines) == [(50.0, 0.3, "X"), (50.0, 0.3, "X"), (60.0, 0.3, ">")]
-    assert [mark.color for mark in found.baselines] == ["black", "black", high]
-    assert (found.costs.tolist(), found.rewards.tolist(), found.beyond) == ([0.0, 60.0], [0.0, 0.25], 2)
-    assert found.backdrop == "2 episodes of the data (2 more beyond)"
-    assert found.best == {10.0: 0.5}
+    assert {(mark.row["cost_limit"], mark.color) for mark in drawn.policies} == {(10.0, low), (20.0, high)}
+    assert positions(drawn.baselines) == [(50.0, 0.3, "X"), (50.0, 0.3, "X"), (60.0, 0.3, ">")]
+    assert [mark.color for mark in drawn.baselines] == ["black", "black", high]
+    assert (drawn.costs.tolist(), drawn.rewards.tolist(), drawn.beyond) == ([0.0, 60.0], [0.0, 0.25], 2)
+    assert drawn.backdrop == "2 episodes of the data (2 more at higher cost)"
+    assert drawn.best == {10.0: 0.5}
 
 
 @pytest.mark.parametrize(
@@ -86,12 +86,12 @@ def test_what_is_drawn_by_hand():
         ([{"seed": seed} for seed in range(6)], ["policy"]),
     ],
 )
-def test_a_shape_tells_what_differs_if_that_is_little(configs, names):
-    """Beside the limit, which has the colour. Fault: a sixth policy without a shape."""
+def test_shapes_distinguish_policies_with_few_differing_settings(configs, names):
+    """The limit does not count, because the colour shows it. Fault: a sixth policy without a shape."""
     rows = [policy(2 * i, 10.0 + i, 1.0, 0.5, config=config) for i, config in enumerate(configs)]
-    found = panel(rows)
-    assert list(found.shapes) == names
-    assert len({mark.shape for mark in found.policies}) == len(names)
+    drawn = panel(rows)
+    assert list(drawn.shapes) == names
+    assert len({mark.shape for mark in drawn.policies}) == len(names)
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,8 @@ def test_a_shape_tells_what_differs_if_that_is_little(configs, names):
         ([make_row(member=0, cost_limit=0.0), make_row(member=1, cost_limit=0.0)], True),
     ],
 )
-def test_a_run_of_several_policies_or_limits_has_the_picture(tmp_path, rows, drawn):
-    """Also results without the data's episodes, as older versions left them."""
+def test_a_run_with_several_policies_or_limits_has_the_picture(tmp_path, rows, drawn):
+    """This includes results without the data's episodes, as older versions wrote them."""
     texts = report(tmp_path, make_results(rows))
     assert (tmp_path / "frontier.png").exists() == drawn
     assert (f"![{frontier.TITLE}](frontier.png)" in texts["report.md"]) == drawn
@@ -118,20 +118,20 @@ def test_a_run_of_several_policies_or_limits_has_the_picture(tmp_path, rows, dra
 def test_a_task_has_its_own_panel_and_edge():
     rows = [row | {"task": task} for task in "AB" for row in (policy(0, 10.0, 1.0, 0.5), policy(1, 10.0, 1.0, 0.5))]
     rows += [policy(0, 10.0, 1.0, 0.5, task="C"), policy(2, 50.0, 1.0, 0.5, task="B")]
-    found = panels(make_results(rows, data_episodes=[EPISODES | {"task": "B"}]))
-    assert [(panel.task, panel.edge, len(panel.costs), panel.beyond) for panel in found] == [
+    drawn = panels(make_results(rows, data_episodes=[EPISODES | {"task": "B"}]))
+    assert [(panel.task, panel.edge, len(panel.costs), panel.beyond) for panel in drawn] == [
         ("A", 30.0, 0, 0),
         ("B", 150.0, 3, 1),
     ]
 
 
-def test_the_picture_has_the_limits_in_their_colours_and_the_policies_at_their_costs(tmp_path):
-    """A limit of 20 is a third along the axis; its policy of cost 50 is beyond it. Fault: normalised costs on the axis."""
+def test_the_picture_shows_limits_in_their_colours_and_policies_at_their_costs(tmp_path):
+    """The limit 20 is at a third of the axis and its policy of cost 50 is right of it. Fault: draw normalised costs."""
     rows = [policy(0, 10.0, 2.0, 0.2), policy(2, 20.0, 50.0, 0.8)]
-    found = panel(rows, data_episodes=[EPISODES | {"cost": [30.0] * 4}])
-    path = pictures.frontier(tmp_path / "frontier.png", [found])
-    low, high = (coloured(path, to_rgb(color)) for color in found.colors.values())
-    low, high = (pixels[pixels[:, 0] < 0.75] for pixels in (low, high))  # below lies the legend
+    drawn = panel(rows, data_episodes=[EPISODES | {"cost": [30.0] * 4}])
+    path = pictures.frontier(tmp_path / "frontier.png", [drawn])
+    low, high = (coloured(path, to_rgb(color)) for color in drawn.colors.values())
+    low, high = (pixels[pixels[:, 0] < 0.75] for pixels in (low, high))  # the legend is below
     lines = [np.bincount((pixels[:, 1] * 1000).astype(int)).argmax() / 1000 for pixels in (low, high)]
     one = lines[1] - lines[0]  # ten units of cost
     left, right = low[low[:, 1] < lines[0] - 0.5 * one], high[high[:, 1] > lines[1] + 0.5 * one]
@@ -146,11 +146,11 @@ def test_the_picture_has_the_limits_in_their_colours_and_the_policies_at_their_c
 
 
 def test_clones_are_hollow(tmp_path):
-    """Of a clone the outline alone is of its colour, of a policy the middle too."""
+    """Only the outline of a clone has its colour; a policy is filled. Fault: fill both."""
     rows = [policy(0, 10.0, 1.0, 0.1), policy(2, 20.0, 1.0, 0.1)]
     for name, other in (("filled", policy(4, 30.0, 50.0, 0.3)), ("hollow", clone("bc_safe", 30.0, 50.0))):
-        found = panel([*rows, other])
-        pixels = coloured(pictures.frontier(tmp_path / f"{name}.png", [found]), to_rgb(found.colors[30.0]))
+        drawn = panel([*rows, other])
+        pixels = coloured(pictures.frontier(tmp_path / f"{name}.png", [drawn]), to_rgb(drawn.colors[30.0]))
         mark = pixels[(pixels[:, 1] > 0.5) & (pixels[:, 0] < 0.5)]
         middle = (mark.min(0) + mark.max(0)) / 2
         assert len(mark) > 60
@@ -159,7 +159,7 @@ def test_clones_are_hollow(tmp_path):
 
 def test_the_page_has_every_policy_the_limits_and_the_data(tmp_path):
     results = make_results(ROWS, search={"studies": []}, data_episodes=[EPISODES], references=REFERENCES)
-    figure = page(tmp_path, results).titled("PointCircle: by episode cost")
+    figure = page(tmp_path, results).titled("PointCircle: reward against episode cost")
     traces = {trace["name"]: trace for trace in figure["data"] if trace["visible"]}
     low, high = traces["limit 10"], traces["limit 20"]
     points = sorted(zip(low["x"], low["y"], low["marker"]["symbol"], strict=True))
@@ -171,7 +171,7 @@ def test_the_page_has_every_policy_the_limits_and_the_data(tmp_path):
     assert traces["bc"]["marker"]["symbol"] == ["x-open", "x-open"]
     assert traces["bc_safe"]["marker"]["symbol"] == ["triangle-right-open"]
     assert traces[frontier.BEST]["x"] == [10.0]
-    data = traces["2 episodes of the data (2 more beyond)"]
+    data = traces["2 episodes of the data (2 more at higher cost)"]
     assert (data["x"], data["y"]) == ([0.0, 60.0], [0.0, 0.25])
     lines = {shape["name"]: (shape["x0"], shape["legendgroup"]) for shape in figure["layout"]["shapes"]}
     assert lines == {"limit 10": (10.0, low["legendgroup"]), "limit 20": (20.0, high["legendgroup"])}

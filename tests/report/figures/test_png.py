@@ -1,4 +1,4 @@
-"""The PNGs show what they should: looked at through their pixels."""
+"""Tests of the PNG figures by the pixels that they contain."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EDGE_BLUE = (0.12, 0.47, 0.71)
 
 
 def coloured(path: Path, rgb: tuple[float, float, float]) -> np.ndarray:
-    """Positions (row, column), as shares of the picture, of the pixels of about that colour."""
+    """Return the positions (row, column) of pixels close to a colour, as shares of the picture's size."""
     picture = imread(path)[..., :3]
     near = np.argwhere(np.abs(picture - np.array(rgb)).max(-1) < 0.16)
     return near / picture.shape[:2]
@@ -33,7 +33,7 @@ def scatter(folder: Path, rows: list[dict], references=()) -> Path:
 
 
 def test_the_scatter_shows_every_point_and_costs_beyond_the_edge(tmp_path):
-    """Fault: draw the costs as they are, so that a bad policy is outside of the picture."""
+    """Fault: do not clip the costs, so that a bad policy is outside the picture."""
     rows = [
         make_row(normalized_cost=0.2, normalized_reward=0.9),
         make_row(normalized_cost=500.0, normalized_reward=0.1),
@@ -42,7 +42,7 @@ def test_the_scatter_shows_every_point_and_costs_beyond_the_edge(tmp_path):
     ]
     blue, red, gold = (coloured(scatter(tmp_path, rows), rgb) for rgb in (BLUE, RED, GOLD))
     assert len(red) > 20
-    blue = blue[blue[:, 0] < 0.82]  # below lies the legend
+    blue = blue[blue[:, 0] < 0.82]  # the legend is below
     left, right = blue[blue[:, 1] < 0.5], blue[blue[:, 1] > 0.85]
     assert len(left) > 20  # at a cost of 0.2, near the top
     assert len(right) > 20  # at the edge, near the bottom
@@ -51,13 +51,13 @@ def test_the_scatter_shows_every_point_and_costs_beyond_the_edge(tmp_path):
 
 
 def test_a_stopped_configuration_is_hollow(tmp_path):
-    """A ring is of less ink than a dot."""
+    """A ring has fewer coloured pixels than a dot."""
     rows = [make_row(configuration=1, state=state) for state in ("complete", "stopped")]
     dot, ring = (len(coloured(scatter(tmp_path, [row]), BLUE)) for row in rows)
     assert 0 < ring < 0.7 * dot
 
 
-def test_several_tasks_have_a_panel_each(tmp_path):
+def test_every_task_has_a_panel(tmp_path):
     rows = [make_row(task="A"), make_row(task="B", algorithm="bc_safe"), make_row(task="C", algorithm="bc")]
     path = scatter(tmp_path, rows)
     shape = imread(path).shape
@@ -68,8 +68,8 @@ def test_several_tasks_have_a_panel_each(tmp_path):
         assert (np.floor(columns * 3) == panel).mean() > 0.9
 
 
-def test_many_tasks_are_wrapped(tmp_path):
-    """The fifth is below the first."""
+def test_the_fifth_panel_starts_a_new_row(tmp_path):
+    """It is below the first."""
     path = scatter(tmp_path, [make_row(task=f"T{index}", algorithm="bc") for index in range(5)])
     assert imread(path).shape[1] < 3 * imread(path).shape[0]
     red = coloured(path, RED)
@@ -78,16 +78,16 @@ def test_many_tasks_are_wrapped(tmp_path):
     assert set(np.floor(lower[:, 1] * 4)) == {0}
 
 
-def test_references_are_drawn_in_their_tasks_panel(tmp_path):
-    """Fault: draw every task's reference in every panel."""
+def test_references_are_drawn_in_the_panel_of_their_task(tmp_path):
+    """Fault: draw the reference of a task in every panel."""
     reference = {"task": "B", "cost_limit": 2.5, "normalized_reward": 0.4321}
     green = coloured(scatter(tmp_path, [make_row(task="A"), make_row(task="B")], [reference]), (0.25, 0.65, 0.25))
     assert len(green) > 100
     assert (green[:, 1] > 0.5).all()
 
 
-def test_curves_with_gaps(tmp_path):
-    """A member without any value is left out, one with a gap is drawn; a stage without points has no curve."""
+def test_curves_with_gaps_are_drawn(tmp_path):
+    """A member without any value is left out; an entry without points has no curve."""
     curves = [make_curve(), make_curve(task="Empty", steps=[], normalized_reward=[[]])]
     text = report(tmp_path, make_results([make_row()], curves=curves))["report.md"]
     assert text.index("![Learning curves](curves.png)") < text.index("scatter.png")
@@ -97,12 +97,12 @@ def test_curves_with_gaps(tmp_path):
     assert imread(tmp_path / "only" / "curves.png")[..., :3].std() > 0.01
 
 
-def test_no_rows_at_all(tmp_path):
+def test_results_without_rows_have_a_picture(tmp_path):
     report(tmp_path, make_results([]))
     assert imread(tmp_path / "scatter.png")[..., :3].std() > 0.01
 
 
-def test_the_importances_bars_are_as_long_as_the_shares(tmp_path):
+def test_the_bars_of_the_importances_are_as_long_as_the_shares(tmp_path):
     path = pictures.importances(tmp_path / "i.png", {"A": {"reward": {"k": 0.8, "b": 0.2}, "cost": {"k": 0.4, "b": 0.6}}})
     blue, orange = (coloured(path, rgb) for rgb in (EDGE_BLUE, (1.0, 0.5, 0.05)))
     upper = [pixels[pixels[:, 0] < 0.45][:, 1] for pixels in (blue, orange)]  # k, the most important, is on top
@@ -112,26 +112,25 @@ def test_the_importances_bars_are_as_long_as_the_shares(tmp_path):
     assert lower[0].max() < lower[1].max()
 
 
-def test_the_calibration_has_the_dangerous_policies_in_red(tmp_path):
-    """Their truth is over the limit, their estimate below; crosses mark them along the training. Fault: the axes changed."""
+def test_the_calibration_shows_unsafe_policies_estimated_safe_in_red(tmp_path):
+    """Their true cost is above the limit, their estimate below; crosses mark them along the training. Fault: swap the axes."""
     entry = make_calibration(
         true_cost=[[20.0, 10.1, 5.0], [18.0, 30.2, None]], own_estimates=[[15.0, 8.0, 10.1], [20.0, 19.0, 3.0]]
     )
     path = calibration_png.calibration(tmp_path / "calibration.png", {"A": [entry], "B": [entry]})
     red, green = (coloured(path, rgb) for rgb in ((0.75, 0.22, 0.17), (0.18, 0.55, 0.34)))
-    places = red[red[:, 0] < 0.8][:, 1] * 4  # in panels; below lies the legend
+    columns = red[red[:, 0] < 0.8][:, 1] * 4  # in panels; the legend is below
     for panel in range(4):
-        assert (
-            (places > panel + 0.5) & (places < panel + 1)
-        ).sum() > 20  # in the middle of the training; words are left of it
+        right_half = (columns > panel + 0.5) & (columns < panel + 1)  # mid-training; the texts are left of it
+        assert right_half.sum() > 20
     red, green = (pixels[(pixels[:, 1] < 0.25) & (pixels[:, 0] < 0.8)] for pixels in (red, green))
     assert len(green) > 40
-    limit = green[:, 1].max()  # of the truth: a safe policy is at its limit
+    limit = green[:, 1].max()  # the true cost at which a safe policy meets its limit
     assert red[:, 1].min() > limit
-    assert red[:, 0].min() > green[:, 0].min() - 0.02  # an estimate at the limit is the highest of those called safe
+    assert red[:, 0].min() > green[:, 0].min() - 0.02  # the highest estimate that is safe is at the limit
 
 
-def test_a_calibration_without_points_is_drawn_too(tmp_path):
+def test_a_calibration_without_points_is_drawn(tmp_path):
     entry = make_calibration(true_cost=[[None] * 3] * 2)
     text = report(tmp_path, make_results([make_row()], calibration=[entry]))["report.md"]
     assert "**too few points**" in text
@@ -152,7 +151,7 @@ def test_a_search_has_all_its_pictures(tmp_path):
 
 
 def test_a_report_is_rebuilt_from_the_results(tmp_path):
-    """And a picture of an older report that is none of this one's goes."""
+    """Pictures of an older report that this one lacks are removed."""
     run = RunDirectory(tmp_path / "run")
     rows = [make_row(), make_row(algorithm="bc", normalized_cost=9.0)]
     references = [{"task": "PointCircle", "cost_limit": 10.0, "normalized_reward": 0.7}]

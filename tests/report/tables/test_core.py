@@ -1,4 +1,4 @@
-"""The words and numbers of a report, in Markdown and on the terminal, against the rows they come from."""
+"""Tests of the texts and numbers of a report, in Markdown and on the terminal, against the rows they come from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEADER = ["task", "algorithm", "limit", "selection", "reward", "cost", "safe", "
 
 
 def test_the_table_has_the_numbers_and_safe_cells_are_bold(tmp_path):
-    """Fault: bold where the cost is below the limit itself, or by the mean of something else."""
+    """Fault: use the raw cost or the displayed (rounded) cost instead of the normalised cost ≤ 1."""
     rows = [
         make_row(algorithm="bc", normalized_cost=1.004, normalized_reward=0.9),
         make_row(normalized_cost=1.0, cost_limit=10.0, length_mean=199.6),
@@ -30,7 +30,7 @@ def test_the_table_has_the_numbers_and_safe_cells_are_bold(tmp_path):
     assert "curves.png" not in text
 
 
-def test_rows_are_ordered_by_task_limit_and_interest():
+def test_rows_are_ordered_by_task_and_limit_with_baselines_last():
     rows = [
         make_row(task=task, cost_limit=limit, algorithm=algorithm)
         for algorithm in ("bc", "drcorl")
@@ -42,7 +42,7 @@ def test_rows_are_ordered_by_task_limit_and_interest():
 
 
 def test_a_search_shows_winners_and_baselines_with_both_scores(tmp_path):
-    """Fault: list the hundreds of judged configurations, or the fresh score in the search's column."""
+    """Fault: list all judged configurations, or show the fresh score in the column of the search score."""
     made = MadeSearch(tmp_path, ("TaskA", "TaskB"), 12)
     table = markdown_table(report(tmp_path, made.results)["report.md"])
     assert len(table) == 2 + 4
@@ -63,7 +63,7 @@ def test_a_search_shows_winners_and_baselines_with_both_scores(tmp_path):
     } == dict(zip(head, clone, strict=True))
 
 
-def test_a_score_that_was_safe_in_the_search_only_is_marked_there_only():
+def test_a_score_that_is_safe_only_in_the_search_is_marked_only_there():
     searched = {"search_normalized_cost": 0.5, "search_normalized_reward": 0.9}
     row = make_row(selection="search_winner", configuration=1, normalized_cost=1.5, **searched)
     marks = {column.title: column.safe(row) for column in tables.top_columns(make_results([row], search={"studies": []}))}
@@ -74,7 +74,7 @@ def test_a_score_that_was_safe_in_the_search_only_is_marked_there_only():
 
 @pytest.mark.parametrize(("cost", "headline", "words"), [(0.5, "on 2 of 2", "(safe)"), (1.5, "on 1 of 2", "(not safe)")])
 def test_the_verdict_of_a_search_is_the_first_winners_fresh_score(cost, headline, words):
-    """Fault: take the best fresh score of several winners, or the search's own score."""
+    """Fault: use the best fresh score of several winners, or the search score."""
     rows = [
         make_row(task="A", selection="search_winner", configuration=3, normalized_cost=cost, search_normalized_cost=0.1),
         make_row(task="A", selection="search_winner", configuration=4, normalized_cost=0.2, search_normalized_cost=0.2),
@@ -88,7 +88,7 @@ def test_the_verdict_of_a_search_is_the_first_winners_fresh_score(cost, headline
     assert second.startswith("B: configuration 6")
 
 
-def test_the_verdict_of_a_training_run_counts_its_members_and_no_baseline():
+def test_the_verdict_of_a_training_run_counts_members_but_no_baselines():
     rows = [
         make_row(member=0, normalized_cost=1.5, normalized_reward=0.9),
         make_row(member=1, normalized_cost=0.5, normalized_reward=0.6),
@@ -96,7 +96,7 @@ def test_the_verdict_of_a_training_run_counts_its_members_and_no_baseline():
         make_row(algorithm="bc_safe", normalized_cost=0.0, normalized_reward=1.0),
     ]
     sentence, lines = tables.verdict(make_results(rows))
-    assert sentence == "A safe policy on 1 of 1 task."
+    assert sentence == "A safe policy was found on 1 of 1 task."
     assert lines == ["PointCircle: member 2, reward 0.700 at cost 0.50 (safe, 2 of 3 policies safe)"]
     assert "least" not in lines[0]
     _, [line] = tables.verdict(make_results([make_row(normalized_cost=4.0), make_row(member=1, normalized_cost=2.0)]))
@@ -104,7 +104,7 @@ def test_the_verdict_of_a_training_run_counts_its_members_and_no_baseline():
 
 
 def test_each_cost_limit_has_its_own_verdict():
-    """Fault: one winner over all limits, which is the loosest limit's."""
+    """Fault: report one winner over all limits, which is always that of the loosest limit."""
     rows = [
         make_row(selection="search_winner", configuration=3, cost_limit=10.0, normalized_cost=1.5),
         make_row(selection="search_winner", configuration=1, cost_limit=40.0, normalized_reward=0.9),
@@ -112,7 +112,7 @@ def test_each_cost_limit_has_its_own_verdict():
         make_row(task="Solo", selection="search_winner", configuration=0),
     ]
     sentence, lines = tables.verdict(make_results(rows, search={"studies": []}))
-    assert sentence == "A safe winner on 2 of 3 pairs of task and cost limit."
+    assert sentence == "A safe winner was found on 2 of 3 pairs of task and cost limit."
     assert lines == [
         "PointCircle, limit 10: configuration 3, reward 0.812 at cost 1.50 (not safe)",
         "PointCircle, limit 40: configuration 1, reward 0.900 at cost 0.50 (safe)",
@@ -120,28 +120,30 @@ def test_each_cost_limit_has_its_own_verdict():
     ]
 
 
-def test_a_task_whose_search_found_nothing_is_named():
+def test_a_task_without_a_finished_policy_is_named():
     search = {"studies": [{"name": "Lost", "tasks": ["Lost"], "journal": "j"}]}
-    assert tables.verdict(make_results([], search=search)) == ("A safe winner on 0 of 1 task.", ["Lost: no policy finished"])
+    assert tables.verdict(make_results([], search=search)) == (
+        "A safe winner was found on 0 of 1 task.", ["Lost: no policy finished"],
+    )  # fmt: skip
 
 
-def test_the_cost_table_says_what_is_known():
+def test_the_resource_table_has_a_row_per_known_quantity():
     cost = {"wall_s": 7325.0, "packs_device_s": 12345.6, "device": "GPU", "member_steps": 1_234_567, "stopped": 0}
     assert tables.cost_rows(cost) == [
         ("wall time", "2 h 2 min"),
         ("GPU seconds: packs", "12,346"),
         ("member-steps of extraction", "1,234,567"),
-        ("of them stopped early", "0"),
+        ("configurations stopped early", "0"),
     ]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(3.21, "3.2 s"), (59.9, "59.9 s"), (90, "2 min"), (7199, "2 h 0 min")])
-def test_durations(seconds, text):
+def test_a_duration_is_shown_in_a_readable_unit(seconds, text):
     assert tables.duration(seconds) == text
 
 
 def test_varied_keys_are_those_that_differ():
-    """Fault: count the baselines' settings; compare True with 1."""
+    """Faults: include the settings of baselines; treat True and 1 as equal."""
     rows = [
         make_row(config={"k": 1.0, "beta": 0.1, "flag": True, "quantile": None}),
         make_row(config={"k": 1.0, "beta": 0.2, "flag": 1, "quantile": None}),
@@ -165,8 +167,8 @@ MODES = ["mode", "online episodes", "appended"]
     ],
 )
 @pytest.mark.parametrize("search", [None, {"studies": []}])
-def test_modes_and_what_they_took_are_shown_where_one_is_not_offline(changes, titles, cells, search):
-    """Of other members of the run too; the baselines have none. Fault: show the columns by the first row alone."""
+def test_modes_and_simulator_use_are_shown_if_one_member_is_not_offline(changes, titles, cells, search):
+    """All members then have these columns; baselines show a dash. Fault: decide by the first row only."""
     rows = [make_row(), make_row(algorithm="bc"), make_row(member=1) | changes]
     columns = tables.top_columns(make_results(rows, search=search))
     assert [column.title for column in columns if column.title in MODES] == titles
@@ -179,7 +181,7 @@ def test_modes_and_what_they_took_are_shown_where_one_is_not_offline(changes, ti
     ]
 
 
-def test_a_wide_table_leaves_out_what_the_terminal_has_no_room_for(capsys):
+def test_a_wide_table_omits_its_least_important_columns_on_the_terminal(capsys):
     modes = ("offline", "online", "hybrid")
     rows = [make_row(task="HalfCheetahVelocity", evaluation_mode=mode, appended_transitions=123456) for mode in modes]
     print_table(make_results(rows))
@@ -188,12 +190,12 @@ def test_a_wide_table_leaves_out_what_the_terminal_has_no_room_for(capsys):
 
 
 def test_the_terminal_shows_the_same_table(monkeypatch, capsys):
-    """Square brackets are text there, and no colour."""
+    """Square brackets are text, not colour markup."""
     monkeypatch.setenv("COLUMNS", "160")
     reference = {"task": "A[red]", "cost_limit": 2.5, "normalized_reward": 0.4321}
     print_table(make_results([make_row(task="A[red]")], references=[reference]))
     shown = capsys.readouterr().out
-    for word in ("A[red]", "drcorl", "0.812", "0.50", "5.0 ± 2.5", "A[red]: the data's best episode within the limit 2.5"):
+    for word in ("A[red]", "drcorl", "0.812", "0.50", "5.0 ± 2.5", "A[red], limit 2.5: the best safe episode of the data"):
         assert word in shown
 
 
@@ -212,13 +214,13 @@ def test_a_search_of_many_configurations_stays_short_on_the_terminal(tmp_path, c
     assert "algorithm" in shown
 
 
-def test_markdown_shows_names_as_they_are(tmp_path):
+def test_markdown_escapes_names(tmp_path):
     text = report(tmp_path, make_results([make_row(task="a|<b>")]))["report.md"]
     assert markdown_table(text.replace("\\|", "¦"))[2][0] == "a¦&lt;b>"
 
 
-def test_a_policy_chosen_online_has_its_own_name_and_row():
-    """Beside its member's last policy; in the terminal's table too, which is narrow."""
+def test_an_online_best_policy_has_its_own_name_and_row():
+    """It is listed beside the last policy of its member."""
     rows = [
         make_row(evaluation_mode="hybrid", selection=selection, appended_transitions=5)
         for selection in ("last", "online_best")

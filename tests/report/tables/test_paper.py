@@ -1,4 +1,4 @@
-"""Table 1 in the paper's layout, from rows by hand."""
+"""Tests of Table 1 in the paper's layout, from rows made by hand."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def lines(table: paper.Table) -> list[list[str]]:
     return [[column.title for column in columns], *([column.text(line) for column in columns] for line in table.lines)]
 
 
-def test_a_table_of_each_limit_with_the_papers_numbers_below():
-    """Means over the seeds of the last policies; the paper's row at its limit alone. Fault: any selection; any limit."""
+def test_each_limit_has_a_table_with_the_papers_numbers_below():
+    """Cells are means of the last policies over seeds; only limit 10 has a row "paper". Fault: use any selection."""
     ten, twenty = paper.tables(make_results(ROWS))
     assert (ten.limit, twenty.limit) == (10.0, 20.0)
     assert lines(ten) == [
@@ -47,8 +47,8 @@ def test_a_table_of_each_limit_with_the_papers_numbers_below():
     assert [column.safe(ten.lines[1]) for column in ten.columns()] == [None] * 5
 
 
-def test_an_algorithm_that_is_not_registered_here_is_shown_by_its_name(tmp_path):
-    """Results of a user's own algorithm, read elsewhere. Fault: KeyError in a table of names, markers or colours."""
+def test_an_unregistered_algorithm_is_shown_by_its_name(tmp_path):
+    """The results hold a user's own algorithm that this process lacks. Fault: KeyError for its name, marker or colour."""
     rows = [row("mine_&_all", 0.5, 0.2, baseline=True, cost_limit=limit) for limit in (10.0, 20.0)]
     results = make_results([*ROWS, *rows], data_episodes=[], curves=[make_curve(task="HopperVelocity")])
     ten, _ = paper.tables(results)
@@ -61,7 +61,7 @@ def test_an_algorithm_that_is_not_registered_here_is_shown_by_its_name(tmp_path)
         assert imread(tmp_path / f"{name}.png").size > 0
 
 
-def test_of_several_configurations_the_winner_is_shown():
+def test_the_winner_represents_several_configurations():
     rows = [row("drcorl", 0.9, 0.2, config={"k": k}) for k in (0.0, 4.0)]
     rows += [row("cpq", 0.4, 0.1), row("drcorl", 0.6, 0.3, selection="search_winner")]
     [table] = paper.tables(make_results(rows))
@@ -79,14 +79,14 @@ def test_of_several_configurations_the_winner_is_shown():
         ([make_row(**HOPPER)], 0),
     ],
 )
-def test_runs_of_the_usual_two_clones_on_other_tasks_have_no_such_table(rows, tables, tmp_path):
+def test_runs_with_clones_only_on_other_tasks_have_no_such_table(rows, tables, tmp_path):
     assert len(paper.tables(make_results(rows))) == tables
     texts = report(tmp_path, make_results(rows))
     assert all((paper.TITLE in text) == bool(tables) for text in texts.values())
     assert (tmp_path / "table1.tex").exists() == bool(tables)
 
 
-def test_the_reports_show_it(tmp_path, capsys):
+def test_the_reports_and_the_terminal_show_the_table(tmp_path, capsys):
     texts = report(tmp_path, make_results(ROWS))
     part = texts["report.md"].split("## Table 1, cost limit 10\n\n")[1]
     assert markdown_table(part)[2] == ["HopperVelocity", "0.75 (12.00)", "0.70 (3.00)", "**0.40 (0.10)**", "**0.85 (0.80)**"]
@@ -95,7 +95,7 @@ def test_the_reports_show_it(tmp_path, capsys):
 
 
 def test_latex_is_a_tabular_with_coloured_cells(tmp_path):
-    """Balanced, as many cells a line as columns; a name's special characters cannot end it."""
+    """Braces balance and every line has a cell per column, also with special characters in a name."""
     report(tmp_path, make_results([*ROWS, row("cpq", 0.2, 2.0, task="my_task")]))
     text = (tmp_path / "table1.tex").read_text()
     assert "\\textcolor{blue}{0.85 (0.80)}" in text
@@ -109,13 +109,13 @@ def test_latex_is_a_tabular_with_coloured_cells(tmp_path):
         assert counts == {width - 1}
 
 
-def test_curves_are_drawn_beside_what_the_paper_scored(tmp_path):
-    """At its limit, of its tasks. Fault: DRCORL's numbers in every picture."""
+def test_curves_are_drawn_with_the_papers_scores(tmp_path):
+    """Only the paper's tasks at its limit have them. Fault: draw them in every picture."""
     curves = [make_curve(task="HopperVelocity"), make_curve(task="Other")]
     rows = [make_row(**HOPPER), make_row(task="Other")]
-    assert paper.printed_scores(make_results(rows)) == {"HopperVelocity": paper.Cell(0.68, 0.79)}
-    assert paper.printed_scores(make_results([make_row(cost_limit=20.0, **HOPPER)])) == {}
+    assert paper.paper_scores(make_results(rows)) == {"HopperVelocity": paper.Cell(0.68, 0.79)}
+    assert paper.paper_scores(make_results([make_row(cost_limit=20.0, **HOPPER)])) == {}
     text = report(tmp_path, make_results(rows, curves=curves))["report.html"]
-    assert text.count("paper, limit 10") == 2  # one a panel
+    assert text.count("paper, limit 10") == 2  # one per panel
     height, width, _ = imread(tmp_path / "curves.png").shape
     assert width > 3 * height  # four panels in a row

@@ -1,4 +1,4 @@
-"""The table over seeds, by hand."""
+"""Tests of the table over seeds against values computed by hand."""
 
 import numpy as np
 import pytest
@@ -24,13 +24,13 @@ REFERENCES = [{"task": "PointCircle", "cost_limit": 10.0, "normalized_reward": 0
 
 
 def table(results) -> list[list[str]]:
-    found = seeds.groups(results)
-    columns = seeds.columns(found)
-    return [[column.title for column in columns], *([column.text(group) for column in columns] for group in found)]
+    groups = seeds.groups(results)
+    columns = seeds.columns(groups)
+    return [[column.title for column in columns], *([column.text(group) for column in columns] for group in groups)]
 
 
-def test_runs_that_differ_in_nothing_but_the_seed_are_one_line():
-    """Alone: a winner, a run whose sibling a rung stopped. Fault: one group for all k, for all limits, for all selections."""
+def test_runs_that_differ_only_in_the_seed_are_one_line():
+    """A winner, and a run whose sibling was stopped, have no line. Fault: group over all k, limits or selections."""
     head, *lines = table(make_results(ROWS, references=REFERENCES))
     assert head == [
         "task",
@@ -43,7 +43,7 @@ def test_runs_that_differ_in_nothing_but_the_seed_are_one_line():
         "cost",
         "worst cost",
         "length",
-        "of the best",
+        "share of best",
     ]
     task = "PointCircle"
     assert sorted(lines) == sorted([
@@ -55,7 +55,7 @@ def test_runs_that_differ_in_nothing_but_the_seed_are_one_line():
     assert [line[2] for line in lines[:3]] == ["drcorl", "drcorl", "bc"]
 
 
-def test_a_group_is_safe_where_its_mean_cost_is():
+def test_a_group_is_safe_if_its_mean_cost_is_safe():
     safe = [group.safe() for group in seeds.groups(make_results(ROWS))]
     assert sorted(safe) == [False, False, True, True]
 
@@ -68,7 +68,7 @@ def test_a_single_seed_has_no_such_table(rows, tmp_path, capsys):
     assert seeds.TITLE not in capsys.readouterr().out
 
 
-def test_the_report_and_the_terminal_show_it(tmp_path, capsys):
+def test_the_report_and_the_terminal_show_the_table(tmp_path, capsys):
     texts = report(tmp_path, make_results(ROWS, references=REFERENCES))
     assert "**0.900 ± 0.100**" in texts["report.md"]
     assert "**1.10" not in texts["report.md"]
@@ -78,8 +78,8 @@ def test_the_report_and_the_terminal_show_it(tmp_path, capsys):
     assert "0.900 ± 0.100" in shown
 
 
-def test_lines_are_ordered_by_what_they_differ_in():
-    """Whatever was asked first. Fault: 10 before 2."""
+def test_lines_are_ordered_by_the_settings_that_differ():
+    """The order of the rows does not matter. Fault: sort numbers as text (10 before 2)."""
     rows = [run(seed, 0.5, 0.5, config={"k": k}) for k in (10.0, 2.0, 0) for seed in (0, 1)]
     assert [line[3] for line in table(make_results(rows))[1:]] == ["0", "2", "10"]
 
@@ -89,10 +89,10 @@ def curve(task: str, numbers: list[int], *costs: list[float | None]):
     return {"task": task, "steps": [10, 20], "numbers": numbers, "normalized_reward": rewards, "normalized_cost": list(costs)}
 
 
-def test_curves_of_a_method_are_those_of_its_seeds():
-    """Alone: a run without a curve. Fault: a line a member; another member's line."""
+def test_the_curves_of_a_method_are_those_of_its_seeds():
+    """A run without a curve is left out. Faults: one line per member; the curve of another member."""
     rows = [
-        run(seed, 0.5, 0.5, member=2 * seed + place, config={"k": k}) for seed in (0, 1) for place, k in enumerate((0.0, 2.0))
+        run(seed, 0.5, 0.5, member=2 * seed + index, config={"k": k}) for seed in (0, 1) for index, k in enumerate((0.0, 2.0))
     ]
     rows += [run(0, 0.5, 0.5, member=9, config={"k": 3.0}), run(0, 0.6, 0.5, member=0, selection="online_best")]
     of_training = [curve("PointCircle", [0, 1, 2, 3], [1.0, 2.0], [3.0, 4.0], [5.0, None], [7.0, 8.0])]

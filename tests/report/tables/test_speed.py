@@ -1,4 +1,4 @@
-"""Figure 2 from the inference times that results.json holds."""
+"""Tests of Figure 2 from the inference times of results.json."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def times(*algorithms: str, seconds: float = 0.25):
 
 
 def test_times_are_shown_with_the_scores_of_table_1(tmp_path):
-    """In the table's order, diffusion last and without a score. Nothing is measured: there is no policy here."""
+    """They follow the order of the table; diffusion is last and has no score. A report measures nothing itself."""
     made = [row("drcorl"), row("drcorl", seed=1, normalized_reward=0.7), row("cpq", normalized_cost=4.0), row("bc")]
     results = make_results(made, inference_times=times("drcorl", "cpq"))
     assert speed.inference_times(results) == [
@@ -33,15 +33,15 @@ def test_times_are_shown_with_the_scores_of_table_1(tmp_path):
     assert imread(tmp_path / "speed.png")[..., :3].std() > 0.01
 
 
-def test_what_has_no_score_is_shown_without():
-    """Configurations of which none was selected. Fault: the mean of nothing."""
+def test_an_algorithm_without_a_score_is_shown_without_one():
+    """None of its configurations was selected. Fault: take the mean of an empty list."""
     made = [row("cpq"), *(row("drcorl", config={"k": k}) for k in (0.0, 1.0))]
     entries = speed.inference_times(make_results(made, inference_times=times("drcorl", "cpq")))
     assert [(entry.name, entry.score is None) for entry in entries[:2]] == [("CPQ", False), ("DRCORL", True)]
 
 
 def test_results_without_times_have_no_such_section(tmp_path):
-    """Results of early releases, and runs whose baselines are clones. The picture of an older report is removed."""
+    """This holds for results of early releases and runs without baselines to time; an older picture is removed."""
     (tmp_path / "speed.png").touch()
     for about in ({}, {"inference_times": []}):
         texts = report(tmp_path, make_results([row("drcorl"), row("cpq")], **about))
