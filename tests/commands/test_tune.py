@@ -62,7 +62,7 @@ def test_a_search_over_a_baseline_starts_at_its_own_settings(tmp_path):
 @pytest.mark.parametrize("arguments", [[], ["search.space={cpq.ood_scale: {low: 1, high: 3}, k: {low: 0, high: 4}}"]])
 def test_a_search_over_settings_that_a_baseline_does_not_have_is_refused(tmp_path, arguments):
     """The default space is DRCORL's. Fault: settings are searched that change nothing."""
-    with pytest.raises(UserError, match=r"search\.space: cpq has no .*k.*give search\.space=.*learning_rate, cpq\.ood_scale"):
+    with pytest.raises(UserError, match=r"search\.space: cpq has no .*k.*set search\.space=.*learning_rate, cpq\.ood_scale"):
         search(tiny_config(tmp_path, "run.algorithm=cpq", *arguments))
 
 

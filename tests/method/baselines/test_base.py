@@ -114,7 +114,7 @@ def test_settings_that_a_baseline_has_no_use_for_are_refused(algorithm):
     with pytest.raises(UserError, match=f"{algorithm} learns offline alone"):
         load_config([f"run.algorithm={algorithm}", "evaluation.mode=online"])
     if algorithm in ("bc", "bc_safe", "bc_reward", "bc_frontier", "cdt"):
-        with pytest.raises(UserError, match=r"leave data\.window_rows out"):
+        with pytest.raises(UserError, match=r"remove data\.window_rows"):
             load_config([f"run.algorithm={algorithm}", "data.window_rows=1000"])
 
 
