@@ -1,4 +1,6 @@
-"""Check a cluster file of `ray up`, and that its machines have what a run with these settings books; no network is needed.
+"""Check a `ray up` cluster file, and that its machines have the resources that a run with these settings books.
+
+No network is needed.
 
 drcorl check-cluster cluster.yaml on_cluster.yaml
 drcorl check-cluster launch/clusters/local.yaml run.storage=/mnt/shared/drcorl
@@ -13,6 +15,6 @@ from drcorl_ray.distributed.cluster_file import check_cluster
 
 
 def print_machines(file: str, config: Config) -> None:
-    """Print a line for each type of machine of a cluster file; UserError where a run of `config` would be refused on it."""
+    """Print a line for each type of machine of a cluster file; UserError if a run of `config` could not start there."""
     for line in check_cluster(Path(file), config.scaling, config.run.storage):
         print(line)

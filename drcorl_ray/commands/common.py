@@ -23,7 +23,7 @@ from drcorl_ray.tasks.envs import make_simulator
 
 @contextmanager
 def resumable(run: RunDirectory) -> Iterator[None]:
-    """Say where the run is; note on what interrupts it how to resume it, for the command line's last line."""
+    """Print where the run is, and attach to an interruption how to resume it, for the last line of the command."""
     console.print(f"run: {run.path}", soft_wrap=True)
     try:
         yield
@@ -45,7 +45,7 @@ def finish(config: Config, run: RunDirectory, rows: Sequence[Row], started: floa
 
 
 def open_task(config: Config, task_name: str) -> TaskData:
-    """A task's data, made ready; a simulator that cannot run is reported now and not after the training."""
+    """Open a task's data. A simulator that cannot run is reported now, not after the training."""
     make_simulator(task_name).close()
     with console.status(f"{task_name}: reading the dataset"):
         return TaskData.open(task_store(task_name, config.data, config.run))

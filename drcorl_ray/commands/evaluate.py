@@ -54,11 +54,12 @@ def _roll_out(entries: Sequence[Entry], episodes: int) -> list[EvaluatedRow]:
 
 
 def evaluate_files(paths: Sequence[str], config: Config) -> None:
-    """Roll out policy files, and all those of run directories, and print a row for each.
+    """Roll out policy files and all policies of run directories, and print a row for each.
 
-    evaluation.protocol=dsrl prints DSRL's means too. evaluation.output=FOLDER writes FOLDER/evaluation.json, schema 1: `run`
-    and `rows` as in results.json, a row also with name, safe, return_range and its episodes' seeds, returns, costs, lengths;
-    `groups` as of `dsrl_groups`. evaluation.video=true writes FOLDER/NAME.gif. UserError on anything the user can mend.
+    evaluation.protocol=dsrl also prints DSRL's means. evaluation.output=FOLDER writes FOLDER/evaluation.json (schema 1): `run`
+    and `rows` as in results.json, each row also with name, safe, return_range and its episodes' seeds, returns, costs and
+    lengths, and `groups` as returned by `dsrl_groups`. evaluation.video=true writes FOLDER/NAME.gif. UserError on anything
+    that the user can fix.
     """
     began, settings = time.monotonic(), config.evaluation
     folder = _output_folder(settings)
@@ -87,9 +88,9 @@ def evaluate_files(paths: Sequence[str], config: Config) -> None:
 
 
 def _output_folder(settings: EvaluationConfig) -> Path | None:
-    """Where JSON and videos go, made now; UserError where that, or what was asked for, cannot be."""
+    """Make the folder for JSON and videos and return it, or None; UserError if it cannot be made or settings contradict."""
     if settings.protocol == "dsrl" and settings.episodes != EPISODES:
-        raise UserError(f"evaluation.protocol=dsrl has {EPISODES} episodes a policy; leave out evaluation.episodes")
+        raise UserError(f"evaluation.protocol=dsrl has {EPISODES} episodes per policy; remove evaluation.episodes")
     if settings.output is None:
         if settings.video:
             raise UserError("evaluation.video=true needs a folder for its files: add evaluation.output=FOLDER")
@@ -126,7 +127,7 @@ def _table(rows: Sequence[EvaluatedRow]) -> Table:
 
 
 def _notes(entries: Sequence[Entry]) -> list[str]:
-    """One line on the policies whose files do not know the returns of their dataset."""
+    """Name the policies whose files do not hold the return range of their dataset."""
     old = [entry for entry in entries if not entry.knows_returns]
     if not old:
         return []
@@ -134,7 +135,7 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
         entry.task.name: "unknown" if entry.return_range is None else "{:g} to {:g}".format(*entry.return_range)
         for entry in old
     }
-    used = ", ".join(f"{task} {known}" for task, known in ranges.items())
+    used = ", ".join(f"{task} {extremes}" for task, extremes in ranges.items())
     who = old[0].name if len(old) == 1 else f"{len(old)} policies"
     return [f"{who}: no return range of the dataset in the file; reward normalised by the task's reference ({used})"]
 

@@ -1,6 +1,6 @@
 """Write the report of a finished run again: report.html, report.md and its pictures.
 
-All comes from its results.json, and for a search from its studies/ and packs/, where they are still there.
+It is made from results.json and, for a search, from studies/ and packs/ if they still exist.
 
 drcorl report runs/PointCircle-20261122-120000
 """
@@ -16,7 +16,7 @@ from drcorl_ray.report import rebuild
 def report(run: str | Path) -> Path:
     """Write the report of a finished run again, print its tables, and return the path of report.html.
 
-    run: the run's directory, on this machine or in an object store. UserError where it holds no finished run.
+    run: the run's directory, on this machine or in an object store. UserError if it holds no finished run.
 
     >>> import drcorl_ray
     >>> page = drcorl_ray.report("runs/circle")

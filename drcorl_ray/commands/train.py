@@ -68,11 +68,11 @@ def _train(config: Config, data: TaskData, run: RunDirectory, started: float) ->
         Watcher(run, bars, tracker.log),
         RayRolloutPool.from_config(config.evaluation.actors, config.scaling) as pool,
     ):
-        waits = config.scaling.use_gpu  # for the GPU that the main job holds, and would wait for
-        pending = None if waits else comparison.start(config, data, run, members)
+        after = config.scaling.use_gpu  # the main job holds the GPU until it ends
+        pending = None if after else comparison.start(config, data, run, members)
         weights = pretrain(config, data, run, pretrain_seeds(members))
         population = extract(config, data, run, members, weights)
-        pending = comparison.start(config, data, run, members) if waits else pending
+        pending = comparison.start(config, data, run, members) if after else pending
         rows = evaluate_population(config, data, run, members, population, pool)
         rows += comparison.rows(data, run, pending, pool, episode_seeds(FRESH_SEEDS, config.evaluation.episodes))
         curve, calibration = roll_out_curves(
@@ -89,7 +89,7 @@ def _train(config: Config, data: TaskData, run: RunDirectory, started: float) ->
 
 
 def _name_idle_cpus(config: Config) -> None:
-    """Say how to use them, where a training on CPUs would leave half of a machine's or more without work."""
+    """Suggest a larger `scaling.cpus_per_worker` when at least half of the CPUs would be idle."""
     cpus = cpus_of_largest_machine()
     booked, threads = config.scaling.workers * config.scaling.cpus_per_worker, cpus // config.scaling.workers
     if not config.scaling.use_gpu and 2 * booked <= cpus:
@@ -99,29 +99,35 @@ def _name_idle_cpus(config: Config) -> None:
 def evaluate_population(
     config: Config, data: TaskData, run: RunDirectory, members: Sequence[MemberSettings], population: Path, pool: RolloutPool
 ) -> list[Row]:
-    """Rows of the last policies on fresh episodes, and of those that online evaluations chose during the training.
+    """Return rows of the last policies on fresh episodes, and of the best policies of online evaluations.
 
-    A member that diverged has none, and is named.
+    A member that diverged gets no row; its name is printed.
     """
     policies, meta = load_population(population)
-    sound = [member for member, finite in enumerate(meta["finite"]) if finite]
+    sound = [member for member, is_finite in enumerate(meta["finite"]) if is_finite]
     for member in sorted(set(range(policies.members)) - set(sound)):
         console.print(f"[red]{data.task.name}: member {member} diverged (non-finite weights) and is left out")
 
-    def rows(policies: PopulationPolicy, places: Sequence[int], selection: Selection, suffix: str = "") -> list[Row]:
-        if not places:
+    def rows(policies: PopulationPolicy, numbers: Sequence[int], selection: Selection, suffix: str = "") -> list[Row]:
+        if not numbers:
             return []
         stats = pool.evaluate(policies, data.task, episode_seeds(FRESH_SEEDS, config.evaluation.episodes))
-        taken = [(meta["online_episodes"][place], meta["appended_transitions"][place]) for place in places]
         infos = [
-            member_info(config.run.algorithm, config.evaluation, members[place], *numbers, selection)
-            for place, numbers in zip(places, taken, strict=True)
+            member_info(
+                config.run.algorithm,
+                config.evaluation,
+                members[number],
+                meta["online_episodes"][number],
+                meta["appended_transitions"][number],
+                selection,
+            )
+            for number in numbers
         ]
-        labels = [f"{config.run.algorithm}-{place:03d}{suffix}" for place in places]
-        return score(run, data, policies, infos, stats, labels, places)
+        labels = [f"{config.run.algorithm}-{number:03d}{suffix}" for number in numbers]
+        return score(run, data, policies, infos, stats, labels, numbers)
 
     last = rows(policies.select(sound), sound, "last")
     if not run.online_best(data.task.name).exists():
         return last
-    best, chosen = load_population(run.online_best(data.task.name))
-    return last + rows(best, chosen["members"], "online_best", "-online-best")
+    best, best_meta = load_population(run.online_best(data.task.name))
+    return last + rows(best, best_meta["members"], "online_best", "-online-best")

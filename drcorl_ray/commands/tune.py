@@ -80,11 +80,14 @@ def _search(config: Config, tasks: Sequence[TaskData], run: RunDirectory, starte
         trainer = PackTrainer(config, run, stores, dict(zip(stores, weights, strict=True)))
         size = pack_size(trainer, max(study.configurations for study, _ in studies))
         cpus = config.scaling.cpus_per_worker
-        begin = lambda: [comparison.start(config, data, run, reference_members(config), cpus) for data in tasks]  # noqa: E731
-        compared = [] if config.scaling.use_gpu else begin()  # a GPU is the packs' first
+
+        def start_baselines() -> list[comparison.Pending | None]:
+            return [comparison.start(config, data, run, reference_members(config), cpus) for data in tasks]
+
+        compared = [] if config.scaling.use_gpu else start_baselines()  # the packs come first on a GPU
         plans = [SearchPlan(study, run, judges, stops(config), size) for study, judges in studies]
         run_packs(trainer, plans, config.scaling, run)
-        compared = compared or begin()
+        compared = compared or start_baselines()
         with clock.phase("evaluation"):
             records = [SearchRecord.read(config, run, study, [by_name[name] for name in judges]) for study, judges in studies]
             rows, curves, calibration = evaluate_search(records, pool)
@@ -99,7 +102,7 @@ def _search(config: Config, tasks: Sequence[TaskData], run: RunDirectory, starte
 
 
 def open_tasks(config: Config) -> list[TaskData]:
-    """The tasks' data; one that is not available is left out where the user said so. UserError where none is left."""
+    """Open the data of all tasks; skip unavailable ones if `task.skip_unavailable`. UserError if none is left."""
     tasks, reasons = [], []
     for name in config.tasks:
         try:
@@ -108,7 +111,7 @@ def open_tasks(config: Config) -> list[TaskData]:
             if not config.task.skip_unavailable:
                 raise
             reasons.append(error)
-            console.print(f"[yellow]{name} is left out: {error}")
+            console.print(f"[yellow]{name} is skipped: {error}")
     if not tasks:
         raise UserError(f"task.name: none of the {len(reasons)} tasks is available (the last one: {reasons[-1]})")
     return tasks

@@ -43,12 +43,11 @@ def prepare_environment() -> None:
 
 
 def connect() -> None:
-    """Join the cluster of RAY_ADDRESS, or the one that `ray start` made this machine part of; else start Ray here.
+    """Join the cluster at RAY_ADDRESS, or the one that `ray start` made this machine part of; else start Ray here.
 
-    One that is started here listens on this machine's loopback alone.
-
-    Does nothing when connected. UserError where RAY_ADDRESS names a cluster that does not answer; one that `ray start` left
-    behind and that is dead is passed over. (`address="auto"` would also join any other program's private Ray here.)
+    A Ray that is started here listens on this machine's loopback interface only. Nothing happens if Ray is connected already.
+    UserError if RAY_ADDRESS names a cluster that does not answer; a dead cluster that `ray start` left behind is ignored.
+    (`address="auto"` would also join any other program's private Ray on this machine.)
     """
     import ray
 
@@ -63,7 +62,7 @@ def connect() -> None:
     try:
         ray.init(
             address=address,
-            include_dashboard=False,  # of a Ray started here; a joined cluster keeps its own
+            include_dashboard=False,  # for a Ray started here; a joined cluster keeps its own
             log_to_driver=False,
             logging_level=logging.ERROR,
             runtime_env={"env_vars": _workers_environment()},
@@ -72,7 +71,7 @@ def connect() -> None:
         if "AF_UNIX path length" not in str(error):
             raise
         folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-        raise UserError(f"{folder}: too long a name for the sockets that Ray keeps there; set RAY_TMPDIR=/tmp") from error
+        raise UserError(f"{folder}: the name is too long for the sockets that Ray keeps there; set RAY_TMPDIR=/tmp") from error
 
 
 def _workers_environment() -> dict[str, str]:
@@ -95,9 +94,9 @@ def cpus_of_largest_machine() -> int:
 
 @contextmanager
 def interrupts_restored() -> Iterator[None]:
-    """Afterwards Ctrl-C means what it meant before: Ray Train and Tune 2.60 answer it in their own way also after their end.
+    """Restore the Ctrl-C handler at the end: Ray Train and Tune 2.60 leave their own one behind.
 
-    By its handler Ray Train keeps the process of its controller too.
+    Ray Train's handler also keeps a reference to the controller, so its process would stay alive.
     """
     before = signal.getsignal(signal.SIGINT)
     try:
@@ -108,7 +107,7 @@ def interrupts_restored() -> Iterator[None]:
 
 
 def ray_storage(folder: Path) -> dict[str, Any]:
-    """Where Ray Train and Tune keep their own records: arguments of their RunConfig, for a folder of any storage."""
+    """Return the arguments of Ray Train's and Tune's RunConfig that keep their records in a folder of any storage."""
     if local_path(folder) is not None:
         return {"storage_path": str(folder)}
     from pyarrow.fs import FSSpecHandler, PyFileSystem
@@ -118,7 +117,7 @@ def ray_storage(folder: Path) -> dict[str, Any]:
 
 
 def _answering_address() -> str | None:
-    """What to give to `ray.init`: "local" where there is nothing to join, or only a dead cluster; None to let it look."""
+    """Return the address for `ray.init`: "local" if there is no live cluster to join, None to let Ray find it."""
     from drcorl_ray.distributed.ray_private import address_of_ray_start
 
     named = os.environ.get("RAY_ADDRESS")

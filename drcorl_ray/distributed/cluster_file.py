@@ -1,4 +1,4 @@
-"""Checks a cluster file of `ray up` before any machine is paid for: Ray's own schema, and what a run on it will ask for."""
+"""Check a `ray up` cluster file before a machine is paid for: Ray's own schema, and the resources that a run books."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from drcorl_ray.config import ScalingConfig
 from drcorl_ray.config.loading import read_yaml
 from drcorl_ray.distributed.ray_private import checked_cluster_file
+from drcorl_ray.distributed.ray_tune import pack_resources
 from drcorl_ray.errors import UserError
 from drcorl_ray.io.storage import local_path, storage_path
 
@@ -17,9 +18,9 @@ UNFILLED = "CHANGE-ME"
 
 
 def check_cluster(path: Path, scaling: ScalingConfig, storage_name: str) -> list[str]:
-    """What the cluster has, a line a type of machine. UserError where Ray or a run of `config` would refuse it.
+    """Return the resources of the cluster, one line per machine type. UserError if Ray or a run would refuse the file.
 
-    Nothing is asked of the network, so the names of machine types, images and regions are not checked.
+    storage_name: `run.storage`. The network is not used, so the names of machine types, images and regions are not checked.
     """
     cluster = _by_rays_schema(path)
     local = cluster["provider"]["type"] == "local"
@@ -47,13 +48,13 @@ def _by_rays_schema(path: Path) -> dict[str, Any]:
     content = read_yaml(path)
     try:
         return checked_cluster_file(content)
-    except Exception as error:  # whatever Ray's checks meet in a malformed file
+    except Exception as error:  # Ray's checks raise many kinds on a malformed file
         reason = " ".join(str(getattr(error, "message", error)).split())[:300]
         raise UserError(f"{path}: not a cluster file of this Ray ({reason or type(error).__name__})") from error
 
 
 def _machines(path: Path, cluster: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """{type: its resources}; the head's must be no work."""
+    """Return the resources of each machine type; UserError if the head would run workers or actors."""
     types = {name: dict(node.get("resources") or {}) for name, node in cluster["available_node_types"].items()}
     head = cluster["head_node_type"]
     if types[head].get("CPU") != 0:
@@ -62,7 +63,5 @@ def _machines(path: Path, cluster: Mapping[str, Any]) -> dict[str, dict[str, flo
 
 
 def _booked(scaling: ScalingConfig) -> dict[str, dict[str, float]]:
-    from drcorl_ray.distributed.ray_tune import pack_resources
-
     actor = {"CPU": scaling.cpus_per_actor} | scaling.actor_resources
     return {"a pack": pack_resources(scaling), "a rollout actor": actor}

@@ -25,8 +25,8 @@ from drcorl_ray.distributed.ray_private import StageTrainer
 from drcorl_ray.distributed.rollout_pool import RayRolloutPool
 from drcorl_ray.errors import UserError
 from drcorl_ray.evaluation.curves import save_curve_point
+from drcorl_ray.method.interfaces import Population, Stage
 from drcorl_ray.method.online_data import OnlineResult
-from drcorl_ray.method.protocols import Population, Stage
 from drcorl_ray.method.train_state import no_reduce
 from drcorl_ray.policy.loading import load_population
 from drcorl_ray.runs.directory import RunDirectory

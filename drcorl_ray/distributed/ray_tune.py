@@ -48,7 +48,7 @@ class TrainPack(Protocol):
 
 
 class PackSearch(Searcher):
-    """Suggests {"study", "number", "task"}: a pack to train on a task. Results are on disk; Tune only tells who finished."""
+    """Suggests {"study", "number", "task"}: a pack to train on a task. Results are on disk; Tune reports only which ended."""
 
     def __init__(self, plans: Sequence[Plan]) -> None:
         super().__init__(metric="step", mode="max")
@@ -67,16 +67,16 @@ class PackSearch(Searcher):
                     self._handed_out[trial_id] = job
                     self._running.add(trial_id)
                     return job
-        return None if self._running else Searcher.FINISHED  # one that failed for good is left to a resumed search
+        return None if self._running else Searcher.FINISHED  # a pack that failed for good is left to a resumed search
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         self._running.discard(trial_id)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Reports along the training tell nothing; the result is judged at the end."""
+        """Reports during the training are ignored; scores are read at the end."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Studies and packs are on disk at every moment; Tune expects a file nevertheless."""
+        """Write the file that Tune expects; studies and packs are always on disk."""
         Path(checkpoint_path).write_text("see RUN/studies and RUN/packs\n", encoding="utf-8")
 
     def restore(self, checkpoint_path: str) -> None:
@@ -84,13 +84,13 @@ class PackSearch(Searcher):
 
 
 def pack_resources(scaling: ScalingConfig) -> dict[str, float]:
-    """What one pack books of the cluster."""
+    """Return the resources that one pack books."""
     gpus = {"GPU": scaling.gpus_per_pack} if scaling.use_gpu else {}
     return {"CPU": scaling.cpus_per_worker} | gpus | scaling.worker_resources
 
 
 def check_room(scaling: ScalingConfig) -> None:
-    """UserError where no machine of the cluster is large enough for one pack: it would wait for ever."""
+    """Raise UserError if no machine of the cluster is large enough for one pack, which would then wait forever."""
     if Path("~/ray_bootstrap_config.yaml").expanduser().exists():
         return  # the head of a cluster that grows by demand (`ray up`)
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -109,10 +109,10 @@ def on_pack_resources(scaling: ScalingConfig, function: Callable[..., R], *argum
 
 
 def run_packs(train_pack: TrainPack, plans: Sequence[Plan], scaling: ScalingConfig, run: RunDirectory) -> None:
-    """Run all packs of a search through Tune, as many at a time as fit; UserError when one failed for good."""
+    """Run all packs of a search through Tune, as many at a time as fit; UserError if one failed for good."""
 
     def trainable(job: dict[str, Any]) -> None:
-        last: dict[str, Any] = {"step": -1}  # a pack that had finished before reports too
+        last: dict[str, Any] = {"step": -1}  # a pack that finished earlier reports too
         try:
             train_pack(job["study"], job["number"], job["task"], lambda step: tune.report({"step": step}))
         except UserError as error:  # not raised: trying again would not help
@@ -139,7 +139,7 @@ def run_packs(train_pack: TrainPack, plans: Sequence[Plan], scaling: ScalingConf
             verbose=0,
         ),
     )
-    # Nothing is resumed from Tune's own records: a full disk, on which it cannot keep them, we name ourselves.
+    # Nothing is resumed from Tune's own records, and a full disk is reported by the packs themselves.
     logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
     with interrupts_restored():
         trials = tuner.fit()
@@ -148,5 +148,5 @@ def run_packs(train_pack: TrainPack, plans: Sequence[Plan], scaling: ScalingConf
     if errors:
         reason = " ".join(str(errors[-1]).split())[-400:]
         raise UserError(f"{len(errors)} packs failed ({reason}); fix it and add run.resume=true run.dir={run.path}")
-    if any(plan.jobs() for plan in plans):  # Tune takes a first Ctrl-C for the end of the work
+    if any(plan.jobs() for plan in plans):  # Tune treats the first Ctrl-C as the end of the work
         raise KeyboardInterrupt

@@ -20,7 +20,7 @@ from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.evaluation.pool import RolloutPool
 from drcorl_ray.evaluation.scoring import mean_scores
 from drcorl_ray.evaluation.seeds import CURVE_SEEDS
-from drcorl_ray.method.protocols import Population
+from drcorl_ray.method.interfaces import Population
 from drcorl_ray.policy.loading import load_population
 from drcorl_ray.policy.population import PopulationPolicy
 from drcorl_ray.runs.schema import Calibration, Curve

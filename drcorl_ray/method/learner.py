@@ -23,10 +23,10 @@ from drcorl_ray.method.behaviour_model import behaviour_directions, noise_loss, 
 from drcorl_ray.method.cost_estimate import Horizon, estimate_moments, running_mean, upper_estimate
 from drcorl_ray.method.estimation_states import EstimationStates
 from drcorl_ray.method.hyperparameters import Hyperparameters
+from drcorl_ray.method.interfaces import Metrics, Sampler
 from drcorl_ray.method.networks import Weights
 from drcorl_ray.method.online_data import OnlineData, OnlineResult
 from drcorl_ray.method.policy_gradient import action_gradients, policy_gradients
-from drcorl_ray.method.protocols import Metrics, Sampler
 from drcorl_ray.method.random import Draws, Stream
 from drcorl_ray.method.replay import Batch, Replay
 from drcorl_ray.method.train_state import TrainState, finite_members, flat_gradients, named_state

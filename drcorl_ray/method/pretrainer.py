@@ -19,8 +19,8 @@ from drcorl_ray.method import critics
 from drcorl_ray.method.actor import Actor, regression_loss
 from drcorl_ray.method.architectures import Architectures
 from drcorl_ray.method.behaviour_model import behaviour_directions, noise_loss, row_conditions
+from drcorl_ray.method.interfaces import Metrics, Sampler
 from drcorl_ray.method.networks import MLP, NoiseNetwork
-from drcorl_ray.method.protocols import Metrics, Sampler
 from drcorl_ray.method.random import Draws
 from drcorl_ray.method.replay import Batch, Replay
 from drcorl_ray.method.schedules import cosine

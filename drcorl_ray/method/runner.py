@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drcorl_ray.method.protocols import Sampler, Stage
+from drcorl_ray.method.interfaces import Sampler, Stage
 from drcorl_ray.method.train_state import Reduce, no_reduce, reduce_together
 
 WARM_UP_STEPS = 3  # before a capture, as torch recommends; their effects are undone

@@ -27,7 +27,7 @@ from drcorl_ray.evaluation.pool import LocalRolloutPool, RolloutPool
 from drcorl_ray.evaluation.scoring import mean_scores
 from drcorl_ray.evaluation.seeds import SEARCH_SEEDS, episode_seeds
 from drcorl_ray.io.files import write_json
-from drcorl_ray.method.protocols import Population
+from drcorl_ray.method.interfaces import Population
 from drcorl_ray.method.replay import Replay
 from drcorl_ray.method.runner import Runner
 from drcorl_ray.policy.loading import load_population

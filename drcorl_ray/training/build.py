@@ -29,9 +29,9 @@ from drcorl_ray.data.task_data import TaskData
 from drcorl_ray.method.baselines import Baseline, Dataset
 from drcorl_ray.method.estimation_states import NEAREST, EstimationStates, candidate_segments
 from drcorl_ray.method.hyperparameters import behaviour_condition
+from drcorl_ray.method.interfaces import Population, Stage
 from drcorl_ray.method.learner import Learner
 from drcorl_ray.method.pretrainer import Pretrainer
-from drcorl_ray.method.protocols import Population, Stage
 from drcorl_ray.method.replay import Replay
 from drcorl_ray.method.runner import Runner, cuda_graphs
 from drcorl_ray.method.train_state import Reduce, no_reduce

@@ -9,7 +9,7 @@ import torch
 
 from drcorl_ray.errors import UserError
 from drcorl_ray.io.files import load_arrays, save_arrays
-from drcorl_ray.method.protocols import Stage
+from drcorl_ray.method.interfaces import Stage
 from drcorl_ray.runs.folders import TrainingFolder
 
 

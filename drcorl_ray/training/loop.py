@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from drcorl_ray.method.protocols import Population, Stage
+from drcorl_ray.method.interfaces import Population, Stage
 from drcorl_ray.method.runner import Runner
 from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.runs.metrics_log import MetricsLog

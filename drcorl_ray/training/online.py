@@ -25,8 +25,8 @@ from drcorl_ray.evaluation.pool import RolloutPool
 from drcorl_ray.evaluation.rollout import Rollouts, Trajectory
 from drcorl_ray.evaluation.seeds import ONLINE_SEEDS
 from drcorl_ray.io.files import file_lock, load_arrays, save_arrays
+from drcorl_ray.method.interfaces import OnlineLearner, Population
 from drcorl_ray.method.online_data import OnlineResult
-from drcorl_ray.method.protocols import OnlineLearner, Population
 from drcorl_ray.policy.population import PopulationPolicy
 from drcorl_ray.runs.folders import OnlineFolder
 from drcorl_ray.tasks.registry import Task

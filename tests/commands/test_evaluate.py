@@ -275,7 +275,7 @@ def test_a_robot_stays_in_its_video(tmp_path, monkeypatch):
         (["bare.safetensors"], "bare.safetensors: the policy does not say its task and cost limit"),
         (["nan.safetensors"], "nan.safetensors: the policy's weights are not all finite"),
         (["good.safetensors", "evaluation.protocol=other"], "evaluation.protocol"),
-        (["good.safetensors", "evaluation.protocol=dsrl", "evaluation.episodes=5"], "has 20 episodes a policy"),
+        (["good.safetensors", "evaluation.protocol=dsrl", "evaluation.episodes=5"], "has 20 episodes per policy"),
         (["good.safetensors", "evaluation.video=true"], "add evaluation.output=FOLDER"),
         (["good.safetensors", "evaluation.output=text.safetensors"], "cannot make the folder text.safetensors"),
     ],

@@ -70,7 +70,7 @@ def test_a_temporary_folder_too_deep_for_sockets_is_named(tmp_path):
     deep.mkdir()
     done = in_a_process("from drcorl_ray.distributed.cluster import connect; connect()", RAY_TMPDIR=str(deep))
     assert done.stderr.splitlines()[-1] == (
-        f"drcorl_ray.errors.UserError: {deep}: too long a name for the sockets that Ray keeps there; set RAY_TMPDIR=/tmp"
+        f"drcorl_ray.errors.UserError: {deep}: the name is too long for the sockets that Ray keeps there; set RAY_TMPDIR=/tmp"
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from drcorl_ray.method.protocols import Stage
+from drcorl_ray.method.interfaces import Stage
 from drcorl_ray.method.runner import Runner
 from drcorl_ray.runs.directory import RunDirectory
 from drcorl_ray.runs.metrics_log import MetricsLog, read_log

@@ -20,8 +20,8 @@ from drcorl_ray.data.spec import DataSpec, EpisodeTotals
 from drcorl_ray.method.actor import snapshot
 from drcorl_ray.method.baselines.parts import VAE
 from drcorl_ray.method.critics import ensemble_q, episodic_cost
+from drcorl_ray.method.interfaces import Metrics, Sampler
 from drcorl_ray.method.networks import MLP
-from drcorl_ray.method.protocols import Metrics, Sampler
 from drcorl_ray.method.random import Draws
 from drcorl_ray.method.replay import Batch, Replay
 from drcorl_ray.method.train_state import TrainState, finite_members, flat_gradients, named_state
@@ -76,7 +76,7 @@ class Settings:
 
 
 class Baseline(ABC):
-    """P members trained offline by one algorithm (`method.protocols.Population`).
+    """P members trained offline by one algorithm (`method.interfaces.Population`).
 
     hyper: the members' settings, [P] each: cost_limit, learning_rate and those named in `Settings.member_settings`.
     networks: the trained networks by name. scalars: other state by name, [P, …] each. statistic_names: the statistics that

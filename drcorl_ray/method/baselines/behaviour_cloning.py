@@ -14,7 +14,7 @@ from drcorl_ray.data.spec import EpisodeTotals
 from drcorl_ray.method.actor import Actor, regression_loss
 from drcorl_ray.method.baselines.base import Baseline, Losses
 from drcorl_ray.method.hyperparameters import BEST_EPISODES
-from drcorl_ray.method.protocols import Sampler
+from drcorl_ray.method.interfaces import Sampler
 from drcorl_ray.method.random import Draws
 from drcorl_ray.method.replay import Batch, Replay, subset
 from drcorl_ray.method.schedules import cosine

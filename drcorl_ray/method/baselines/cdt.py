@@ -21,7 +21,7 @@ from drcorl_ray.method.baselines.base import Baseline, Losses
 from drcorl_ray.method.baselines.parts import Scalar
 from drcorl_ray.method.baselines.transformer import CausalTransformer, Context, scaled
 from drcorl_ray.method.baselines.windows import History, Windows
-from drcorl_ray.method.protocols import Sampler
+from drcorl_ray.method.interfaces import Sampler
 from drcorl_ray.method.random import Draws
 from drcorl_ray.method.replay import Batch, Replay
 from drcorl_ray.method.train_state import TrainState

@@ -18,8 +18,8 @@ from drcorl_ray.method.adaptation import Multiplier
 from drcorl_ray.method.baselines.base import Baseline, Losses, frozen, repeated
 from drcorl_ray.method.baselines.parts import SquashedGaussian, mmd, soft_clipped, vae_loss
 from drcorl_ray.method.critics import ensemble_q
+from drcorl_ray.method.interfaces import Metrics
 from drcorl_ray.method.networks import MLP
-from drcorl_ray.method.protocols import Metrics
 from drcorl_ray.method.random import Draws, Stream
 from drcorl_ray.method.replay import Batch
 from drcorl_ray.method.train_state import TrainState
