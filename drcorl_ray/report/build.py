@@ -110,9 +110,9 @@ def _markdown(
     for title, path in drawn:
         lines += ["", f"## {title}", "", f"![{title}]({path.name})"]
         lines += ["", *markdown_table(speed.COLUMNS, times), "", speed.NOTE] if title == speed.TITLE else []
+        lines += _calibration(results) if title == calibration.TITLE else []
     if shares:
         lines += ["", f"## {adaptation.TITLE}", "", *markdown_table(adaptation.columns(shares), shares), "", adaptation.NOTE]
-    lines += _calibration(results)
     search = search_of(results)
     if search and (cost := search.get("cost")):
         lines += ["", f"## {COST_TITLE}", "", "| resource | amount |", "| --- | --- |"]

@@ -1,9 +1,9 @@
 """Tests of the adaptation table against shares computed by hand from the metrics log."""
 
 from drcorl_ray.report import optuna_views as study
-from drcorl_ray.report.tables import adaptation
+from drcorl_ray.report.tables import adaptation, calibration
 from drcorl_ray.runs.directory import RunDirectory
-from tests.helpers.results import MadeSearch, Parsed, log_line, make_results, make_row, report
+from tests.helpers.results import MadeSearch, Parsed, log_line, make_calibration, make_results, make_row, report
 
 
 def log(run: RunDirectory, lines: dict[int, dict]) -> None:
@@ -65,3 +65,14 @@ def test_both_reports_show_the_winners_of_a_search(tmp_path):
     table = next(table for table in Parsed(texts["report.html"]).tables if table[0][-2:] == ["estimate", "true cost"])
     assert len(table) == 2
     assert f"## {adaptation.TITLE}" in texts["report.md"]
+
+
+def test_the_calibration_stays_under_its_own_heading(tmp_path):
+    """A run with both sections. Fault: append the calibration's verdicts and table at the end, below the adaptation's."""
+    run = RunDirectory(tmp_path)
+    log(run, {10: metrics([1.0, 2.0], [0.5, 1.0], [0.25, 0.0], [0.25, 0.0], [1.0, 1.0])})
+    results = make_results([make_row(member=0), make_row(member=1)], calibration=[make_calibration()])
+    sections = dict(part.split("\n", 1) for part in report(tmp_path, results)["report.md"].split("\n## ")[1:])
+    assert calibration.NOTE in sections[calibration.TITLE]
+    assert adaptation.NOTE in sections[adaptation.TITLE]
+    assert calibration.NOTE not in sections[adaptation.TITLE]
