@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -108,16 +108,8 @@ class RayRolloutPool(RolloutPool):
         self._idle.clear()
         self._calls.clear()
 
-    def start(
-        self,
-        policies: PopulationPolicy,
-        task: Task | str,
-        seeds: Sequence[int],
-        *,
-        record: int = 0,
-        charge: Charge | None = None,
-    ) -> Future[Rollouts]:
-        return self._thread.submit(self.roll_out, policies, task, seeds, record=record, charge=charge)
+    def _submit(self, work: Callable[[], Rollouts]) -> Future[Rollouts]:
+        return self._thread.submit(work)
 
     def _roll_out(
         self, policies: PopulationPolicy, task: Task, seeds: Sequence[int], record: int, charge: Charge | None

@@ -75,8 +75,12 @@ class RolloutPool(ABC):
         charge: Charge | None = None,
     ) -> Future[Rollouts]:
         """`roll_out` beside the caller's own work where the pool has processes of its own; else at once."""
+        return self._submit(lambda: self.roll_out(policies, task, seeds, record=record, charge=charge))
+
+    def _submit(self, work: Callable[[], Rollouts]) -> Future[Rollouts]:
+        """Do the work now; a pool with its own processes does it in the background."""
         done: Future[Rollouts] = Future()
-        done.set_result(self.roll_out(policies, task, seeds, record=record, charge=charge))
+        done.set_result(work())
         return done
 
 

@@ -24,8 +24,8 @@ _LOG_STD_RANGE = (-5.0, 0.5)
 
 
 @dataclass(frozen=True)
-class Actor:
-    """An MLP from the observation (in pretraining also the condition) to the mean and log σ(s)."""
+class TwoHeads:
+    """An MLP with two outputs per action."""
 
     inputs: int
     hidden: tuple[int, ...]
@@ -38,6 +38,11 @@ class Actor:
     @property
     def layout(self) -> Layout:
         return self.mlp.layout
+
+
+@dataclass(frozen=True)
+class Actor(TwoHeads):
+    """An MLP from the observation (in pretraining also the condition) to the mean and log σ(s)."""
 
     def __call__(self, weights: Weights, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean in [-1, 1] and the state-dependent log σ, [G, B, A] each, for inputs [G, B, inputs]."""

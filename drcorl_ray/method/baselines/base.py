@@ -19,7 +19,7 @@ from torch import Tensor
 from drcorl_ray.data.spec import DataSpec, EpisodeTotals
 from drcorl_ray.method.actor import snapshot
 from drcorl_ray.method.baselines.parts import VAE
-from drcorl_ray.method.critics import ensemble_q, episodic_cost
+from drcorl_ray.method.critics import ensemble_q, episodic_cost, q_loss
 from drcorl_ray.method.interfaces import Metrics, Sampler
 from drcorl_ray.method.networks import MLP
 from drcorl_ray.method.random import Draws
@@ -158,6 +158,14 @@ class Baseline(ABC):
             critic = MLP(spec.observation_size + spec.action_size, tuple(self.shared.hidden), 1)
             self._add(name, critic, copies=2, tracked=True)
         return vae
+
+    def critic_losses(self, batch: Batch, reward_target: Tensor, cost_target: Tensor) -> dict[str, Tensor]:
+        """Return the losses [P] of the twin critics on the data's actions, for targets [P, B] of reward and cost."""
+        losses = {}
+        for name, target in (("q_reward", reward_target), ("q_cost", cost_target)):
+            critic = self.networks[name]
+            losses[name] = q_loss(ensemble_q(critic, critic.weights, batch.observations, batch.actions), target.unsqueeze(1))
+        return losses
 
     def snapshot(self, name: str) -> PopulationPolicy:
         """Return the policies of an actor network whose first A outputs are the means before the tanh."""

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drcorl_ray.method import critics
 from drcorl_ray.method.adaptation import Multiplier
 from drcorl_ray.method.baselines.base import Baseline, Losses, frozen, repeated
 from drcorl_ray.method.baselines.parts import SquashedGaussian, mmd, soft_clipped, vae_loss
@@ -65,13 +64,8 @@ class Lagrangian(Baseline):
         # Behaviour model.
         values = {"vae": vae_loss(self.vae, self.networks, batch, draws, self.shared.vae_divergence)}
 
-        # Reward critics.
-        q_data = ensemble_q(q_reward, q_reward.weights, observations, batch.actions)
-        values["q_reward"] = critics.q_loss(q_data, reward_target.unsqueeze(1))
-
-        # Cost critics.
-        q_data = ensemble_q(q_cost, q_cost.weights, observations, batch.actions)
-        values["q_cost"] = critics.q_loss(q_data, cost_target.unsqueeze(1))
+        # Reward and cost critics.
+        values |= self.critic_losses(batch, reward_target, cost_target)
 
         # Policy.
         actions, penalty, statistics = self._policy(batch, draws)

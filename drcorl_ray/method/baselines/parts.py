@@ -13,6 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from drcorl_ray.method.actor import TwoHeads
 from drcorl_ray.method.networks import MLP, Entry, Layout, Weights
 from drcorl_ray.method.random import Draws, Stream
 from drcorl_ray.method.replay import Batch
@@ -24,20 +25,8 @@ _LATENT_CLIP = 0.5  # latents are decoded only from the middle of the prior, whe
 
 
 @dataclass(frozen=True)
-class SquashedGaussian:
+class SquashedGaussian(TwoHeads):
     """The policy tanh(N(μ(s), σ(s)²)); its deterministic action is tanh μ(s)."""
-
-    inputs: int
-    hidden: tuple[int, ...]
-    actions: int
-
-    @cached_property
-    def mlp(self) -> MLP:
-        return MLP(self.inputs, self.hidden, 2 * self.actions)
-
-    @property
-    def layout(self) -> Layout:
-        return self.mlp.layout
 
     def __call__(self, weights: Weights, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Return μ and log σ before the tanh, [G, B, A] each."""
