@@ -111,7 +111,7 @@ def violations(sources: dict[str, str]) -> list[str]:
             top, _, below = each.target.partition(".")
             if each.kind == "type":
                 continue
-            if top == PACKAGE and room_of(below) not in (room, "__version__", *ALLOWED[room]):
+            if top == PACKAGE and room_of(below) not in (room, *ALLOWED[room]):
                 found.append(f"{each}: {room} may import {', '.join(ALLOWED[room]) or 'nothing'}")
             elif top in LIBRARIES and room not in LIBRARIES[top]:
                 found.append(f"{each}: only {', '.join(LIBRARIES[top])} may import {top}")

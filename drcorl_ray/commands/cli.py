@@ -10,13 +10,13 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 from rich.console import Console
 
-from drcorl_ray import __version__
 from drcorl_ray.config import Config
 from drcorl_ray.config.base import nearest
 from drcorl_ray.config.loading import QUICKSTART, load_config
@@ -105,7 +105,7 @@ def _run_named(arguments: list[str]) -> None:
         case ["-h" | "--help", *_]:
             print(_overview())
         case ["--version", *_]:
-            print(f"drcorl_ray {__version__}")
+            print(f"drcorl_ray {version('drcorl_ray')}")
         case [name, *rest] if name in COMMANDS:
             _run(name, rest, f"drcorl {name}")
         case [name, *_]:
