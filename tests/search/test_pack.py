@@ -152,4 +152,4 @@ def test_damaged_states_of_packs_do_not_change_the_result(tmp_path, undisturbed,
     assert search.outcome() == undisturbed
     notes = [line for line in search.run.notes.read_text().splitlines() if "members are too large" not in line]
     resumed = [note.rsplit("; ")[-1] for note in notes]
-    assert resumed == ["going on from step 20", "trained again", *(["going on from step 40"] if largest == 1000 else [])]
+    assert resumed == ["resuming from step 20", "trained again", *(["resuming from step 40"] if largest == 1000 else [])]
