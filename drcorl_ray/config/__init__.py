@@ -143,7 +143,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _critics_are_pretrained(self) -> Config:
-        """Refuse a member, of launch/train.py or of a search, that uses more cost critics than are pretrained."""
+        """Refuse a member, of `drcorl train` or of a search, that uses more cost critics than are pretrained."""
         if not get_algorithm(self.run.algorithm).pretrained:
             return self
         searched = self.search.space[_ENSEMBLE].examples() if _ENSEMBLE in self.search.space else []
@@ -172,7 +172,7 @@ class Config(Section):
         return [canonical_name(name) for name in names]
 
     def members(self) -> list[MemberSettings]:
-        """Return the population of launch/train.py: the configured member, overridden by each entry of `population`."""
+        """Return the population of `drcorl train`: the configured member, overridden by each entry of `population`."""
         return [self.member_with(overrides) for overrides in self.population or [{}]]
 
     def member_with(self, overrides: Mapping[str, Any], algorithm: str | None = None) -> MemberSettings:

@@ -18,7 +18,7 @@ __all__ = ["print_table", "rebuild", "write_report"]
 
 
 def rebuild(run: Path) -> None:
-    """Write the report of a finished run again (launch/report.py); raise UserError if the run has no results.json."""
+    """Write the report of a finished run again (`drcorl report`); raise UserError if the run has no results.json."""
     write_report(RunDirectory(run), read_results(run))
 
 

@@ -103,7 +103,7 @@ def draw(path: Path, result: Rates) -> None:
 
 
 def check(folder: Path) -> None:
-    """Print the tables and write theory.png; the body of launch/theory.py."""
+    """Print the tables and write theory.png; the body of `drcorl theory`."""
     folder.mkdir(parents=True, exist_ok=True)
     result, bound_check = rates(), bounds()
     draw(folder / "theory.png", result)
