@@ -70,10 +70,10 @@ class RunConfig(Section):
 
 class TaskConfig(Section):
     name: str | Annotated[list[str], Field(min_length=1)] = Field(
-        default="PointCircle", description="name of the task, or a list of names for `drcorl tune` (docs/tasks.md)"
+        default="PointCircle", description="name of the task, or a list of names for `tune` (docs/tasks.md)"
     )
     skip_unavailable: bool = Field(
-        default=False, description="`drcorl tune`: skip tasks whose simulator or data are missing, with a message"
+        default=False, description="`tune`: skip tasks whose simulator or data are missing, with a message"
     )
 
 
@@ -279,11 +279,11 @@ class EvaluationConfig(Section):
     )
     protocol: Literal["own", "dsrl"] = Field(
         default="own",
-        description="`drcorl evaluate`: evaluate each policy by itself (own), or by DSRL's protocol (dsrl): 3 limits x 3 "
+        description="`evaluate`: evaluate each policy by itself (own), or by DSRL's protocol (dsrl): 3 limits x 3 "
         "seeds x 20 episodes",
     )
-    output: str | None = Field(default=None, description="`drcorl evaluate`: folder for evaluation.json and the videos")
-    video: bool = Field(default=False, description="`drcorl evaluate`: save a GIF of one episode of each policy")
+    output: str | None = Field(default=None, description="`evaluate`: folder for evaluation.json and the videos")
+    video: bool = Field(default=False, description="`evaluate`: save a GIF of one episode of each policy")
 
     @model_validator(mode="after")
     def _parts_fit(self) -> EvaluationConfig:
